@@ -1,0 +1,142 @@
+// Package svid keeps the certificates of a node: one for each identity that some pod holds, fetched when first needed,
+// renewed at half its life, dropped when the last holder is gone.
+//
+// Kind: core. It knows no wire protocol: certificates come from a Signer (package ca/source/...), time from package
+// time, and results leave as *mtls.Identity. Used by proxy, which holds a Lease for each pod.
+//
+// # Who may use what
+//
+// A certificate is shared by all pods of an identity, but used only through a Lease, which belongs to one holder (a pod
+// UID). Forget of the holder ends its leases at once, even while other pods keep the certificate alive. When the last
+// holder of an identity is gone the key is dropped with it.
+//
+// # The owner and its heaps
+//
+// Run is the only goroutine that decides when a certificate is asked for. It sleeps until the earliest entry of a heap
+// of deadlines, moves due entries to a heap of work ordered by priority, and starts calls while fewer than MaxInFlight
+// are under way, one an identity. There is no timer and no goroutine for a certificate at rest.
+package svid
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/warren-mesh/warren/ca/mtls"
+)
+
+// Signer is a certificate source to which we bring a signing request for a key that we made.
+type Signer interface {
+	// Sign asks for a certificate for id. The answer is PEM, leaf first and then its intermediates; the last element
+	// holds the roots of id's trust domain. Each element may hold several certificates. The certificate must be for
+	// the CSR's key and for exactly id; the manager checks. An error may be a *RetryAfterError or a *PermanentError.
+	// Sign must return soon after ctx ends.
+	Sign(ctx context.Context, id spiffeid.ID, csrPEM []byte, ttl time.Duration) (chainPEM []string, err error)
+}
+
+// RetryAfterError is a source's wish to be left alone for a while; all requests pause, since such limits are counted
+// by caller.
+type RetryAfterError struct {
+	After time.Duration
+	Err   error
+}
+
+func (e *RetryAfterError) Error() string { return e.Err.Error() }
+
+// Unwrap gives the source's own error.
+func (e *RetryAfterError) Unwrap() error { return e.Err }
+
+// PermanentError says that asking again soon gives the same answer. Callers that wait are told at once; the request is
+// still repeated with back-off, because configurations get corrected.
+type PermanentError struct{ Err error }
+
+func (e *PermanentError) Error() string { return e.Err.Error() }
+
+// Unwrap gives the source's own error.
+func (e *PermanentError) Unwrap() error { return e.Err }
+
+// ErrNotNeeded is what callers get whose holder was forgotten or whose lease was released.
+var ErrNotNeeded = errors.New("the identity is no longer needed")
+
+// ErrStopped is what callers get when the manager has ended.
+var ErrStopped = errors.New("the certificate manager has stopped")
+
+// ErrTooMany is what callers get when MaxIdentities are held already.
+var ErrTooMany = errors.New("too many identities on this node")
+
+// Priority is why a certificate is asked for. Higher goes first.
+type Priority uint8
+
+// The priorities, lowest first. A waiting request is only ever raised.
+const (
+	Background Priority = iota // renewal of a certificate that is still valid
+	WarmUp                     // a workload landed on the node, nobody waits yet
+	OnDemand                   // a connection waits
+)
+
+func (p Priority) String() string {
+	switch p {
+	case OnDemand:
+		return "on-demand"
+	case WarmUp:
+		return "warm-up"
+	default:
+		return "background"
+	}
+}
+
+// Observer is told about every request; for metrics. Its methods are called without locks held, from several
+// goroutines, and must not block.
+type Observer interface {
+	// Started is called when a request for id leaves.
+	Started(id spiffeid.ID, p Priority)
+	// Finished is called when its answer is in use (err nil), refused or missing.
+	Finished(id spiffeid.ID, p Priority, took time.Duration, err error)
+}
+
+// Config is what a Manager needs. Signer is required; everything else has a default.
+type Config struct {
+	Signer   Signer
+	Log      *slog.Logger  // default: discards
+	Observer Observer      // default: none
+	TTL      time.Duration // lifetime to ask for; default 24 h
+
+	MaxInFlight   int           // calls under way at once; default 8
+	MaxIdentities int           // identities held at once; default 4096
+	CallTimeout   time.Duration // of one Sign; default 30 s
+	Wait          time.Duration // longest wait of Lease.Identity; default 10 s
+}
+
+// Condition is the state of one identity.
+type Condition string
+
+// The conditions.
+const (
+	Initializing Condition = "Initializing" // no certificate yet, none was refused
+	Available    Condition = "Available"    // a valid certificate is held
+	Unavailable  Condition = "Unavailable"  // no valid certificate; LastErr says why
+)
+
+// State is one identity in a Dump. It holds no key.
+type State struct {
+	ID          spiffeid.ID
+	Condition   Condition
+	Identity    *mtls.Identity // nil unless Available
+	Holders     []string       // sorted
+	Priority    Priority       // of the waiting or running request
+	InFlight    bool
+	NextRefresh time.Time // when the next request is due
+	Failures    int       // since the last success
+	LastErr     error     // of the last request; nil after a success
+}
+
+// Text is the state in words: "Available", "Initializing" or "Unavailable: why".
+func (s State) Text() string {
+	if s.Condition == Unavailable && s.LastErr != nil {
+		return string(s.Condition) + ": " + s.LastErr.Error()
+	}
+	return string(s.Condition)
+}
