@@ -1,0 +1,54 @@
+package relay
+
+import (
+	"net"
+	"sync/atomic"
+)
+
+// Far is the end of a flow that is not the application's own socket. Its
+// parameters are plain funcs so that an implementation needs nothing of this
+// package. All methods may be called from any goroutine and none blocks for
+// long, though Ready may write to the far end's socket before it returns.
+type Far interface {
+	// Attach starts the traffic; it is called once. The far end calls
+	//
+	//   - pull when it can send: fill dst, return how much. 0 and nil: nothing
+	//     now, Ready follows. io.EOF, with or without bytes: half-close after
+	//     them. Another error: reset;
+	//   - push when bytes came in: bufs are valid during the call only. All
+	//     bytes are accepted; the result says how many the application already
+	//     has, Took reports the rest. An error: reset;
+	//   - end once when no more bytes will come: io.EOF for a half-close, after
+	//     which pull goes on; nil when the peer dropped the stream without
+	//     calling it an error, another error when it was reset or the tunnel
+	//     died. After nil or an error pull is not called again.
+	//
+	// Calls of pull never overlap, nor do calls of push and end. None of the
+	// three may block.
+	Attach(pull func(dst []byte) (int, error), push func(bufs [][]byte) (int, error), end func(error))
+	// Ready says that pull has something again: bytes, the end or an error.
+	Ready()
+	// Took returns flow-control credit for n bytes that push kept back.
+	Took(n int)
+	// Reset ends the stream in both directions as an abnormal close; nothing
+	// is called back afterwards, except calls already under way. err is for
+	// the log. Resetting an ended stream does nothing.
+	Reset(err error)
+}
+
+// Counters are the bytes of one flow so far, to be read at any time.
+type Counters struct {
+	Sent     atomic.Int64 // from the application to the far end
+	Received atomic.Int64 // from the far end to the application
+}
+
+// Result says how a flow ended.
+type Result struct {
+	Sent, Received int64 // bytes, as in Counters
+	// Err is nil when both directions ended cleanly, the error given to Cut
+	// when the flow was cut, else what broke first.
+	Err error
+}
+
+// TCP makes the far end out of a TCP connection, which then belongs to the flow.
+func TCP(c *net.TCPConn) Far { return tcpFar{Conn: c} }
