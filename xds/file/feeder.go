@@ -2,9 +2,10 @@ package file
 
 import (
 	"context"
-	"errors"
 	"log/slog"
+	"slices"
 	"sync"
+	"time"
 
 	"github.com/warren-mesh/warren/xds/translate"
 )
@@ -35,6 +36,7 @@ type Feeder struct {
 	log *slog.Logger
 
 	synced chan struct{} // closed after the first scan that could read the folder
+	once   sync.Once     // guards the closing of synced
 
 	mu       sync.Mutex
 	objects  translate.Objects
@@ -47,10 +49,83 @@ func Feed(dir string, log *slog.Logger) *Feeder {
 	return &Feeder{dir: dir, log: log, synced: make(chan struct{}), changed: make(chan struct{})}
 }
 
-// Run reads the folder and follows it until ctx ends; it returns nil then, or the
-// reason why it cannot go on at all.
+// How quickly a change is taken. A burst of changes is read once it has been quiet
+// for quiet, or has gone on for longest; the polls see what a watch cannot, such as
+// a link to another folder, and take the place of a watch that cannot be had.
+const (
+	quiet         = 50 * time.Millisecond
+	longest       = time.Second
+	poll          = 5 * time.Second
+	pollUnwatched = time.Second
+)
+
+// Run reads the folder and follows it until ctx ends, and returns nil then. A folder
+// that cannot be read is a problem to report and to try again, not an end.
 func (f *Feeder) Run(ctx context.Context) error {
-	return errors.New("file: not built yet")
+	unknown := newUnknownKinds(f.log)
+	s := &scanner{dir: f.dir, decoder: newDecoder(), files: make(map[string]*fileState), unknown: unknown.report}
+	w := newWatch(f.dir, f.log)
+	defer w.close()
+	for {
+		watched := w.ensure()
+		changed, err := s.scan(time.Now())
+		if changed {
+			f.publish(s)
+		}
+		if err == nil {
+			f.once.Do(func() { close(f.synced) })
+		}
+		if !f.wait(ctx, w, watched) {
+			return nil
+		}
+	}
+}
+
+// wait returns when the folder is worth another look, and false when ctx has ended.
+func (f *Feeder) wait(ctx context.Context, w *watch, watched bool) bool {
+	interval := poll
+	if !watched {
+		interval = pollUnwatched
+	}
+	due := time.NewTimer(interval)
+	defer due.Stop()
+	var deadline time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-due.C:
+			return true
+		case <-w.events():
+			now := time.Now()
+			if deadline.IsZero() {
+				deadline = now.Add(longest)
+			}
+			due.Reset(min(quiet, deadline.Sub(now)))
+		}
+	}
+}
+
+// publish hands out what the scanner holds now.
+func (f *Feeder) publish(s *scanner) {
+	objects, problems := merge(s.files)
+	if s.folder != "" {
+		problems = slices.Insert(problems, 0, Problem{Reason: s.folder})
+	}
+	f.mu.Lock()
+	before := f.problems
+	f.objects, f.problems = objects, problems
+	close(f.changed)
+	f.changed = make(chan struct{})
+	f.mu.Unlock()
+	for _, p := range problems {
+		if !slices.Contains(before, p) {
+			f.log.Warn("not taken from the folder", "dir", f.dir, "file", p.File, "object", p.Object, "err", p.Reason)
+		}
+	}
+	if len(before) > 0 && len(problems) == 0 {
+		f.log.Info("everything in the folder is taken again", "dir", f.dir)
+	}
 }
 
 // Synced is closed once the folder has been read for the first time. Until then
@@ -78,7 +153,8 @@ func (f *Feeder) Read() (translate.Objects, <-chan struct{}) {
 	return f.objects, f.changed
 }
 
-// Problems returns what was not taken from the folder, sorted by file.
+// Problems returns what was not taken from the folder, sorted by file. Nobody may
+// change the slice.
 func (f *Feeder) Problems() []Problem {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -1,0 +1,166 @@
+package file
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/cespare/xxhash/v2"
+)
+
+// maxFiles and maxTotalBytes bound the folder. Files past them, in the order of
+// their names, are not taken.
+const (
+	maxFiles      = 10_000
+	maxTotalBytes = 256 << 20
+)
+
+// settled is how old a change must be before size and time alone prove that a file
+// is as it was when last read: file times are coarser than two quick writes.
+const settled = 2 * time.Second
+
+// fileState is what is known about one file.
+type fileState struct {
+	info    fs.FileInfo // when last read; nil when it could not be
+	trusted bool        // info is old enough to prove that nothing changed
+	size    int
+	sum     uint64   // of the bytes last read
+	objects []object // from when it was last good
+	bad     string   // why the newest bytes are not taken; empty when they are
+}
+
+// scanner reads a folder again and again, and remembers what it held.
+type scanner struct {
+	dir     string
+	decoder *decoder
+	files   map[string]*fileState
+	folder  string                            // what was wrong with the folder at the last scan
+	unknown func(file string, kinds []string) // called with every file read that holds kinds nobody reads
+}
+
+// scan reads what is new. It reports whether anything is different from the scan
+// before, and fails only when the folder itself cannot be read; then all it knew stays.
+func (s *scanner) scan(now time.Time) (changed bool, err error) {
+	entries, err := os.ReadDir(s.dir) // sorted by name
+	if err != nil {
+		return s.complain(fmt.Sprintf("cannot read the folder: %v; what it held stays", err)), err
+	}
+	next := make(map[string]*fileState, len(entries))
+	var total int
+	var refused string
+	for _, e := range entries {
+		name := e.Name()
+		if !wanted(name) {
+			continue
+		}
+		if len(next) == maxFiles || total > maxTotalBytes {
+			refused = fmt.Sprintf("more than %d files or %d MiB: %s and later files are not taken", maxFiles, maxTotalBytes>>20, name)
+			break
+		}
+		old := s.files[name]
+		f, different := s.look(name, old, now)
+		changed = changed || different
+		if f != nil {
+			next[name] = f
+			total += f.size
+		}
+	}
+	for name := range s.files {
+		changed = changed || next[name] == nil
+	}
+	s.files = next
+	return s.complain(refused) || changed, nil
+}
+
+// complain notes what is wrong with the folder and reports whether that is new.
+func (s *scanner) complain(reason string) bool {
+	changed := s.folder != reason
+	s.folder = reason
+	return changed
+}
+
+func wanted(name string) bool {
+	if strings.HasPrefix(name, ".") {
+		return false
+	}
+	switch filepath.Ext(name) {
+	case ".yaml", ".yml", ".json":
+		return true
+	}
+	return false
+}
+
+// look returns the state of one file after the state that it had, nil when it is gone.
+func (s *scanner) look(name string, old *fileState, now time.Time) (f *fileState, different bool) {
+	path := filepath.Join(s.dir, name)
+	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, lerr := os.Lstat(path); lerr != nil {
+			return nil, old != nil // removed between listing and looking
+		}
+		err = errors.New("a symbolic link that leads nowhere")
+	}
+	if err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("not a regular file (%s)", info.Mode().Type())
+	}
+	if err != nil {
+		return old.reject(nil, 0, 0, err)
+	}
+	if old != nil && old.trusted && os.SameFile(old.info, info) && old.info.Size() == info.Size() && old.info.ModTime().Equal(info.ModTime()) {
+		return old, false
+	}
+	data, info, err := read(path)
+	if err != nil {
+		return old.reject(nil, 0, 0, err)
+	}
+	sum := xxhash.Sum64(data)
+	trusted := now.Sub(info.ModTime()) > settled
+	if old != nil && old.info != nil && old.sum == sum && old.size == len(data) {
+		same := *old
+		same.info, same.trusted = info, trusted
+		return &same, false
+	}
+	content, err := s.decoder.decode(name, data)
+	if err != nil {
+		f, different = old.reject(info, len(data), sum, err)
+		f.trusted = trusted
+		return f, different
+	}
+	if len(content.unknown) > 0 {
+		s.unknown(name, content.unknown)
+	}
+	return &fileState{info: info, trusted: trusted, size: len(data), sum: sum, objects: content.objects}, true
+}
+
+// reject returns the state of a file whose newest bytes are not taken. It may be
+// called on nil, a file never seen.
+func (f *fileState) reject(info fs.FileInfo, size int, sum uint64, err error) (*fileState, bool) {
+	next := &fileState{info: info, size: size, sum: sum, bad: "not taken: " + err.Error()}
+	if f == nil {
+		return next, true
+	}
+	if next.objects = f.objects; len(next.objects) > 0 {
+		next.bad += fmt.Sprintf("; its %d objects from before stay", len(next.objects))
+	}
+	return next, next.bad != f.bad
+}
+
+// read returns the bytes of a file, no more than one past the limit, and the state
+// of the very file they came from, which a rename may just have put there.
+func read(path string) (data []byte, info fs.FileInfo, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if info, err = f.Stat(); err != nil {
+		return nil, nil, err
+	}
+	data, err = io.ReadAll(io.LimitReader(f, maxFileBytes+1))
+	return data, info, err
+}

@@ -1,0 +1,51 @@
+package server
+
+import (
+	"iter"
+	"maps"
+	"slices"
+
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+)
+
+// holding is what a client has of one type: a version under every name.
+type holding interface {
+	version(name string) (string, bool)
+	names() iter.Seq[string]
+}
+
+// told is what a client said it has when it connected.
+type told map[string]string
+
+func (t told) version(name string) (string, bool) {
+	v, ok := t[name]
+	return v, ok
+}
+
+func (t told) names() iter.Seq[string] { return maps.Keys(t) }
+
+// diff returns what a client that has one holding needs to have another: resources to
+// send and names to remove, both sorted by name.
+func diff(have holding, want *resources) (send []*discovery.Resource, gone []string) {
+	if have == holding(want) {
+		return nil, nil
+	}
+	for name, r := range want.byName {
+		if v, ok := have.version(name); !ok || v != r.GetVersion() {
+			send = append(send, r)
+		}
+	}
+	for name := range have.names() {
+		if _, ok := want.byName[name]; !ok {
+			gone = append(gone, name)
+		}
+	}
+	slices.SortFunc(send, func(a, b *discovery.Resource) int {
+		if a.GetName() < b.GetName() {
+			return -1
+		}
+		return 1 // names are unique
+	})
+	slices.Sort(gone)
+	return send, gone
+}

@@ -1,0 +1,18 @@
+// Package server is the control plane's delta ADS server: it gives every proxy the
+// workloads, services and policies of the mesh, and from then on only what changed.
+//
+// Kind: adapter. Reader: xds/controlplane.
+//
+// The state of the mesh is a Snapshot, immutable and shared by all streams. A stream
+// remembers which snapshot its client holds and walks from there to the newest in one
+// step, however many were skipped: a slow client costs no queue, and one that does
+// not answer is cut off. session.go is that protocol without I/O, diff.go the step,
+// stream.go the gRPC stream around them.
+//
+// Order on a stream: policies that are new or changed, then workloads and services,
+// then policies that are gone. A workload thus never names a policy that its proxy
+// does not have, which proxies would take as no policy.
+//
+// Clients subscribe to everything of a type. Subscribing by name, or on demand, is
+// refused with a status that says so.
+package server

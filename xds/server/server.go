@@ -1,0 +1,167 @@
+package server
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
+)
+
+// Config of a Server. Authenticate and Log must be set; the zero value of anything
+// else is the default.
+type Config struct {
+	// Authenticate names the caller of a stream, or refuses it. Its error may carry a
+	// gRPC status; any other becomes Unauthenticated without its text, which is logged.
+	Authenticate func(ctx context.Context) (caller string, err error)
+	Log          *slog.Logger
+
+	// Debounce is how long it must have been quiet before a change is sent (100 ms),
+	// DebounceMax how long a change waits for that at most (10 s).
+	Debounce, DebounceMax time.Duration
+	// SendTimeout is how long a client may take to receive a response (30 s), and
+	// AckTimeout to answer it (60 s), before its stream is cut off.
+	SendTimeout, AckTimeout time.Duration
+	// MaxStreams bounds all streams (5000), MaxStreamsPerCaller those of one caller
+	// (8): while a proxy is replaced a node has two, and each may be reconnecting.
+	MaxStreams, MaxStreamsPerCaller int
+}
+
+func (c Config) withDefaults() Config {
+	for _, d := range []struct {
+		field *time.Duration
+		value time.Duration
+	}{
+		{&c.Debounce, 100 * time.Millisecond},
+		{&c.DebounceMax, 10 * time.Second},
+		{&c.SendTimeout, 30 * time.Second},
+		{&c.AckTimeout, time.Minute},
+	} {
+		if *d.field == 0 {
+			*d.field = d.value
+		}
+	}
+	if c.MaxStreams == 0 {
+		c.MaxStreams = 5000
+	}
+	if c.MaxStreamsPerCaller == 0 {
+		c.MaxStreamsPerCaller = 8
+	}
+	return c
+}
+
+// Server serves snapshots to delta ADS clients.
+type Server struct {
+	discovery.UnimplementedAggregatedDiscoveryServiceServer
+	cfg    Config
+	states *publisher
+	stats  counters
+
+	mu      sync.Mutex
+	callers map[string]int // streams open by caller
+	total   int
+
+	pumps sync.WaitGroup // goroutines of streams, which end just after their streams
+}
+
+// New makes a server that answers nobody before the first SetSnapshot.
+func New(cfg Config) *Server {
+	cfg = cfg.withDefaults()
+	return &Server{cfg: cfg, states: newPublisher(cfg.Debounce, cfg.DebounceMax), callers: make(map[string]int)}
+}
+
+// SetSnapshot makes a snapshot the newest. It never waits for a client.
+func (s *Server) SetSnapshot(next *Snapshot) { s.states.set(next) }
+
+// Register adds the server to a gRPC server, which should be made with ServerOptions.
+func (s *Server) Register(r grpc.ServiceRegistrar) {
+	discovery.RegisterAggregatedDiscoveryServiceServer(r, s)
+}
+
+// Wait returns when no goroutine of a stream is left. Call it after the gRPC server
+// was stopped.
+func (s *Server) Wait() { s.pumps.Wait() }
+
+// ServerOptions bounds what a gRPC server takes from its clients, as istiod does:
+// requests of 4 MiB, and a ping every 30 s that must be answered within 10 s.
+func ServerOptions() []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.MaxRecvMsgSize(4 << 20),
+		grpc.MaxHeaderListSize(32 << 10),
+		grpc.MaxConcurrentStreams(64),
+		grpc.ConnectionTimeout(10 * time.Second),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
+	}
+}
+
+// Stats counts what happened since the start. The maps have a key for each type URL.
+type Stats struct {
+	Streams  int    // open now
+	CutOff   uint64 // streams ended because the client was too slow
+	Refused  uint64 // streams that were not let in
+	Sent     map[string]uint64
+	Rejected map[string]uint64 // responses that a client did not take (NACK)
+}
+
+type counters struct {
+	cutOff, refused atomic.Uint64
+	sent, rejected  [kinds]atomic.Uint64
+}
+
+// Stats returns the counters.
+func (s *Server) Stats() Stats {
+	st := Stats{CutOff: s.stats.cutOff.Load(), Refused: s.stats.refused.Load(), Sent: make(map[string]uint64), Rejected: make(map[string]uint64)}
+	for k := range kind(kinds) {
+		st.Sent[k.typeURL()] = s.stats.sent[k].Load()
+		st.Rejected[k.typeURL()] = s.stats.rejected[k].Load()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st.Streams = s.total
+	return st
+}
+
+// admit lets a stream in, or says why not. The caller of a stream that was let in
+// calls release when it ends.
+func (s *Server) admit(ctx context.Context) (caller string, release func(), err error) {
+	defer func() {
+		if err != nil {
+			s.stats.refused.Add(1)
+		}
+	}()
+	caller, err = s.cfg.Authenticate(ctx)
+	if err != nil {
+		s.cfg.Log.Warn("stream refused", "err", err)
+		if _, ok := status.FromError(err); ok {
+			return "", nil, err
+		}
+		return "", nil, status.Error(codes.Unauthenticated, "authentication failure")
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.total >= s.cfg.MaxStreams {
+		return "", nil, status.Error(codes.ResourceExhausted, "too many streams at this control plane")
+	}
+	if s.callers[caller] >= s.cfg.MaxStreamsPerCaller {
+		return "", nil, status.Errorf(codes.ResourceExhausted, "%s already has %d streams", caller, s.callers[caller])
+	}
+	s.total++
+	s.callers[caller]++
+	return caller, func() { s.release(caller) }, nil
+}
+
+func (s *Server) release(caller string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.total--
+	if s.callers[caller]--; s.callers[caller] == 0 {
+		delete(s.callers, caller)
+	}
+}

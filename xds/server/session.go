@@ -1,0 +1,195 @@
+package server
+
+import (
+	"maps"
+	"slices"
+	"strconv"
+	"time"
+
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// companion is how long the first answer about addresses waits for the client to
+// subscribe to policies as well, which clients do in their next message: policies
+// are to arrive first.
+const companion = 100 * time.Millisecond
+
+// session is one client's side of the protocol, without I/O: requests go in, responses
+// come out. It holds references to shared snapshots, and of its own only the names
+// that the client gave when it subscribed, which the size of a message bounds.
+type session struct {
+	opened     time.Time
+	ackTimeout time.Duration
+	subs       [kinds]subscription
+	nonces     uint64
+}
+
+// subscription is one type on one stream:
+//
+//	absent → first (subscribed, nothing answered yet) → current or behind
+//
+// pending is set in any of the last two while a response awaits its answer. No second
+// one is sent meanwhile: the client sets the pace.
+type subscription struct {
+	active  bool
+	first   bool
+	have    holding   // what the client has once it has taken what was sent
+	at      *Snapshot // the snapshot that have is of; nil before the first response
+	leaving []string  // policies that are gone but not removed at the client yet
+	pending string    // nonce of the response in flight
+	since   time.Time // of pending
+}
+
+// rejection is what a client said about a response that it did not take.
+type rejection struct {
+	typeURL, message string
+}
+
+func newSession(now time.Time, ackTimeout time.Duration) *session {
+	return &session{opened: now, ackTimeout: ackTimeout}
+}
+
+// request takes a message from the client. It returns a rejection if it is one, and
+// an error, with a gRPC status, if the stream must end.
+func (s *session) request(req *discovery.DeltaDiscoveryRequest) (*rejection, error) {
+	k, ok := kindOf(req.GetTypeUrl())
+	if !ok {
+		return nil, status.Errorf(codes.InvalidArgument, "type %.100q is not served here: only %s and %s are", req.GetTypeUrl(), AddressType, AuthorizationType)
+	}
+	if err := wildcard(req); err != nil {
+		return nil, err
+	}
+	sub := &s.subs[k]
+	if !sub.active {
+		*sub = subscription{active: true, first: true, have: told(req.GetInitialResourceVersions())}
+		return nil, nil
+	}
+	if sub.pending == "" || req.GetResponseNonce() != sub.pending {
+		return nil, nil // about an older response, or only a repeated subscription
+	}
+	sub.pending = ""
+	if req.GetErrorDetail() == nil {
+		return nil, nil
+	}
+	// What the client did not take is sent again when it changes, and not before: it
+	// would not take it the second time either.
+	return &rejection{typeURL: req.GetTypeUrl(), message: req.GetErrorDetail().GetMessage()}, nil
+}
+
+// wildcard refuses what is not a subscription to everything of a type.
+func wildcard(req *discovery.DeltaDiscoveryRequest) error {
+	if len(req.GetResourceNamesUnsubscribe()) > 0 {
+		return status.Error(codes.Unimplemented, "on-demand subscription (unsubscribing) is not supported by this control plane yet: "+
+			"subscribe to everything, in ztunnel XDS_ON_DEMAND=false")
+	}
+	for _, name := range req.GetResourceNamesSubscribe() {
+		if name != "*" {
+			return status.Errorf(codes.Unimplemented, "subscribing by name (%.100q) is not supported by this control plane yet: "+
+				"subscribe to everything, in ztunnel XDS_ON_DEMAND=false", name)
+		}
+	}
+	return nil
+}
+
+// next returns the response that brings the client closer to the newest snapshot, nil
+// when there is none to send now. Call it again after it returned one.
+func (s *session) next(newest *Snapshot, now time.Time) *discovery.DeltaDiscoveryResponse {
+	policy, address := &s.subs[policies], &s.subs[addresses]
+	if policy.due(newest) {
+		send, gone := diff(policy.have, newest.types[policies])
+		policy.leave(newest, gone)
+		if r := s.advance(policies, newest, send, nil, now); r != nil {
+			return r
+		}
+	}
+	policyFirst := policy.active && policy.at != newest || !policy.active && now.Sub(s.opened) < companion
+	if address.due(newest) && !policyFirst {
+		send, gone := diff(address.have, newest.types[addresses])
+		if address.first {
+			gone = slices.DeleteFunc(gone, newest.isPolicy)
+		}
+		if r := s.advance(addresses, newest, send, gone, now); r != nil {
+			return r
+		}
+	}
+	addressFirst := address.active && address.at != newest
+	if policy.active && policy.pending == "" && len(policy.leaving) > 0 && !addressFirst {
+		gone := policy.leaving
+		policy.leaving = nil
+		return s.advance(policies, newest, nil, gone, now)
+	}
+	return nil
+}
+
+// due reports whether the client may and should be sent the difference to a snapshot.
+func (sub *subscription) due(newest *Snapshot) bool {
+	return sub.active && sub.pending == "" && sub.at != newest
+}
+
+// leave notes policies to remove once no workload names them any more.
+func (sub *subscription) leave(newest *Snapshot, gone []string) {
+	names := make(map[string]bool, len(gone)+len(sub.leaving))
+	for _, list := range [][]string{sub.leaving, gone} {
+		for _, name := range list {
+			if _, back := newest.types[policies].byName[name]; back || sub.first && newest.isAddress(name) {
+				continue
+			}
+			names[name] = true
+		}
+	}
+	sub.leaving = slices.Sorted(maps.Keys(names))
+}
+
+// isPolicy and isAddress keep a client that gave names of one type when it subscribed
+// to the other from being told that they are gone.
+func (s *Snapshot) isPolicy(name string) bool {
+	_, ok := s.types[policies].byName[name]
+	return ok
+}
+
+func (s *Snapshot) isAddress(name string) bool {
+	_, ok := s.types[addresses].byName[name]
+	return ok
+}
+
+// advance moves a subscription to a snapshot. The first time the client is answered
+// even if there is nothing to say: it waits for that.
+func (s *session) advance(k kind, to *Snapshot, send []*discovery.Resource, gone []string, now time.Time) *discovery.DeltaDiscoveryResponse {
+	sub := &s.subs[k]
+	first := sub.first
+	sub.first, sub.have, sub.at = false, to.types[k], to
+	if len(send) == 0 && len(gone) == 0 && !first {
+		return nil
+	}
+	s.nonces++
+	sub.pending, sub.since = to.version+"-"+strconv.FormatUint(s.nonces, 10), now
+	return &discovery.DeltaDiscoveryResponse{
+		SystemVersionInfo: to.version,
+		TypeUrl:           k.typeURL(),
+		Resources:         send,
+		RemovedResources:  gone,
+		Nonce:             sub.pending,
+	}
+}
+
+// deadline is when the session must be looked at again though nothing has happened,
+// and whether it is overdue: the client has let a response go unanswered for too long.
+func (s *session) deadline(now time.Time) (at time.Time, overdue bool) {
+	if grace := s.opened.Add(companion); now.Before(grace) {
+		at = grace
+	}
+	for i := range s.subs {
+		sub := &s.subs[i]
+		if sub.pending == "" {
+			continue
+		}
+		limit := sub.since.Add(s.ackTimeout)
+		overdue = overdue || !now.Before(limit)
+		if at.IsZero() || limit.Before(at) {
+			at = limit
+		}
+	}
+	return at, overdue
+}
