@@ -25,9 +25,9 @@ type Config struct {
 	// Debounce is how long it must have been quiet before a change is sent (100 ms),
 	// DebounceMax how long a change waits for that at most (10 s).
 	Debounce, DebounceMax time.Duration
-	// SendTimeout is how long a client may take to receive a response (30 s), and
-	// AckTimeout to answer it (60 s), before its stream is cut off.
-	SendTimeout, AckTimeout time.Duration
+	// AckTimeout is how long a client may take to receive and answer a response before
+	// its stream is cut off (60 s).
+	AckTimeout time.Duration
 	// MaxStreams bounds all streams (5000), MaxStreamsPerCaller those of one caller
 	// (8): while a proxy is replaced a node has two, and each may be reconnecting.
 	MaxStreams, MaxStreamsPerCaller int
@@ -40,7 +40,6 @@ func (c Config) withDefaults() Config {
 	}{
 		{&c.Debounce, 100 * time.Millisecond},
 		{&c.DebounceMax, 10 * time.Second},
-		{&c.SendTimeout, 30 * time.Second},
 		{&c.AckTimeout, time.Minute},
 	} {
 		if *d.field == 0 {

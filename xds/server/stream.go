@@ -83,8 +83,7 @@ type conn struct {
 	session *session
 	pump    pump
 	node    string // as the client calls itself; only for the log
-	sending bool   // a response is on its way into the stream
-	sendBy  time.Time
+	sending bool   // a response is on its way into the stream; the session's deadline covers it
 }
 
 func (c *conn) serve(ctx context.Context) error {
@@ -134,7 +133,7 @@ func (c *conn) send(ctx context.Context, newest *Snapshot, now time.Time) {
 	case <-ctx.Done():
 		return
 	}
-	c.sending, c.sendBy = true, now.Add(c.server.cfg.SendTimeout)
+	c.sending = true
 	if k, ok := kindOf(r.GetTypeUrl()); ok {
 		c.server.stats.sent[k].Add(1)
 	}
@@ -171,12 +170,6 @@ func (c *conn) receive(m message) error {
 // client that is too slow.
 func (c *conn) deadline(now time.Time) (time.Time, error) {
 	at, overdue := c.session.deadline(now)
-	if c.sending {
-		overdue = overdue || !now.Before(c.sendBy)
-		if at.IsZero() || c.sendBy.Before(at) {
-			at = c.sendBy
-		}
-	}
 	if !overdue {
 		return at, nil
 	}

@@ -1,0 +1,213 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"go.uber.org/goleak"
+	"google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+	grpcstatus "google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"istio.io/istio/pkg/workloadapi"
+	"istio.io/istio/pkg/workloadapi/security"
+)
+
+func marshal(r *discovery.DeltaDiscoveryRequest) ([]byte, error) { return proto.Marshal(r) }
+
+func unmarshal(b []byte) (*discovery.DeltaDiscoveryRequest, error) {
+	r := &discovery.DeltaDiscoveryRequest{}
+	return r, proto.Unmarshal(b, r)
+}
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// start serves over loopback and returns a way to open streams as a caller.
+func start(t *testing.T, cfg Config) (*Server, func(caller string) discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesClient) {
+	t.Helper()
+	cfg.Log = slog.New(slog.DiscardHandler)
+	cfg.Authenticate = func(ctx context.Context) (string, error) {
+		md, _ := metadata.FromIncomingContext(ctx)
+		if who := md.Get("caller"); len(who) == 1 {
+			return who[0], nil
+		}
+		return "", errors.New("secret reason")
+	}
+	s := New(cfg)
+	g := grpc.NewServer(ServerOptions()...)
+	s.Register(g)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- g.Serve(l) }()
+	cc, err := grpc.NewClient(l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cc.Close()
+		g.Stop()
+		s.Wait()
+		if err := <-served; err != nil {
+			t.Errorf("serve: %v", err)
+		}
+	})
+	return s, func(caller string) discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesClient {
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		t.Cleanup(cancel)
+		if caller != "" {
+			ctx = metadata.AppendToOutgoingContext(ctx, "caller", caller)
+		}
+		st, err := discovery.NewAggregatedDiscoveryServiceClient(cc).DeltaAggregatedResources(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st
+	}
+}
+
+func receive(t *testing.T, st discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesClient) *discovery.DeltaDiscoveryResponse {
+	t.Helper()
+	r, err := st.Recv()
+	if err != nil {
+		t.Fatalf("recv: %v", err)
+	}
+	return r
+}
+
+func TestStream(t *testing.T) {
+	s, open := start(t, Config{Debounce: time.Millisecond})
+	snap := world{map[string][]string{"w": {"ns/p"}}, map[string]security.Action{"p": 1}}.snapshot(t, nil)
+	s.SetSnapshot(snap)
+	st := open("node-a")
+	for _, typ := range []string{AddressType, AuthorizationType} {
+		if err := st.Send(&discovery.DeltaDiscoveryRequest{TypeUrl: typ}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	policy, address := receive(t, st), receive(t, st)
+	if policy.GetTypeUrl() != AuthorizationType || address.GetTypeUrl() != AddressType {
+		t.Fatalf("answers of types %s and %s, want policies first", policy.GetTypeUrl(), address.GetTypeUrl())
+	}
+	a := &workloadapi.Address{}
+	if err := address.GetResources()[0].GetResource().UnmarshalTo(a); err != nil || a.GetWorkload().GetUid() != "w" {
+		t.Fatalf("resource is %v (%v), want the workload", a, err)
+	}
+	if v := address.GetResources()[0].GetVersion(); v == "" {
+		t.Error("the resource has no version")
+	}
+	if err := st.Send(&discovery.DeltaDiscoveryRequest{TypeUrl: AuthorizationType, ResponseNonce: policy.GetNonce()}); err != nil {
+		t.Fatal(err)
+	}
+	nack := &discovery.DeltaDiscoveryRequest{TypeUrl: AddressType, ResponseNonce: address.GetNonce(), ErrorDetail: &status.Status{Message: "w: no"}}
+	if err := st.Send(nack); err != nil {
+		t.Fatal(err)
+	}
+	s.SetSnapshot(world{map[string][]string{"w": {"ns/p"}}, nil}.snapshot(t, snap))
+	if r := receive(t, st); r.GetTypeUrl() != AuthorizationType || len(r.GetRemovedResources()) != 1 {
+		t.Fatalf("got %v, want only the policy's removal: what was not taken is not sent again", r)
+	}
+	stats := s.Stats()
+	if stats.Streams != 1 || stats.Rejected[AddressType] != 1 || stats.Sent[AuthorizationType] != 2 {
+		t.Errorf("stats = %+v", stats)
+	}
+	if err := st.CloseSend(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := st.Recv(); err == nil || grpcstatus.Code(err) != codes.Unknown && err.Error() != "EOF" {
+		t.Errorf("end = %v, want EOF", err)
+	}
+}
+
+func TestStreamRefused(t *testing.T) {
+	s, open := start(t, Config{MaxStreamsPerCaller: 2, MaxStreams: 3})
+	s.SetSnapshot(world{}.snapshot(t, nil))
+	end := func(caller string) error {
+		st := open(caller)
+		if err := st.Send(&discovery.DeltaDiscoveryRequest{TypeUrl: AuthorizationType}); err != nil {
+			t.Fatal(err)
+		}
+		_, err := st.Recv()
+		return err
+	}
+	if err := end(""); grpcstatus.Code(err) != codes.Unauthenticated || strings.Contains(err.Error(), "secret") {
+		t.Errorf("without credentials: %v", err)
+	}
+	for _, c := range []struct {
+		caller string
+		code   codes.Code
+	}{{"a", codes.OK}, {"a", codes.OK}, {"a", codes.ResourceExhausted}, {"b", codes.OK}, {"c", codes.ResourceExhausted}} {
+		if err := end(c.caller); grpcstatus.Code(err) != c.code {
+			t.Errorf("caller %s: %v, want %v", c.caller, err, c.code)
+		}
+	}
+	if got := s.Stats().Refused; got != 3 {
+		t.Errorf("refused = %d, want 3", got)
+	}
+}
+
+func TestSlowClientIsCutOff(t *testing.T) {
+	s, open := start(t, Config{Debounce: time.Millisecond, AckTimeout: 50 * time.Millisecond})
+	s.SetSnapshot(world{}.snapshot(t, nil))
+	st := open("a")
+	if err := st.Send(&discovery.DeltaDiscoveryRequest{TypeUrl: AuthorizationType}); err != nil {
+		t.Fatal(err)
+	}
+	receive(t, st)
+	if _, err := st.Recv(); grpcstatus.Code(err) != codes.DeadlineExceeded {
+		t.Errorf("end = %v, want it cut off for not answering", err)
+	}
+	if got := s.Stats().CutOff; got != 1 {
+		t.Errorf("cut off = %d, want 1", got)
+	}
+}
+
+// A client that does not read at all stops gRPC's Send, not the server.
+func TestClientThatDoesNotReadIsCutOff(t *testing.T) {
+	s, open := start(t, Config{Debounce: time.Millisecond, AckTimeout: 100 * time.Millisecond})
+	big := map[string][]string{}
+	for _, r := range "abcdefgh" {
+		big[string(r)] = []string{strings.Repeat("x", 1<<20)}
+	}
+	s.SetSnapshot(world{workloads: big}.snapshot(t, nil))
+	st := open("a")
+	for _, typ := range []string{AuthorizationType, AddressType} {
+		if err := st.Send(&discovery.DeltaDiscoveryRequest{TypeUrl: typ}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	deadline := time.Now().Add(10 * time.Second)
+	for s.Stats().CutOff == 0 {
+		if time.Now().After(deadline) {
+			t.Fatal("not cut off")
+		}
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-t.Context().Done():
+		}
+	}
+}
+
+// Before there is a snapshot nobody is answered; then everybody is.
+func TestBeforeFirstSnapshot(t *testing.T) {
+	s, open := start(t, Config{})
+	st := open("a")
+	if err := st.Send(&discovery.DeltaDiscoveryRequest{TypeUrl: AuthorizationType}); err != nil {
+		t.Fatal(err)
+	}
+	s.SetSnapshot(world{}.snapshot(t, nil))
+	if r := receive(t, st); len(r.GetResources()) != 0 || r.GetNonce() == "" {
+		t.Errorf("answer = %v, want an empty one with a nonce", r)
+	}
+}
