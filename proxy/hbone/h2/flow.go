@@ -1,0 +1,86 @@
+package h2
+
+import "time"
+
+// maxWindow is the largest flow-control window (RFC 9113 §6.9.1).
+const maxWindow = 1<<31 - 1
+
+// initialWindow is every window before SETTINGS and WINDOW_UPDATE (§6.9.2).
+const initialWindow = 65535
+
+// growHorizon is how fast an application must take a whole window's worth for
+// the window to grow: a window then covers the round trip of any path shorter
+// than that, and a stream with little traffic stays where it started.
+const growHorizon = 250 * time.Millisecond
+
+// recvWindow is the credit that we give a peer. At any time
+// avail + held + pending == size, where held is what the application has not
+// taken yet.
+type recvWindow struct {
+	size    int64         // the window as a whole
+	avail   int64         // what the peer may still send
+	pending int64         // taken by the application, not yet returned to the peer
+	grown   int64         // of size, what the budget gave
+	since   time.Duration // when the count below began
+	count   int64         // taken by the application since then
+}
+
+func newRecvWindow(size int64, now time.Duration) recvWindow {
+	return recvWindow{size: size, avail: size, since: now}
+}
+
+// arrive accounts for n bytes from the peer; false: more than it may send.
+func (w *recvWindow) arrive(n int64) bool {
+	if n > w.avail {
+		return false
+	}
+	w.avail -= n
+	return true
+}
+
+// held is what arrived and was not taken.
+func (w *recvWindow) held() int64 { return w.size - w.avail - w.pending }
+
+// taken accounts for n bytes that the application took. It says whether it is
+// time to return credit: at a quarter of the window, so that a peer sees an
+// update for every quarter and not for every frame.
+func (w *recvWindow) taken(n int64) bool {
+	n = min(n, w.held())
+	w.pending += n
+	w.count += n
+	return w.pending >= w.size/4
+}
+
+// grow doubles the window, up to limit and as far as budget allows, when the
+// application took a window's worth within the horizon and left little lying.
+func (w *recvWindow) grow(now time.Duration, limit int64, budget *Budget) {
+	if w.count < w.size {
+		return
+	}
+	fast := now-w.since <= growHorizon
+	w.count, w.since = 0, now
+	if !fast || w.size >= limit || w.held() > w.size/4 {
+		return
+	}
+	n := min(w.size, limit-w.size)
+	if !budget.take(n) {
+		return
+	}
+	w.size += n
+	w.grown += n
+	w.pending += n
+}
+
+// refill returns the credit to announce and counts it as given.
+func (w *recvWindow) refill() int64 {
+	n := w.pending
+	w.avail += n
+	w.pending = 0
+	return n
+}
+
+// release gives the budget back what the window grew by.
+func (w *recvWindow) release(budget *Budget) {
+	budget.put(w.grown)
+	w.grown = 0
+}

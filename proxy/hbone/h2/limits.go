@@ -1,0 +1,64 @@
+package h2
+
+import "time"
+
+// bucket is a token bucket over the time that the owner passes in.
+type bucket struct {
+	perSecond int64
+	burst     int64
+	tokens    int64
+	last      time.Duration
+}
+
+func newBucket(perSecond, burst int64) bucket {
+	return bucket{perSecond: perSecond, burst: burst, tokens: burst}
+}
+
+// take removes a token; false: there is none.
+func (b *bucket) take(now time.Duration) bool {
+	if n := int64(now-b.last) * b.perSecond / int64(time.Second); n > 0 {
+		b.tokens = min(b.burst, b.tokens+n)
+		b.last = now
+	}
+	if b.tokens == 0 {
+		return false
+	}
+	b.tokens--
+	return true
+}
+
+// earn adds n tokens for useful work done.
+func (b *bucket) earn(n int64) { b.tokens = min(b.burst, b.tokens+n) }
+
+// limits bound what a peer can make us do without sending anything useful.
+// Each figure is far above what an honest proxy under load needs.
+type limits struct {
+	// early: requests that the peer reset before we answered, and requests over
+	// the concurrency limit: the "rapid reset" pattern (CVE-2023-44487).
+	early bucket
+	// resets: all RST_STREAM; an application that resets its connections makes one each.
+	resets bucket
+	// control: PING, SETTINGS, PRIORITY and frames of unknown type.
+	control bucket
+	// empty: DATA frames without payload and without END_STREAM (CVE-2019-9518).
+	empty bucket
+	// strays: frames for streams that are closed, and stream errors.
+	strays bucket
+	// updates: WINDOW_UPDATE. What we send earns tokens, so that a fast
+	// receiver with small updates is not taken for an abuser.
+	updates bucket
+}
+
+// sentPerUpdate is how many bytes we must send to earn one WINDOW_UPDATE.
+const sentPerUpdate = 256
+
+func newLimits() limits {
+	return limits{
+		early:   newBucket(100, 400),
+		resets:  newBucket(1000, 4000),
+		control: newBucket(50, 1000),
+		empty:   newBucket(10, 200),
+		strays:  newBucket(200, 2000),
+		updates: newBucket(2000, 20000),
+	}
+}
