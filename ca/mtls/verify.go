@@ -23,6 +23,7 @@ const (
 	maxChain      = 5
 	maxChainBytes = 32 << 10
 	minRSABits    = 2048
+	maxRSABits    = 8192 // as crypto/tls: verifying grows with the square of it
 )
 
 // VerifyError is why a peer's certificate was not accepted. Its text begins as ztunnel's does, so that the same log
@@ -171,8 +172,8 @@ func usageName(u x509.ExtKeyUsage) string {
 	}
 }
 
-// CheckPublicKey is the floor for keys in certificates and certificate requests: ECDSA P-256 to P-521, RSA of at least
-// 2048 bits, Ed25519.
+// CheckPublicKey is the floor for keys in certificates and certificate requests: ECDSA P-256 to P-521, RSA from 2048
+// to 8192 bits, Ed25519.
 func CheckPublicKey(pub any) error {
 	switch k := pub.(type) {
 	case *ecdsa.PublicKey:
@@ -182,8 +183,8 @@ func CheckPublicKey(pub any) error {
 		}
 		return fmt.Errorf("ECDSA key on %s: P-256, P-384 or P-521 is needed", k.Curve.Params().Name)
 	case *rsa.PublicKey:
-		if bits := k.N.BitLen(); bits < minRSABits {
-			return fmt.Errorf("RSA key of %d bits: at least %d are needed", bits, minRSABits)
+		if bits := k.N.BitLen(); bits < minRSABits || bits > maxRSABits {
+			return fmt.Errorf("RSA key of %d bits: from %d to %d are accepted", bits, minRSABits, maxRSABits)
 		}
 		return nil
 	case ed25519.PublicKey:

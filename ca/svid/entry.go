@@ -1,0 +1,72 @@
+package svid
+
+import (
+	"context"
+	"crypto/x509"
+	"sync/atomic"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/warren-mesh/warren/ca/mtls"
+)
+
+// phase is where an entry is:
+//
+//	resting ──deadline, or somebody waits──▶ due ──a place is free──▶ flying ──answer──▶ resting
+//	   ▲                                      │ the identity's old call still runs
+//	   └──────────────── parked ◀─────────────┘ (then due again)
+//	any ──last holder gone──▶ gone
+type phase uint8
+
+const (
+	resting phase = iota // in Manager.timers
+	due                  // in Manager.due
+	parked               // in neither: waits for a cancelled call of the same identity to come back
+	flying               // a call is under way
+	gone
+)
+
+// entry is one identity. All but current is guarded by Manager.mu.
+type entry struct {
+	id      spiffeid.ID
+	current atomic.Pointer[mtls.Identity]
+
+	holds map[string]*hold // by holder
+	phase phase
+	prio  Priority
+	at    time.Time // when due; monotonic
+	index int       // in the queue of its phase
+	born  time.Time
+
+	cancel   context.CancelFunc  // of the call under way
+	roots    []*x509.Certificate // of the answer that current came with
+	attempts int                 // ended
+	failures int                 // since the last success
+	lastEnd  time.Time
+	lastErr  error
+	changed  chan struct{} // closed and replaced when a call ends
+}
+
+// hold is what one holder has of an entry; it lasts while it has either.
+type hold struct {
+	prefetched bool
+	leases     map[*Lease]struct{}
+}
+
+func (e *entry) valid(wall time.Time) *mtls.Identity {
+	if i := e.current.Load(); i != nil && !i.Expired(wall) {
+		return i
+	}
+	return nil
+}
+
+// leased reports whether somebody can use the identity, rather than merely expect to.
+func (e *entry) leased() bool {
+	for _, h := range e.holds {
+		if len(h.leases) > 0 {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,149 @@
+package svid
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/warren-mesh/warren/ca/mtls"
+)
+
+// fly is one request from key to answer.
+func (m *Manager) fly(ctx context.Context, e *entry, p Priority) {
+	start := time.Now()
+	m.cfg.Log.Info("Certificate rotation started for "+e.id.String(), "priority", p.String())
+	if m.cfg.Observer != nil {
+		m.cfg.Observer.Started(e.id, p)
+	}
+	i, roots, err := m.request(ctx, e.id)
+	err = m.land(e, i, roots, err)
+	took := time.Since(start)
+	if m.cfg.Observer != nil {
+		m.cfg.Observer.Finished(e.id, p, took, err)
+	}
+	switch {
+	case errors.Is(err, ErrNotNeeded):
+		m.cfg.Log.Info("Certificate rotation dropped for "+e.id.String(), "err", err)
+	case err != nil:
+		m.cfg.Log.Warn("Certificate rotation failed for "+e.id.String(), "took", took, "err", err)
+	default:
+		m.cfg.Log.Info("Certificate rotation completed for "+e.id.String(), "took", took,
+			"serial", i.Chain()[0].SerialNumber.Text(16), "expires", i.NotAfter().UTC().Format(time.RFC3339))
+	}
+}
+
+// request makes the key, has it certified and checks the answer against its own roots.
+func (m *Manager) request(ctx context.Context, id spiffeid.ID) (*mtls.Identity, []*x509.Certificate, error) {
+	if m.cfg.Signer == nil {
+		return nil, nil, &PermanentError{Err: errors.New("svid: no certificate source is configured")}
+	}
+	key, csr, err := newRequest(id)
+	if err != nil {
+		return nil, nil, fmt.Errorf("svid: %w", err)
+	}
+	requested := m.wall()
+	answer, err := m.cfg.Signer.Sign(ctx, id, csr, m.cfg.TTL)
+	if err != nil {
+		return nil, nil, err
+	}
+	chain, roots, err := parseChain(id, answer)
+	if err != nil {
+		return nil, nil, fmt.Errorf("svid: %w", err)
+	}
+	i, err := mtls.NewIssued(id, key, chain, roots, requested, time.Now())
+	if err != nil {
+		return nil, nil, fmt.Errorf("svid: %w", err)
+	}
+	return i, roots, nil
+}
+
+// land puts a request's result to use and plans the next one. It returns err, or ErrNotNeeded if nobody wants the
+// result any more.
+func (m *Manager) land(e *entry, i *mtls.Identity, roots []*x509.Certificate, err error) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	defer m.wakeUp()
+	e.cancel()
+	delete(m.flying, e.id)
+	if e.phase == gone {
+		if n := m.entries[e.id]; n != nil && n.phase == parked {
+			n.phase = due
+			m.due.add(n)
+		}
+		return ErrNotNeeded
+	}
+	e.attempts++
+	e.lastEnd = time.Now()
+	e.lastErr = err
+	if err == nil {
+		e.failures = 0
+		e.current.Store(i)
+		m.trustLocked(e, roots)
+		m.restLocked(e, refreshAfter(life(i)), Background)
+	} else {
+		e.failures++
+		m.failedLocked(e, err)
+	}
+	close(e.changed)
+	e.changed = make(chan struct{})
+	return err
+}
+
+func (m *Manager) failedLocked(e *entry, err error) {
+	var busy *RetryAfterError
+	if errors.As(err, &busy) {
+		m.paused = time.Now().Add(min(busy.After, pauseMax))
+	}
+	wall := m.wall()
+	p, left := WarmUp, time.Duration(0)
+	if i := e.valid(wall); i != nil {
+		p, left = Background, i.NotAfter().Sub(wall)
+	}
+	m.restLocked(e, retryAfter(e.failures, left), p)
+}
+
+// life is counted from receipt: CAs back-date, and half of the lifetime in the certificate may be long past when a
+// short-lived one arrives.
+func life(i *mtls.Identity) time.Duration {
+	from := i.ReceivedAt()
+	if i.NotBefore().After(from) {
+		from = i.NotBefore()
+	}
+	return i.NotAfter().Sub(from)
+}
+
+// trustLocked counts roots as those of e's certificate, or none when e goes, and gives every identity of the trust
+// domain the new union if it changed.
+func (m *Manager) trustLocked(e *entry, roots []*x509.Certificate) {
+	td := e.id.TrustDomain()
+	t := m.trust[td]
+	if t == nil {
+		if roots == nil {
+			return
+		}
+		t = &trust{refs: map[fingerprint]*rootRef{}}
+		m.trust[td] = t
+	}
+	changed, err := t.swap(e.roots, roots)
+	e.roots = roots
+	if err != nil {
+		m.cfg.Log.Error("roots are kept as they were", "id", e.id.String(), "err", err)
+	}
+	others := false
+	for _, o := range m.entries {
+		if o.id.TrustDomain() != td {
+			continue
+		}
+		others = true
+		if i := o.current.Load(); i != nil && t.roots != nil && (changed || o == e) {
+			o.current.Store(i.WithRoots(t.roots))
+		}
+	}
+	if !others {
+		delete(m.trust, td) // the newest answer's roots go with the last identity
+	}
+}
