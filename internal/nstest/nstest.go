@@ -2,61 +2,147 @@ package nstest
 
 import (
 	"errors"
-	"net/netip"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"testing"
+	"time"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/vishvananda/netlink"
 	"github.com/warren-mesh/warren/internal/netns"
 )
 
-var errTODO = errors.New("nstest: not built yet")
+// rerunEnv marks the second run of a test binary, as root of its own user
+// namespace.
+const rerunEnv = "WARREN_NSTEST_RERUN"
 
-// Main is a TestMain's whole body.
-func Main(m *testing.M) {}
-
-// Require skips or fails.
-func Require(t testing.TB) {}
-
-// LeakCheck checks fds, goroutines and threads when the test ends.
-func LeakCheck(t testing.TB) {}
-
-// Net is a bridge in a namespace of its own, with nodes on it.
-type Net struct{ NS *netns.NS }
-
-// New makes a Net.
-func New(t testing.TB) *Net { return nil }
-
-// Node adds a node.
-func (n *Net) Node(name string) *Node { return nil }
-
-// Node is a namespace on the bridge that routes to its pods.
-type Node struct {
-	Name     string
-	NS       *netns.NS
-	Path     string // a file that the namespace is bound to
-	IP4, IP6 netip.Addr
+// Main is the whole body of a TestMain. Without root it runs the test binary
+// again as root of new user, network and mount namespaces, if the kernel allows
+// that.
+func Main(m *testing.M) {
+	if os.Geteuid() != 0 && os.Getenv(rerunEnv) == "" {
+		if err := rerun(); err != nil {
+			fmt.Fprintln(os.Stderr, "nstest: not root, and no user namespace to be had:", err)
+		}
+	}
+	if os.Getenv(rerunEnv) != "" {
+		if err := loopbackUp(); err != nil {
+			fmt.Fprintln(os.Stderr, "nstest: loopback:", err)
+			os.Exit(1)
+		}
+	}
+	os.Exit(m.Run())
 }
 
-// Pod adds a pod.
-func (n *Node) Pod(name string, opts ...PodOption) *Pod { return nil }
-
-// PodOption changes how a pod is made.
-type PodOption func(*podConfig)
-
-type podConfig struct{ no4, no6 bool }
-
-// NoIPv4 makes a pod without IPv4 addresses.
-func NoIPv4() PodOption { return func(c *podConfig) { c.no4 = true } }
-
-// NoIPv6 makes a pod with IPv6 disabled.
-func NoIPv6() PodOption { return func(c *podConfig) { c.no6 = true } }
-
-// Pod is a namespace with eth0 routed to its node.
-type Pod struct {
-	Name     string
-	NS       *netns.NS
-	Path     string // a file that the namespace is bound to
-	IP4, IP6 netip.Addr
+// rerun replaces the process; it returns only when that is impossible.
+func rerun() error {
+	unshare, err := exec.LookPath("unshare")
+	if err != nil {
+		return err
+	}
+	flags := "-rnm" // map root, new network, new mounts
+	if out, err := exec.Command(unshare, flags, "true").CombinedOutput(); err != nil {
+		return fmt.Errorf("unshare %s: %w: %s", flags, err, out)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	args := append([]string{unshare, flags, "--", self}, os.Args[1:]...)
+	return unix.Exec(unshare, args, append(os.Environ(), rerunEnv+"=1"))
 }
 
-// NewNS makes an empty namespace with loopback up.
-func NewNS(t testing.TB, name string) (ns *netns.NS, path string) { return nil, "" }
+// Require skips the test where namespaces cannot be made; with CI=true it fails
+// it instead, so that nothing goes untested unseen.
+func Require(t testing.TB) {
+	t.Helper()
+	err := netns.SelfTest()
+	if err == nil && os.Geteuid() != 0 {
+		err = errors.New("not root")
+	}
+	if err == nil {
+		return
+	}
+	if os.Getenv("CI") == "true" {
+		t.Fatalf("nstest: namespaces are needed here: %v", err)
+	}
+	t.Skipf("nstest: needs root, or TestMain calling nstest.Main: %v", err)
+}
+
+// NewNS makes an empty namespace with loopback up, bound to a file so that it
+// has a path. Both go when the test ends.
+func NewNS(t testing.TB, name string) (ns *netns.NS, path string) {
+	t.Helper()
+	return newNS(t, name, settle)
+}
+
+func newNS(t testing.TB, name string, settle time.Duration) (ns *netns.NS, path string) {
+	t.Helper()
+	Require(t)
+	path = filepath.Join(t.TempDir(), name) // first, so that it is removed last
+	ns, err := create(path)
+	if err != nil {
+		t.Fatalf("nstest: namespace %s: %v", name, err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(path, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
+			t.Errorf("nstest: unmount %s: %v", path, err)
+		}
+		if err := ns.Close(); err != nil {
+			t.Error(err)
+		}
+		if holders := waitGone(ns.ID(), settle); len(holders) > 0 {
+			t.Errorf("nstest: namespace %s is still held by %v", name, holders)
+		}
+	})
+	return ns, path
+}
+
+func create(path string) (ns *netns.NS, err error) {
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		return nil, err
+	}
+	home, err := netns.Current()
+	if err != nil {
+		return nil, err
+	}
+	defer home.Close()
+	err = home.Do(func() (err error) { // Do also brings the thread back
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return os.NewSyscallError("unshare", err)
+		}
+		if ns, err = netns.Current(); err != nil {
+			return err
+		}
+		if err := unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, ""); err != nil {
+			return os.NewSyscallError("mount", err)
+		}
+		return errors.Join(loopbackUp(), quickIPv6())
+	})
+	if err != nil && ns != nil {
+		unix.Unmount(path, unix.MNT_DETACH)
+		ns.Close()
+	}
+	return ns, err
+}
+
+func loopbackUp() error {
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return err
+	}
+	return netlink.LinkSetUp(lo)
+}
+
+// quickIPv6 turns duplicate address detection off, which would make every new
+// address wait for a second.
+func quickIPv6() error {
+	const dad = "/proc/sys/net/ipv6/conf/default/accept_dad"
+	if err := os.WriteFile(dad, []byte("0"), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
