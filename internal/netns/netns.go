@@ -135,8 +135,8 @@ func withFD(f *os.File, fn func(fd int) error) error {
 		return err
 	}
 	var inner error
-	if err := raw.Control(func(fd uintptr) { inner = fn(int(fd)) }); err != nil {
-		return err
+	if raw.Control(func(fd uintptr) { inner = fn(int(fd)) }) != nil {
+		return os.ErrClosed // the only reason there is, but of a type of its own
 	}
 	return inner
 }
