@@ -1,0 +1,134 @@
+package file
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+	corev1 "k8s.io/api/core/v1"
+)
+
+const podA = `apiVersion: v1
+kind: Pod
+metadata: {name: a, namespace: app, labels: {app: a}}
+spec: {serviceAccountName: sa, nodeName: n1, containers: [{name: c, image: i}]}
+status: {podIP: 10.0.0.1, podIPs: [{ip: 10.0.0.1}]}
+`
+
+const policyA = `apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: deny, namespace: app}
+spec:
+  action: DENY
+  rules: [{from: [{source: {principals: [cluster.local/ns/x/sa/y]}}]}]
+`
+
+func TestDecode(t *testing.T) {
+	for name, c := range map[string]struct {
+		file    string // default f.yaml
+		in      string
+		want    []string // keys
+		unknown []string
+		err     string // substring
+	}{
+		"one":                 {in: podA, want: []string{"Pod app/a"}},
+		"documents":           {in: "# a comment\n---\n" + podA + "---\n---\n" + policyA, want: []string{"Pod app/a", "AuthorizationPolicy app/deny"}},
+		"only a comment":      {in: "# nothing\n"},
+		"default namespace":   {in: "apiVersion: v1\nkind: Service\nmetadata: {name: s}\n", want: []string{"Service default/s"}},
+		"cluster scope":       {in: "{apiVersion: v1, kind: Node, metadata: {name: n.example}}", want: []string{"Node n.example"}},
+		"beta version":        {in: strings.Replace(policyA, "io/v1", "io/v1beta1", 1), want: []string{"AuthorizationPolicy app/deny"}},
+		"list":                {in: "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Namespace, metadata: {name: x}}\n- {apiVersion: v1, kind: ConfigMap, metadata: {name: y}}\n", want: []string{"Namespace x"}, unknown: []string{"/v1, Kind=ConfigMap"}},
+		"typed list":          {in: "apiVersion: v1\nkind: NamespaceList\nitems:\n- {metadata: {name: x}}\n- {metadata: {name: z}}\n", want: []string{"Namespace x", "Namespace z"}},
+		"json":                {file: "f.json", in: `{"apiVersion":"v1","kind":"Namespace","metadata":{"name":"x"}} {"apiVersion":"v1","kind":"Namespace","metadata":{"name":"y"}}`, want: []string{"Namespace x", "Namespace y"}},
+		"unknown kind":        {in: "{apiVersion: apps/v1, kind: Deployment, metadata: {name: d}, spec: {x: 1}}", unknown: []string{"apps/v1, Kind=Deployment"}},
+		"same kind elsewhere": {in: "{apiVersion: serving.knative.dev/v1, kind: Service, metadata: {name: d}}", unknown: []string{"serving.knative.dev/v1, Kind=Service"}},
+
+		"empty":                  {in: " \n", err: "empty: delete the file"},
+		"not yaml":               {in: "a: b: c", err: "document 1"},
+		"not an object":          {in: "- a\n- b\n", err: "document 1: not a Kubernetes object"},
+		"no kind":                {in: "metadata: {name: x}", err: "kind and apiVersion must be set"},
+		"unknown field":          {in: strings.Replace(podA, "nodeName", "nodeNam", 1), err: `document 1: Pod: strict decoding error: unknown field "spec.nodeNam"`},
+		"wrong case":             {in: strings.Replace(podA, "nodeName", "NodeName", 1), err: `unknown field "spec.NodeName"`},
+		"unknown field in Istio": {in: strings.Replace(policyA, "from:", "form:", 1), err: "form"},
+		"key twice":              {in: podA + "kind: Pod\n", err: `"kind" already set`},
+		"bad value":              {in: strings.Replace(policyA, "DENY", "DNEY", 1), err: "DNEY"},
+		"wrong version":          {in: strings.Replace(policyA, "io/v1", "io/v1alpha1", 1), err: "use security.istio.io/v1"},
+		"second is bad":          {in: podA + "---\n" + strings.Replace(podA, "name: a,", "name: A_,", 1), err: "document 2: Pod app/A_: metadata.name"},
+		"twice":                  {in: podA + "---\n" + podA, err: "Pod app/a: twice in this file"},
+		"bad account":            {in: strings.Replace(podA, "serviceAccountName: sa", "serviceAccountName: x/y", 1), err: "spec.serviceAccountName"},
+		"bad namespace":          {in: strings.Replace(podA, "namespace: app", "namespace: a/b", 1), err: "metadata.namespace"},
+		"namespaced node":        {in: "{apiVersion: v1, kind: Node, metadata: {name: no1, namespace: x}}", err: "has none"},
+		"bad json":               {file: "f.json", in: `{"apiVersion":`, err: "document 1"},
+		"aliases":                {in: bomb(), err: "alias"},
+		"too large":              {in: "#" + strings.Repeat("x", maxFileBytes), err: "larger than 8 MiB"},
+		"too many":               {in: strings.Repeat("---\n{}\n", maxDocuments+1), err: "more than 20000 documents"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if c.file == "" {
+				c.file = "f.yaml"
+			}
+			got, err := newDecoder().decode(c.file, []byte(c.in))
+			if c.err != "" {
+				if err == nil || !strings.Contains(err.Error(), c.err) {
+					t.Fatalf("err = %v, want %q in it", err, c.err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			var keys []string
+			for _, o := range got.objects {
+				keys = append(keys, o.key.String())
+			}
+			if d := cmp.Diff(c.want, keys) + cmp.Diff(c.unknown, got.unknown); d != "" {
+				t.Errorf("(-want +got):\n%s", d)
+			}
+		})
+	}
+}
+
+// bomb is a small document whose aliases stand for a huge one.
+func bomb() string {
+	var b strings.Builder
+	b.WriteString("a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n")
+	for i := 1; i < 9; i++ {
+		a := string(rune('0' + i - 1))
+		b.WriteString("a" + string(rune('0'+i)) + ": &a" + string(rune('0'+i)) + " [" + strings.Repeat("*a"+a+",", 9) + "*a" + a + "]\n")
+	}
+	return b.String()
+}
+
+func TestDecodeKeepsContents(t *testing.T) {
+	got, err := newDecoder().decode("f.yaml", []byte(podA+"---\n"+policyA))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pod := got.objects[0].obj.(*corev1.Pod)
+	if pod.Spec.ServiceAccountName != "sa" || pod.Status.PodIPs[0].IP != "10.0.0.1" {
+		t.Errorf("pod = %+v", pod)
+	}
+	policy := got.objects[1].obj.(*securityv1.AuthorizationPolicy)
+	if p := policy.Spec.GetRules()[0].GetFrom()[0].GetSource().GetPrincipals(); len(p) != 1 {
+		t.Errorf("principals = %v", p)
+	}
+}
+
+func FuzzDecode(f *testing.F) {
+	f.Add("f.yaml", []byte(podA+"---\n"+policyA))
+	f.Add("f.json", []byte(`{"apiVersion":"v1","kind":"List","items":[{"kind":"Pod"}]}`))
+	f.Add("f.yaml", []byte("a: &a [*a]"))
+	d := newDecoder()
+	f.Fuzz(func(t *testing.T, name string, data []byte) {
+		got, err := d.decode(name, data)
+		if err != nil && (got.objects != nil || got.unknown != nil) {
+			t.Error("a file is taken in part")
+		}
+		for _, o := range got.objects {
+			if o.key.name == "" || o.obj.GetName() != o.key.name || strings.ContainsAny(o.key.name+o.key.namespace, "/ \n") {
+				t.Errorf("object %v has a name that was not checked", o.key)
+			}
+		}
+	})
+}
