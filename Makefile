@@ -1,0 +1,65 @@
+# Warren: `make demo` and `make test` are the two commands to know; `make help` lists the rest.
+
+GO      ?= go
+BIN     := bin
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -X main.version=$(VERSION)
+
+# Privileged tests make network namespaces. As root they run as they are; anyone
+# else gets a user, network and mount namespace, where the kernel allows it.
+ifeq ($(shell id -u),0)
+ROOTLY :=
+else
+ROOTLY := unshare --map-root-user --net --mount --
+endif
+
+CNI_PLUGINS := github.com/containernetworking/plugins/plugins/main/bridge github.com/containernetworking/plugins/plugins/ipam/host-local
+FUZZTIME    ?= 10s
+
+.PHONY: help deps build plugins demo test test-race e2e bench bench-go lint fuzz ci clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+deps: ## install the system packages that are missing (or name them)
+	@sh ./e2e/deps.sh
+
+build: ## the four programs, into bin/
+	$(GO) build -ldflags '$(LDFLAGS)' -o $(BIN)/ ./*/cmd/*
+
+plugins: ## the CNI plugins that the demo and the tests chain with, from their Go module
+	$(GO) build -o $(BIN)/ $(CNI_PLUGINS)
+
+demo: deps build plugins ## a two-node mesh on this machine, real requests, and the proof (KEEP=1 leaves it running)
+	$(GO) build -o $(BIN)/demo ./e2e/demo/cmd/demo
+	$(ROOTLY) $(BIN)/demo -bin $(BIN) $(if $(KEEP),-keep)
+
+test: deps build plugins ## every test that needs no cluster
+	$(ROOTLY) env "PATH=$$PATH" $(GO) test -count=1 -timeout 15m ./...
+
+test-race: deps build plugins ## the same under the race detector, but for the whole-mesh tests
+	$(ROOTLY) env "PATH=$$PATH" $(GO) test -race -count=1 -timeout 20m $$($(GO) list ./... | grep -v /e2e/)
+
+e2e: deps build plugins ## the whole-mesh tests alone
+	$(ROOTLY) env "PATH=$$PATH" $(GO) test -count=1 -timeout 15m -v ./e2e/onehost/...
+
+bench: deps build plugins ## throughput, latency, connections, memory, ADD; PEER=/path/to/proxy runs another proxy beside ours
+	$(GO) build -o $(BIN)/bench ./e2e/bench/cmd/bench
+	$(ROOTLY) $(BIN)/bench -bin $(BIN) $(if $(PEER),-peer $(PEER)) $(BENCHFLAGS)
+
+bench-go: ## benchmarks of the inner pieces, with allocations
+	$(GO) test -run '^$$' -bench . -benchmem ./proxy/... ./xds/workload/... ./ca/mtls/...
+
+lint: ## gofmt, vet, staticcheck and the repository's own rules
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -d $$(git ls-files '*.go'); exit 1; }
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+	$(GO) test -count=1 ./internal/archtest
+
+fuzz: ## every fuzz target for FUZZTIME each
+	@sh ./e2e/fuzz.sh $(FUZZTIME)
+
+ci: lint test test-race fuzz demo ## precisely what .ci/run runs
+
+clean: ## remove what was built
+	rm -rf $(BIN) out
