@@ -63,15 +63,16 @@ func (n *NS) Socket(domain, typ, proto int) (fd int, err error) {
 	fd = -1
 	err = n.Do(func() (err error) {
 		fd, err = unix.Socket(domain, typ|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, proto)
-		return err
-	})
-	if err != nil {
-		if fd >= 0 { // made, but the way back failed
-			unix.Close(fd)
+		if err != nil {
+			return fmt.Errorf("netns: socket in %s: %w", n.id, err)
 		}
-		return -1, fmt.Errorf("netns: socket: %w", err)
+		return nil
+	})
+	if err != nil && fd >= 0 { // made, but the way back failed
+		unix.Close(fd)
+		fd = -1
 	}
-	return fd, nil
+	return fd, err
 }
 
 // setns is the system call. It needs CAP_SYS_ADMIN, also to return home.

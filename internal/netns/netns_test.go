@@ -234,6 +234,29 @@ func TestSelfTest(t *testing.T) {
 	if err := netns.SelfTest(); err != nil {
 		t.Fatal(err)
 	}
+	for _, tt := range []struct{ drop, want string }{
+		{"-sys_admin", "CAP_SYS_ADMIN is missing"},
+		{"-net_admin,-net_raw", "CAP_NET_ADMIN is missing"}, // either lets a socket be marked
+	} {
+		t.Run("without "+tt.drop, func(t *testing.T) {
+			cmd := exec.Command("setpriv", "--bounding-set", tt.drop, os.Args[0], "-test.run=^TestSelfTestHelper$", "-test.v")
+			cmd.Env = append(os.Environ(), helperEnv+"=1")
+			out, err := cmd.CombinedOutput()
+			if err != nil || !strings.Contains(string(out), tt.want) {
+				t.Errorf("self-test said %s (%v), want %q in it", out, err, tt.want)
+			}
+		})
+	}
+}
+
+const helperEnv = "WARREN_NETNS_HELPER"
+
+// TestSelfTestHelper is a process of TestSelfTest's that has fewer capabilities.
+func TestSelfTestHelper(t *testing.T) {
+	if os.Getenv(helperEnv) == "" {
+		t.SkipNow()
+	}
+	t.Log(netns.SelfTest())
 }
 
 // The namespace goes while its file is open elsewhere: sockets in it live on.

@@ -17,20 +17,20 @@ const selfTestMark = 0x539
 func SelfTest() error {
 	ns, err := Current()
 	if err != nil {
-		return fmt.Errorf("netns: self-test: %w", err)
+		return fmt.Errorf("self-test: %w", err)
 	}
 	defer ns.Close()
 	fd, err := ns.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
 	if err != nil {
-		return fmt.Errorf("netns: self-test: %w", err)
+		return fmt.Errorf("self-test: %w", err)
 	}
 	defer unix.Close(fd)
 	err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, selfTestMark)
 	if errors.Is(err, unix.EPERM) {
-		return fmt.Errorf("netns: self-test: setsockopt SO_MARK: %w (CAP_NET_ADMIN is missing)", err)
+		return fmt.Errorf("self-test: setsockopt SO_MARK: %w (CAP_NET_ADMIN is missing)", err)
 	}
 	if err != nil {
-		return fmt.Errorf("netns: self-test: %w", os.NewSyscallError("setsockopt SO_MARK", err))
+		return fmt.Errorf("self-test: %w", os.NewSyscallError("setsockopt SO_MARK", err))
 	}
 	return nil
 }

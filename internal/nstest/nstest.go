@@ -33,6 +33,7 @@ func Main(m *testing.M) {
 			fmt.Fprintln(os.Stderr, "nstest: loopback:", err)
 			os.Exit(1)
 		}
+		os.Unsetenv(rerunEnv) // it was for this process, not for its children
 	}
 	os.Exit(m.Run())
 }
