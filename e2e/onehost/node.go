@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/warren-mesh/warren/internal/netns"
 )
@@ -25,6 +26,10 @@ type Node struct {
 	NS   *netns.NS
 	Pods map[string]*Pod // by namespace/name
 
+	// AddTimes says how long each plugin took for each successful ADD. Like
+	// the rest of Node it belongs to one goroutine.
+	AddTimes map[string][]time.Duration
+
 	mesh  *Mesh
 	index int // from 1
 	agent *process
@@ -33,7 +38,7 @@ type Node struct {
 }
 
 func (m *Mesh) newNode(index int) (*Node, error) {
-	n := &Node{Name: "node" + strconv.Itoa(index), mesh: m, index: index, Pods: make(map[string]*Pod)}
+	n := &Node{Name: "node" + strconv.Itoa(index), mesh: m, index: index, Pods: make(map[string]*Pod), AddTimes: make(map[string][]time.Duration)}
 	ns, err := createNS(nsName(m.Opts.Prefix, n.Name))
 	if err != nil {
 		return nil, err

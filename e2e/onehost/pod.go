@@ -7,7 +7,9 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"time"
 
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/invoke"
@@ -179,23 +181,42 @@ func (n *Node) cni() *libcni.CNIConfig {
 }
 
 func (n *Node) exec() nodeExec {
-	return nodeExec{DefaultExec: &invoke.DefaultExec{RawExec: &invoke.RawExec{}}, ns: n.NS}
+	return nodeExec{DefaultExec: &invoke.DefaultExec{RawExec: &invoke.RawExec{}}, node: n}
 }
 
 func gcAttachment(containerID, ifname string) types.GCAttachment {
 	return types.GCAttachment{ContainerID: containerID, IfName: ifname}
 }
 
-// nodeExec runs plugins in the node's namespace, where its runtime would be.
+// nodeExec runs plugins in the node's namespace, where its runtime would be,
+// and notes how long each ADD took.
 type nodeExec struct {
 	*invoke.DefaultExec
-	ns *netns.NS
+	node *Node
 }
 
 func (e nodeExec) ExecPlugin(ctx context.Context, path string, stdin []byte, env []string) (out []byte, err error) {
-	err = e.ns.Do(func() error {
+	began := time.Now()
+	err = e.node.NS.Do(func() error {
 		out, err = e.DefaultExec.ExecPlugin(ctx, path, stdin, env)
 		return err
 	})
+	if err == nil && slices.Contains(env, "CNI_COMMAND=ADD") {
+		name := filepath.Base(path)
+		e.node.AddTimes[name] = append(e.node.AddTimes[name], time.Since(began))
+	}
 	return out, err
+}
+
+// Run starts a program inside the pod; it ends with the mesh.
+func (p *Pod) Run(bin string, args ...string) error {
+	p.node.seq++
+	proc, err := start(p.NS, p.node.mesh.Opts.Dir, command{
+		name: fmt.Sprintf("%s-%s-%d", p.Spec.Namespace, p.Spec.Name, p.node.seq), bin: bin, args: args,
+	})
+	if err != nil {
+		return err
+	}
+	p.node.mesh.super.add(proc)
+	return nil
 }

@@ -58,3 +58,59 @@ func (p *Pod) Rules() (string, error) {
 	}
 	return all.String(), nil
 }
+
+// ProxyCPU is the CPU time, in seconds, that all proxies have used so far.
+func (m *Mesh) ProxyCPU() (float64, error) {
+	var total float64
+	for _, n := range m.Nodes {
+		s, err := n.proxy.cpu()
+		if err != nil {
+			return 0, err
+		}
+		total += s
+	}
+	return total, nil
+}
+
+// ProxyMemory is the resident memory, in bytes, of each node's proxy.
+func (m *Mesh) ProxyMemory() ([]int64, error) {
+	var all []int64
+	for _, n := range m.Nodes {
+		b, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(n.proxy.cmd.Process.Pid), "status"))
+		if err != nil {
+			return nil, err
+		}
+		_, rest, _ := strings.Cut(string(b), "VmRSS:")
+		var kib int64
+		if _, err := fmt.Sscanf(rest, "%d kB", &kib); err != nil {
+			return nil, fmt.Errorf("VmRSS of the proxy on %s: %w", n.Name, err)
+		}
+		all = append(all, kib<<10)
+	}
+	return all, nil
+}
+
+// clockTick is USER_HZ, which Linux has fixed at 100 for what /proc reports.
+const clockTick = 100
+
+// cpu reads utime and stime, fields 14 and 15 of /proc/pid/stat (proc(5)).
+func (p *process) cpu() (float64, error) {
+	b, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(p.cmd.Process.Pid), "stat"))
+	if err != nil {
+		return 0, err
+	}
+	// The name in field 2 may hold spaces; what follows its parenthesis does not.
+	fields := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+	if len(fields) < 13 {
+		return 0, fmt.Errorf("%s: /proc/stat has %d fields", p.name, len(fields))
+	}
+	var ticks float64
+	for _, f := range fields[11:13] {
+		n, err := strconv.ParseFloat(f, 64)
+		if err != nil {
+			return 0, fmt.Errorf("%s: %w", p.name, err)
+		}
+		ticks += n
+	}
+	return ticks / clockTick, nil
+}
