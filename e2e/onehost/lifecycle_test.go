@@ -201,7 +201,7 @@ func healthy(n *onehost.Node) error {
 	return nil
 }
 
-// TestDrain ends a proxy as a rollout does, with its successor beside it.
+// TestDrainHandsOver ends a proxy as a rollout does, with its successor beside it.
 func TestDrainHandsOver(t *testing.T) {
 	m := newMesh(t, onehost.Options{})
 	client, server := addPod(t, m.Nodes[0], "app", "client", nil), addPod(t, m.Nodes[1], "app", "server", nil)
