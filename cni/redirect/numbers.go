@@ -12,7 +12,7 @@ const (
 	PortInbound  = 15006 // captured plaintext inbound TCP
 	PortHBONE    = 15008 // HBONE; never redirected
 	PortDNS      = 15053 // captured DNS, UDP and TCP
-	dnsPort      = 53
+	portDNS      = 53
 
 	// MarkProxy is on every socket that the proxy makes in a pod; its traffic
 	// is not captured again. MarkConn is put on the connections that such a

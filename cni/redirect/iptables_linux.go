@@ -1,0 +1,288 @@
+package redirect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"time"
+
+	"github.com/warren-mesh/warren/internal/netns"
+)
+
+const (
+	// OpTimeout bounds each call of a Backend. The plugin gives up at 10 s and
+	// needs time to undo.
+	OpTimeout = 4 * time.Second
+	// lockWait is how long iptables may wait for its lock, in seconds.
+	lockWait = "2"
+	// maxOutput bounds what we read of a program: what is in a pod's
+	// namespace is the pod's to choose.
+	maxOutput = 4 << 20
+	maxErrors = 4 << 10
+)
+
+// The names of the iptables backends.
+const (
+	NameNFT    = "iptables-nft"
+	NameLegacy = "iptables-legacy"
+)
+
+// iptables is the Backend over iptables-save and iptables-restore, in one of
+// their variants.
+type iptables struct {
+	name  string
+	tools map[Family]tool // IPv6 may be missing
+	other *iptables       // the other variant, where the host has both
+}
+
+// tool is one family's programs, as paths.
+type tool struct{ save, restore string }
+
+func (b *iptables) Name() string { return b.name }
+
+func (b *iptables) Apply(ns *netns.NS, c Config) error {
+	if err := c.Validate(); err != nil {
+		return err
+	}
+	return b.session(ns, "apply", func(ctx context.Context, s *session) error {
+		c, err := s.usable(c)
+		if err != nil {
+			return err
+		}
+		if err := s.routes.add(c); err != nil {
+			return err
+		}
+		for _, f := range c.families() {
+			if err := s.apply(ctx, f, Rules(c)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func (b *iptables) Verify(ns *netns.NS, c Config) (diffs []string, err error) {
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
+	err = b.session(ns, "verify", func(ctx context.Context, s *session) error {
+		c, err := s.usable(c)
+		if err != nil {
+			return err
+		}
+		for _, f := range c.families() {
+			have, err := s.save(ctx, f)
+			if err != nil {
+				return err
+			}
+			diffs = append(diffs, diffRules(f, Rules(c), have)...)
+		}
+		more, err := s.routes.diff(c)
+		diffs = append(diffs, more...)
+		return err
+	})
+	return diffs, err
+}
+
+func (b *iptables) Remove(ns *netns.NS) error {
+	return b.session(ns, "remove", func(ctx context.Context, s *session) error {
+		return errors.Join(s.clear(ctx, tableNames()...), s.routes.remove())
+	})
+}
+
+func (b *iptables) StopCapture(ns *netns.NS) error {
+	return b.session(ns, "stop capture", func(ctx context.Context, s *session) error { return s.clear(ctx, "nat") })
+}
+
+func (b *iptables) Foreign(ns *netns.NS) (found []string, err error) {
+	err = b.session(ns, "look for other meshes", func(ctx context.Context, s *session) error {
+		found, err = s.foreign(ctx)
+		return err
+	})
+	if err != nil || b.other == nil {
+		return found, err
+	}
+	err = b.other.session(ns, "look for other meshes", func(ctx context.Context, s *session) error {
+		more, err := s.foreign(ctx)
+		found = append(found, more...)
+		return err
+	})
+	return found, err
+}
+
+func (s *session) foreign(ctx context.Context) (found []string, err error) {
+	if s.name == NameLegacy {
+		if used, err := legacyInUse(s.ns.Do); err != nil || !used {
+			return nil, err
+		}
+	}
+	for _, f := range s.families() {
+		have, err := s.save(ctx, f)
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, foreign(f, have)...)
+	}
+	return found, nil
+}
+
+// families are those that the host has programs for, and the kernel support.
+func (s *session) families() (fs []Family) {
+	for _, f := range []Family{IPv4, IPv6} {
+		if _, ok := s.tools[f]; ok && (f == IPv4 || s.routes.v6.kernel) {
+			fs = append(fs, f)
+		}
+	}
+	return fs
+}
+
+// session is one call, in one namespace, with one deadline.
+type session struct {
+	*iptables
+	ns     *netns.NS
+	routes *routes
+}
+
+func (b *iptables) session(ns *netns.NS, what string, fn func(context.Context, *session) error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), OpTimeout)
+	defer cancel()
+	r, err := openRoutes(ns)
+	if err != nil {
+		return fmt.Errorf("redirect: %s in %s: %w", what, ns.ID(), err)
+	}
+	defer r.close()
+	if err := fn(ctx, &session{b, ns, r}); err != nil {
+		return fmt.Errorf("redirect: %s in %s with %s: %w", what, ns.ID(), b.name, err)
+	}
+	return nil
+}
+
+// usable leaves out of c what cannot be done and is not needed: IPv6 where the
+// kernel has none, or where the host lacks ip6tables and the pod an address.
+func (s *session) usable(c Config) (Config, error) {
+	if !c.IPv6 {
+		return c, nil
+	}
+	v6 := s.routes.v6
+	if _, ok := s.tools[IPv6]; !ok && v6.address != "" {
+		return c, fmt.Errorf("%w (address %s)", ErrNoIP6Tables, v6.address)
+	} else if !ok || !v6.kernel {
+		c.IPv6 = false
+	}
+	if !c.IPv4 && !c.IPv6 {
+		return c, errors.New("only IPv6 is to be redirected, and the pod or the host has none")
+	}
+	return c, nil
+}
+
+// apply makes one family's tables those wanted, unless they are already.
+func (s *session) apply(ctx context.Context, f Family, want []Table) error {
+	have, err := s.save(ctx, f)
+	if err != nil {
+		return err
+	}
+	if len(diffRules(f, want, have)) == 0 {
+		return nil
+	}
+	return s.restore(ctx, f, transition(f, want, have))
+}
+
+// transition is the document that leads from a state to the wanted tables.
+func transition(f Family, want []Table, have state) string {
+	var d document
+	wanted := map[string]bool{}
+	for _, t := range want {
+		if t.Family == f {
+			wanted[t.Name] = true
+			d.fill(t, have.table(t.Name))
+		}
+	}
+	for _, name := range tableNames() {
+		if !wanted[name] {
+			d.clear(have.table(name))
+		}
+	}
+	return d.String()
+}
+
+// clear removes all that is ours from the named tables. It goes on with the
+// next family after an error, to leave as little as possible.
+func (s *session) clear(ctx context.Context, tables ...string) error {
+	var errs error
+	for _, f := range s.families() {
+		have, err := s.save(ctx, f)
+		if err != nil {
+			errs = errors.Join(errs, err)
+			continue
+		}
+		var d document
+		for _, name := range tables {
+			d.clear(have.table(name))
+		}
+		if d.Len() > 0 {
+			errs = errors.Join(errs, s.restore(ctx, f, d.String()))
+		}
+	}
+	return errs
+}
+
+func (s *session) save(ctx context.Context, f Family) (state, error) {
+	out, err := s.run(ctx, "", s.tools[f].save)
+	if err != nil {
+		return nil, err
+	}
+	return parseSave(out)
+}
+
+func (s *session) restore(ctx context.Context, f Family, doc string) error {
+	_, err := s.run(ctx, doc, s.tools[f].restore, "--noflush", "-w", lockWait)
+	return err
+}
+
+// run runs a program in the namespace. It is started inside and waited for
+// outside.
+func (s *session) run(ctx context.Context, stdin, path string, args ...string) (string, error) {
+	return runTool(ctx, s.ns.Do, stdin, path, args...)
+}
+
+func runTool(ctx context.Context, within func(func() error) error, stdin, path string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, path, args...)
+	cmd.WaitDelay = time.Second // a child of the child may hold our pipes
+	// The lock is the namespace's own file: pods do not wait for each other or
+	// for the host, two callers in one pod do, and there is no file to remove.
+	cmd.Env = append(os.Environ(), "XTABLES_LOCKFILE=/proc/self/ns/net")
+	out, errs := &bounded{max: maxOutput}, &bounded{max: maxErrors}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), out, errs
+	err := within(cmd.Start)
+	if cmd.Process != nil { // started, even if the way back failed
+		err = errors.Join(err, cmd.Wait())
+	}
+	switch {
+	case out.over:
+		err = fmt.Errorf("more than %d bytes of output: too many rules", maxOutput)
+	case ctx.Err() != nil:
+		err = fmt.Errorf("gave up after %s: %w", OpTimeout, ctx.Err())
+	}
+	if err != nil {
+		return "", fmt.Errorf("%s: %w: %s", path, err, strings.Join(strings.Fields(errs.String()), " "))
+	}
+	return out.String(), nil
+}
+
+// bounded keeps what is written to it, up to max bytes.
+type bounded struct {
+	strings.Builder
+	max  int
+	over bool
+}
+
+func (b *bounded) Write(p []byte) (int, error) {
+	if b.Len()+len(p) > b.max {
+		b.over = true
+		return 0, errors.New("too much output")
+	}
+	return b.Builder.Write(p)
+}

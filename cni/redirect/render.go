@@ -1,0 +1,174 @@
+package redirect
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// ownChains lists our chains with the built-in chain that each is reached from.
+func ownChains() []struct{ name, builtin string } {
+	return []struct{ name, builtin string }{
+		{ChainPrerouting, "PREROUTING"},
+		{ChainOutput, "OUTPUT"},
+	}
+}
+
+func isOwn(chain string) bool { return chain == ChainPrerouting || chain == ChainOutput }
+
+// chain returns the rules of one chain of the table.
+func (t Table) chain(name string) (rules []Rule) {
+	for _, r := range t.Rules {
+		if r.Chain == name {
+			rules = append(rules, r)
+		}
+	}
+	return rules
+}
+
+// spec renders a rule as iptables' arguments, in the form and order in which
+// iptables-save prints it.
+func (r Rule) spec() string {
+	m := r.Match
+	var w words
+	if m.Src.Prefix.IsValid() {
+		w.add(m.Src.Not, "-s", m.Src.Prefix.String())
+	}
+	if m.Dst.Prefix.IsValid() {
+		w.add(m.Dst.Not, "-d", m.Dst.Prefix.String())
+	}
+	if m.In.Name != "" {
+		w.add(m.In.Not, "-i", m.In.Name)
+	}
+	if m.Out.Name != "" {
+		w.add(m.Out.Not, "-o", m.Out.Name)
+	}
+	if m.Proto != "" {
+		w.add(false, "-p", m.Proto)
+	}
+	if m.SrcPort.Number != 0 || m.DstPort.Number != 0 {
+		w.add(false, "-m", m.Proto)
+	}
+	if m.SrcPort.Number != 0 {
+		w.add(m.SrcPort.Not, "--sport", port(m.SrcPort.Number))
+	}
+	if m.DstPort.Number != 0 {
+		w.add(m.DstPort.Not, "--dport", port(m.DstPort.Number))
+	}
+	if m.Mark.Mask != 0 {
+		w.add(false, "-m", "mark")
+		w.add(m.Mark.Not, "--mark", m.Mark.String())
+	}
+	if m.ConnMark.Mask != 0 {
+		w.add(false, "-m", "connmark")
+		w.add(m.ConnMark.Not, "--mark", m.ConnMark.String())
+	}
+	return strings.Join(append(w, r.Action.target()...), " ")
+}
+
+func (a Action) target() []string {
+	switch a.Verb {
+	case Accept:
+		return []string{"-j", "ACCEPT"}
+	case Return:
+		return []string{"-j", "RETURN"}
+	case Redirect:
+		return []string{"-j", "REDIRECT", "--to-ports", port(a.Port)}
+	case MarkConnection:
+		return []string{"-j", "CONNMARK", "--set-xmark", a.Mark.String()}
+	case RestoreMark:
+		return []string{"-j", "CONNMARK", "--restore-mark", "--nfmask", "0xffffffff", "--ctmask", "0xffffffff"}
+	case Track:
+		return []string{"-j", "CT", "--zone", port(a.Zone)}
+	}
+	return []string{"-j", fmt.Sprintf("unknown-verb-%d", a.Verb)} // iptables refuses it
+}
+
+func (m Mark) String() string { return fmt.Sprintf("%#x/%#x", m.Value, m.Mask) }
+
+func port(n uint16) string { return strconv.Itoa(int(n)) }
+
+type words []string
+
+func (w *words) add(not bool, flag, value string) {
+	if not {
+		*w = append(*w, "!")
+	}
+	*w = append(*w, flag, value)
+}
+
+// document is input for iptables-restore --noflush.
+type document struct{ strings.Builder }
+
+func (d *document) line(format string, args ...any) {
+	fmt.Fprintf(d, format, args...)
+	d.WriteByte('\n')
+}
+
+// fill writes the part that makes a table t's, given what is in it. In a
+// --noflush document the declaration of a chain creates or empties it, and the
+// whole part takes effect at COMMIT or not at all.
+func (d *document) fill(t Table, have table) {
+	d.line("*%s", t.Name)
+	for _, own := range ownChains() {
+		if len(t.chain(own.name)) > 0 {
+			d.line(":%s - [0:0]", own.name)
+		}
+	}
+	for _, own := range ownChains() {
+		wanted := len(t.chain(own.name)) > 0
+		if wanted && have.jumpsRight(own.name, own.builtin) {
+			continue
+		}
+		d.unjump(have, own.name)
+		if wanted {
+			d.line("-I %s 1 -j %s", own.builtin, own.name)
+		}
+	}
+	for _, own := range ownChains() {
+		rules := t.chain(own.name)
+		for _, r := range rules {
+			d.line("# %s", r.Why)
+			d.line("-A %s %s", own.name, r.spec())
+		}
+		if len(rules) == 0 && have.chain(own.name) != nil {
+			d.line("-F %s", own.name)
+			d.line("-X %s", own.name)
+		}
+	}
+	d.line("COMMIT")
+}
+
+// clear writes the part that takes everything of ours out of a table.
+func (d *document) clear(have table) {
+	if !have.hasOwn() {
+		return
+	}
+	d.line("*%s", have.name)
+	for _, own := range ownChains() {
+		d.unjump(have, own.name)
+	}
+	for _, verb := range []string{"-F", "-X"} { // all empty before the first goes: one may jump to the other
+		for _, own := range ownChains() {
+			if have.chain(own.name) != nil {
+				d.line("%s %s", verb, own.name)
+			}
+		}
+	}
+	d.line("COMMIT")
+}
+
+// unjump deletes the rules that lead to one of our chains, however they came to
+// be. Those in our own chains go when the chain is emptied.
+func (d *document) unjump(have table, own string) {
+	for _, c := range have.chains {
+		if isOwn(c.name) {
+			continue
+		}
+		for _, r := range c.rules {
+			if leadsTo(r, own) {
+				d.line("-D %s %s", c.name, r)
+			}
+		}
+	}
+}
