@@ -40,6 +40,9 @@ type Options struct {
 	AssumeRedirected bool
 	// Selectors says which pods are in the mesh; the zero value is the default.
 	Selectors Selectors
+	// DryRunPolicies sends policies with the annotation istio.io/dry-run to the
+	// proxies, which log what they would do; else such policies are left out.
+	DryRunPolicies bool
 }
 
 func (o Options) withDefaults() Options {

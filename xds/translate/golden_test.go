@@ -1,0 +1,168 @@
+package translate
+
+import (
+	"bytes"
+	"encoding/json"
+	"flag"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/yaml"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// TestGolden translates testdata/*.yaml and compares with the JSON beside it, which is
+// the protos that proxies are sent and the problems that are reported.
+func TestGolden(t *testing.T) {
+	inputs, err := filepath.Glob("testdata/*.yaml")
+	if err != nil || len(inputs) == 0 {
+		t.Fatalf("no inputs: %v", err)
+	}
+	opts := map[string]Options{
+		"pods":     {AssumeRedirected: true, TrustDomain: "example.org", ClusterID: "c1"},
+		"policies": {DryRunPolicies: true},
+	}
+	for _, in := range inputs {
+		name := strings.TrimSuffix(filepath.Base(in), ".yaml")
+		t.Run(name, func(t *testing.T) {
+			objects := load(t, in)
+			got := render(t, objects, opts[name])
+			golden := filepath.Join("testdata", name+".json")
+			if *update {
+				if err := os.WriteFile(golden, got, 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(golden)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d := cmp.Diff(string(want), string(got)); d != "" {
+				t.Errorf("(-want +got; go test -update writes it anew):\n%s", d)
+			}
+			shuffle(&objects)
+			if d := cmp.Diff(string(got), string(render(t, objects, opts[name]))); d != "" {
+				t.Errorf("the order of the input shows in the output:\n%s", d)
+			}
+		})
+	}
+}
+
+func render(t *testing.T, o Objects, opts Options) []byte {
+	t.Helper()
+	p, err := build(o, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := struct {
+		Workloads, Services, Policies []json.RawMessage
+		Problems                      []string
+	}{}
+	add := func(to *[]json.RawMessage, m proto.Message) {
+		b, err := protojson.Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		*to = append(*to, b)
+	}
+	for _, w := range p.workloads {
+		add(&out.Workloads, w)
+	}
+	for _, s := range p.services {
+		add(&out.Services, s)
+	}
+	for _, a := range p.policies {
+		add(&out.Policies, a)
+	}
+	for _, problem := range p.problems {
+		out.Problems = append(out.Problems, problem.String())
+	}
+	raw, err := json.Marshal(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var indented bytes.Buffer
+	if err := json.Indent(&indented, raw, "", " "); err != nil {
+		t.Fatal(err)
+	}
+	return append(indented.Bytes(), '\n')
+}
+
+func shuffle(o *Objects) {
+	swap := func(n int, f func(i, j int)) { rand.Shuffle(n, f) }
+	swap(len(o.Pods), func(i, j int) { o.Pods[i], o.Pods[j] = o.Pods[j], o.Pods[i] })
+	swap(len(o.Services), func(i, j int) { o.Services[i], o.Services[j] = o.Services[j], o.Services[i] })
+	swap(len(o.EndpointSlices), func(i, j int) { o.EndpointSlices[i], o.EndpointSlices[j] = o.EndpointSlices[j], o.EndpointSlices[i] })
+	swap(len(o.AuthorizationPolicies), func(i, j int) {
+		o.AuthorizationPolicies[i], o.AuthorizationPolicies[j] = o.AuthorizationPolicies[j], o.AuthorizationPolicies[i]
+	})
+	swap(len(o.PeerAuthentications), func(i, j int) {
+		o.PeerAuthentications[i], o.PeerAuthentications[j] = o.PeerAuthentications[j], o.PeerAuthentications[i]
+	})
+}
+
+// load reads the objects of a file. (The feeder does this for real, with its checks.)
+func load(t testing.TB, path string) Objects {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return parseObjects(t, string(data))
+}
+
+func parseObjects(t testing.TB, text string) Objects {
+	t.Helper()
+	var o Objects
+	for doc := range strings.SplitSeq(text, "\n---\n") {
+		var meta metav1.TypeMeta
+		if err := yaml.Unmarshal([]byte(doc), &meta); err != nil {
+			t.Fatal(err)
+		}
+		var err error
+		switch meta.Kind {
+		case "Pod":
+			err = into(doc, &o.Pods)
+		case "Namespace":
+			err = into(doc, &o.Namespaces)
+		case "Node":
+			err = into(doc, &o.Nodes)
+		case "Service":
+			err = into(doc, &o.Services)
+		case "EndpointSlice":
+			err = into(doc, &o.EndpointSlices)
+		case "AuthorizationPolicy":
+			err = into(doc, &o.AuthorizationPolicies)
+		case "PeerAuthentication":
+			err = into(doc, &o.PeerAuthentications)
+		default:
+			t.Fatalf("kind %q in test data", meta.Kind)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return o
+}
+
+type loadable interface {
+	corev1.Pod | corev1.Namespace | corev1.Node | corev1.Service | discoveryv1.EndpointSlice |
+		securityv1.AuthorizationPolicy | securityv1.PeerAuthentication
+}
+
+func into[T loadable](doc string, to *[]*T) error {
+	o := new(T)
+	*to = append(*to, o)
+	return yaml.Unmarshal([]byte(doc), o)
+}

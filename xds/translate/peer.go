@@ -1,0 +1,167 @@
+package translate
+
+import (
+	"cmp"
+
+	"google.golang.org/protobuf/types/known/emptypb"
+	apisecurity "istio.io/api/security/v1beta1"
+	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+	"istio.io/istio/pkg/workloadapi/security"
+	corev1 "k8s.io/api/core/v1"
+)
+
+// Names that strict mTLS goes by among the policies.
+const (
+	staticStrictName    = "istio_converted_static_strict"
+	convertedPeerPrefix = "converted_peer_authentication_"
+)
+
+// peerIndex says which policy makes mTLS strict for a pod. PeerAuthentications hold at
+// three levels, of which the nearest that sets a mode counts: the mesh (root namespace,
+// no selector), a namespace, and the pods of a namespace that a selector names. Of two
+// at one level the older counts.
+type peerIndex struct {
+	static     string // name of the policy for "strict on every port"
+	mesh       *securityv1.PeerAuthentication
+	namespaces map[string]*securityv1.PeerAuthentication
+	selectors  map[string][]*securityv1.PeerAuthentication // by namespace, oldest first
+	root       string
+}
+
+// strictness is what holds for a pod: a mode, and ports that differ from it.
+type strictness struct {
+	strict     bool
+	exceptions []uint32 // sorted
+}
+
+// peerAuthentications indexes them and makes the policies they come down to: DENY
+// policies that refuse a client without an identity.
+func (b *builder) peerAuthentications(list []*securityv1.PeerAuthentication) []*security.Authorization {
+	x := &peerIndex{
+		root:       b.opts.RootNamespace,
+		static:     b.opts.RootNamespace + "/" + staticStrictName,
+		namespaces: make(map[string]*securityv1.PeerAuthentication),
+		selectors:  make(map[string][]*securityv1.PeerAuthentication),
+	}
+	b.peers = x
+	if len(list) == 0 {
+		return nil
+	}
+	list = sorted(list)
+	for _, p := range list {
+		switch {
+		case len(p.Spec.GetSelector().GetMatchLabels()) > 0:
+			x.selectors[p.Namespace] = append(x.selectors[p.Namespace], p)
+		case p.Namespace == x.root:
+			x.mesh = b.older(x.mesh, p)
+		default:
+			x.namespaces[p.Namespace] = b.older(x.namespaces[p.Namespace], p)
+		}
+		if len(p.Spec.GetSelector().GetMatchLabels()) == 0 && len(p.Spec.GetPortLevelMtls()) > 0 {
+			b.reporter("PeerAuthentication", p.Namespace, p.Name)("spec.portLevelMtls", "has no effect without a selector")
+		}
+	}
+	out := []*security.Authorization{denyPlaintext(x.root, staticStrictName, &security.Group{Rules: []*security.Rules{noPrincipal()}})}
+	for _, p := range list {
+		if s := x.strictness(p.Namespace, p); len(p.Spec.GetSelector().GetMatchLabels()) > 0 && len(s.exceptions) > 0 {
+			out = append(out, denyPlaintext(p.Namespace, convertedPeerPrefix+p.Name, s.groups()...))
+		}
+	}
+	return out
+}
+
+// older returns the one that counts and reports the other.
+func (b *builder) older(a, c *securityv1.PeerAuthentication) *securityv1.PeerAuthentication {
+	if a == nil {
+		return c
+	}
+	if byAge(c, a) < 0 {
+		a, c = c, a
+	}
+	b.reporter("PeerAuthentication", c.Namespace, c.Name)("spec.selector", "has no effect: "+a.Name+" holds for the whole namespace and is older")
+	return a
+}
+
+func byAge(a, b *securityv1.PeerAuthentication) int {
+	return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.Name, b.Name))
+}
+
+// policyFor names the policy for a pod, empty when plaintext is let in everywhere.
+func (x *peerIndex) policyFor(pod *corev1.Pod) string {
+	var selected *securityv1.PeerAuthentication
+	for _, p := range x.selectors[pod.Namespace] {
+		if subset(p.Spec.GetSelector().GetMatchLabels(), pod.Labels) && (selected == nil || byAge(p, selected) < 0) {
+			selected = p
+		}
+	}
+	s := x.strictness(pod.Namespace, selected)
+	switch {
+	case len(s.exceptions) > 0:
+		return selected.Namespace + "/" + convertedPeerPrefix + selected.Name
+	case s.strict:
+		return x.static
+	}
+	return ""
+}
+
+// strictness follows the levels down to the one with a selector, which may be nil.
+func (x *peerIndex) strictness(ns string, selected *securityv1.PeerAuthentication) strictness {
+	var s strictness
+	for _, p := range []*securityv1.PeerAuthentication{x.mesh, x.namespaces[ns], selected} {
+		if p != nil {
+			s.strict = strict(p.Spec.GetMtls(), s.strict)
+		}
+	}
+	if selected == nil {
+		return s
+	}
+	ports := selected.Spec.GetPortLevelMtls()
+	for _, port := range sortedKeys(ports) {
+		if strict(ports[port], s.strict) != s.strict {
+			s.exceptions = append(s.exceptions, port)
+		}
+	}
+	return s
+}
+
+// strict reads a mode; one that is not set is that of the level above. There is no mTLS
+// to switch off in the proxies: DISABLE lets plaintext in like PERMISSIVE.
+func strict(m *apisecurity.PeerAuthentication_MutualTLS, above bool) bool {
+	if m.GetMode() == apisecurity.PeerAuthentication_MutualTLS_UNSET {
+		return above
+	}
+	return m.GetMode() == apisecurity.PeerAuthentication_MutualTLS_STRICT
+}
+
+// groups says when to refuse, for a mode with exceptions: plaintext on all ports but
+// these, or plaintext on any of these.
+func (s strictness) groups() []*security.Group {
+	if s.strict {
+		g := &security.Group{Rules: []*security.Rules{noPrincipal()}}
+		for _, p := range s.exceptions {
+			g.Rules = append(g.Rules, oneMatch(&security.Match{NotDestinationPorts: []uint32{p}}))
+		}
+		return []*security.Group{g}
+	}
+	var out []*security.Group
+	for _, p := range s.exceptions {
+		out = append(out, &security.Group{Rules: []*security.Rules{noPrincipal(), oneMatch(&security.Match{DestinationPorts: []uint32{p}})}})
+	}
+	return out
+}
+
+func denyPlaintext(ns, name string, groups ...*security.Group) *security.Authorization {
+	return &security.Authorization{
+		Namespace: ns, Name: name, Scope: security.Scope_WORKLOAD_SELECTOR, Action: security.Action_DENY, Groups: groups,
+	}
+}
+
+func oneMatch(m *security.Match) *security.Rules {
+	return &security.Rules{Matches: []*security.Match{m}}
+}
+
+// noPrincipal matches a client without an identity.
+func noPrincipal() *security.Rules {
+	return oneMatch(&security.Match{NotPrincipals: []*security.StringMatch{
+		{MatchType: &security.StringMatch_Presence{Presence: &emptypb.Empty{}}}}})
+}

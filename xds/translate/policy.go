@@ -1,0 +1,135 @@
+package translate
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+
+	apisecurity "istio.io/api/security/v1beta1"
+	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+	"istio.io/istio/pkg/workloadapi/security"
+	corev1 "k8s.io/api/core/v1"
+)
+
+// annotationDryRun asks that a policy is only logged.
+const annotationDryRun = "istio.io/dry-run"
+
+// policyIndex holds the policies that name workloads by label.
+type policyIndex struct {
+	root        string
+	byNamespace map[string][]selectorPolicy
+}
+
+type selectorPolicy struct {
+	name   string // namespace/name
+	labels map[string]string
+}
+
+// selecting returns the policies that select a pod, sorted by name: those of its own
+// namespace and of the root namespace. A pod without labels is selected by none.
+func (x *policyIndex) selecting(pod *corev1.Pod) []string {
+	var out []string
+	from := []string{pod.Namespace}
+	if x.root != pod.Namespace {
+		from = append(from, x.root)
+	}
+	for _, ns := range from {
+		for _, p := range x.byNamespace[ns] {
+			if subset(p.labels, pod.Labels) {
+				out = append(out, p.name)
+			}
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// subset reports whether labels has everything that want has.
+func subset(want, labels map[string]string) bool {
+	for k, v := range want {
+		if got, ok := labels[k]; !ok || got != v {
+			return false
+		}
+	}
+	return true
+}
+
+// authorizations translates the AuthorizationPolicies that proxies enforce and indexes
+// those that select pods.
+func (b *builder) authorizations(list []*securityv1.AuthorizationPolicy) []*security.Authorization {
+	var out []*security.Authorization
+	b.policies = &policyIndex{root: b.opts.RootNamespace, byNamespace: make(map[string][]selectorPolicy)}
+	for _, p := range sorted(list) {
+		a := b.authorization(p)
+		if a == nil {
+			continue
+		}
+		out = append(out, a)
+		if a.Scope == security.Scope_WORKLOAD_SELECTOR {
+			b.policies.byNamespace[p.Namespace] = append(b.policies.byNamespace[p.Namespace],
+				selectorPolicy{name: p.Namespace + "/" + p.Name, labels: p.Spec.GetSelector().GetMatchLabels()})
+		}
+	}
+	return out
+}
+
+// authorization translates one policy; nil is one that is not for the proxies.
+func (b *builder) authorization(p *securityv1.AuthorizationPolicy) *security.Authorization {
+	report := b.reporter("AuthorizationPolicy", p.Namespace, p.Name)
+	//nolint:staticcheck // targetRef is deprecated in favour of targetRefs, and still in use
+	if p.Spec.GetTargetRef() != nil || len(p.Spec.GetTargetRefs()) > 0 {
+		return nil // for waypoints
+	}
+	a := &security.Authorization{Name: p.Name, Namespace: p.Namespace, Scope: b.scope(p)}
+	switch p.Spec.GetAction() {
+	case apisecurity.AuthorizationPolicy_ALLOW:
+		a.Action = security.Action_ALLOW
+	case apisecurity.AuthorizationPolicy_DENY:
+		a.Action = security.Action_DENY
+	default:
+		report("spec.action", fmt.Sprintf("the proxy does not support the %s action: the policy has no effect", p.Spec.GetAction()))
+		return nil
+	}
+	if v, ok := p.Annotations[annotationDryRun]; ok {
+		dryRun, err := strconv.ParseBool(v)
+		if err != nil {
+			report("metadata.annotations", fmt.Sprintf("%s: %q is neither true nor false: the policy is enforced", annotationDryRun, v))
+		}
+		if dryRun && !b.opts.DryRunPolicies {
+			return nil
+		}
+		a.DryRun = dryRun
+	}
+	r := &ruleReader{namespace: p.Namespace, deny: a.Action == security.Action_DENY, report: report}
+	a.Groups = r.groups(p.Spec.GetRules())
+	return a
+}
+
+func (b *builder) scope(p *securityv1.AuthorizationPolicy) security.Scope {
+	switch {
+	case len(p.Spec.GetSelector().GetMatchLabels()) > 0:
+		return security.Scope_WORKLOAD_SELECTOR
+	case p.Namespace == b.opts.RootNamespace:
+		return security.Scope_GLOBAL
+	default:
+		return security.Scope_NAMESPACE
+	}
+}
+
+// named is an object under a name.
+type named interface {
+	GetNamespace() string
+	GetName() string
+}
+
+// sorted returns a copy of a list in the order of names, so that the result does not
+// depend on the order of the input.
+func sorted[T named](list []T) []T {
+	return slices.SortedFunc(slices.Values(list), func(a, b T) int {
+		return cmp.Or(cmp.Compare(a.GetNamespace(), b.GetNamespace()), cmp.Compare(a.GetName(), b.GetName()))
+	})
+}
+
+func sortedKeys[K cmp.Ordered, V any](m map[K]V) []K { return slices.Sorted(maps.Keys(m)) }
