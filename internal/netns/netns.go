@@ -105,7 +105,7 @@ func (n *NS) ID() ID { return n.id }
 // It still belongs to n: do not close it, and do not keep it past Close.
 func (n *NS) File() *os.File { return n.f }
 
-// Dup opens the same namespace again; both are closed separately.
+// Dup duplicates the descriptor; both are closed separately.
 func (n *NS) Dup() (*NS, error) {
 	var dup int
 	err := withFD(n.f, func(fd int) (err error) {
@@ -116,6 +116,19 @@ func (n *NS) Dup() (*NS, error) {
 		return nil, fmt.Errorf("netns: dup %s: %w", n.id, err)
 	}
 	return &NS{f: os.NewFile(uintptr(dup), n.f.Name()), id: n.id}, nil
+}
+
+// Reopen opens the same namespace as another open file: unlike Dup's, a lock
+// (flock) on it is not shared with n. Both are closed separately.
+func (n *NS) Reopen() (again *NS, err error) {
+	err = withFD(n.f, func(fd int) (err error) {
+		again, err = Open("/proc/self/fd/" + strconv.Itoa(fd))
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("netns: reopen %s: %w", n.id, err)
+	}
+	return again, nil
 }
 
 // Close releases the descriptor. Sockets made in the namespace stay open. It

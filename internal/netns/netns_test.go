@@ -129,6 +129,9 @@ func TestClosed(t *testing.T) {
 	if _, err := ns.Dup(); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("Dup after Close: %v", err)
 	}
+	if _, err := ns.Reopen(); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("Reopen after Close: %v", err)
+	}
 }
 
 func TestDo(t *testing.T) {
@@ -226,6 +229,32 @@ func TestSocketIsMadeInside(t *testing.T) {
 	}
 	if _, err := ns.Socket(-1, 0, 0); !errors.Is(err, unix.EAFNOSUPPORT) {
 		t.Errorf("impossible socket: %v", err)
+	}
+}
+
+func TestReopenLocksForItself(t *testing.T) {
+	nstest.LeakCheck(t)
+	ns, _ := nstest.NewNS(t, "x")
+	a, err1 := ns.Reopen()
+	b, err2 := ns.Reopen()
+	if err := errors.Join(err1, err2); err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	defer b.Close()
+	if a.ID() != ns.ID() {
+		t.Errorf("reopened %s, want %s", a.ID(), ns.ID())
+	}
+	lock := func(ns *netns.NS) error { return unix.Flock(int(ns.File().Fd()), unix.LOCK_EX|unix.LOCK_NB) }
+	if err := lock(a); err != nil {
+		t.Fatal(err)
+	}
+	if err := lock(b); !errors.Is(err, unix.EWOULDBLOCK) {
+		t.Errorf("second lock: %v, want %v", err, unix.EWOULDBLOCK)
+	}
+	a.Close()
+	if err := lock(b); err != nil {
+		t.Errorf("lock after the first holder closed: %v", err)
 	}
 }
 
