@@ -67,12 +67,20 @@ type Server struct {
 	total   int
 
 	pumps sync.WaitGroup // goroutines of streams, which end just after their streams
+
+	closing chan struct{} // closed by Shutdown
+	once    sync.Once
 }
 
 // New makes a server that answers nobody before the first SetSnapshot.
 func New(cfg Config) *Server {
 	cfg = cfg.withDefaults()
-	return &Server{cfg: cfg, states: newPublisher(cfg.Debounce, cfg.DebounceMax), callers: make(map[string]int)}
+	return &Server{
+		cfg:     cfg,
+		states:  newPublisher(cfg.Debounce, cfg.DebounceMax),
+		callers: make(map[string]int),
+		closing: make(chan struct{}),
+	}
 }
 
 // SetSnapshot makes a snapshot the newest. It never waits for a client.
@@ -82,6 +90,10 @@ func (s *Server) SetSnapshot(next *Snapshot) { s.states.set(next) }
 func (s *Server) Register(r grpc.ServiceRegistrar) {
 	discovery.RegisterAggregatedDiscoveryServiceServer(r, s)
 }
+
+// Shutdown ends every stream, now and later, with a status that makes clients connect
+// again elsewhere. It does not wait.
+func (s *Server) Shutdown() { s.once.Do(func() { close(s.closing) }) }
 
 // Wait returns when no goroutine of a stream is left. Call it after the gRPC server
 // was stopped.

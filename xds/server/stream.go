@@ -107,6 +107,8 @@ func (c *conn) serve(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return status.FromContextError(ctx.Err()).Err()
+		case <-c.server.closing:
+			return status.Error(codes.Unavailable, "the control plane is shutting down")
 		case m := <-c.pump.in:
 			if err := c.receive(m); err != nil || m.err != nil {
 				return err

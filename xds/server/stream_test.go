@@ -211,3 +211,20 @@ func TestBeforeFirstSnapshot(t *testing.T) {
 		t.Errorf("answer = %v, want an empty one with a nonce", r)
 	}
 }
+
+func TestShutdownEndsStreams(t *testing.T) {
+	s, open := start(t, Config{})
+	s.SetSnapshot(world{}.snapshot(t, nil))
+	st := open("a")
+	if err := st.Send(&discovery.DeltaDiscoveryRequest{TypeUrl: AuthorizationType}); err != nil {
+		t.Fatal(err)
+	}
+	receive(t, st)
+	s.Shutdown()
+	s.Shutdown()
+	for _, st := range []discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesClient{st, open("a")} {
+		if _, err := st.Recv(); grpcstatus.Code(err) != codes.Unavailable {
+			t.Errorf("end = %v, want Unavailable", err)
+		}
+	}
+}
