@@ -36,42 +36,70 @@ func (b *builder) reporter(kind, namespace, name string) reporter {
 	}
 }
 
-// protos is the result in the types of the wire.
-type protos struct {
-	workloads []*workloadapi.Workload // sorted by UID
-	services  []*workloadapi.Service  // sorted by namespace and name
-	policies  []*security.Authorization
-	problems  []Problem
+// Result is the model in the types of the protocol, as proxies are sent it, in an order
+// that does not depend on that of the objects.
+type Result struct {
+	Workloads []*workloadapi.Workload // sorted by UID
+	Services  []*workloadapi.Service  // sorted by namespace and name
+	Policies  []*security.Authorization
+	// Placements says which identities run on which node: those of the pods of the
+	// mesh that are on it and have not finished, whether they have an address yet or
+	// not. A node's proxy may have certificates for these and no others.
+	Placements map[string]map[spiffeid.ID]bool
+	Problems   []Problem
 }
 
-// build translates everything. Its order is: what others are looked up in, policies,
-// services, workloads.
-func build(o Objects, opts Options) (protos, error) {
+// All translates everything. It fails only for options that make no sense; an object
+// that makes none is a Problem.
+func All(o Objects, opts Options) (Result, error) {
 	opts = opts.withDefaults()
 	td, err := spiffeid.TrustDomainFromString(opts.TrustDomain)
 	if err != nil {
-		return protos{}, fmt.Errorf("translate: trust domain %q: %w", opts.TrustDomain, err)
+		return Result{}, fmt.Errorf("translate: trust domain %q: %w", opts.TrustDomain, err)
 	}
 	b := &builder{opts: opts, td: td, network: opts.Network}
 	b.index(o)
-	var out protos
-	out.policies = append(b.authorizations(o.AuthorizationPolicies), b.peerAuthentications(o.PeerAuthentications)...)
+	out := Result{Placements: make(map[string]map[spiffeid.ID]bool)}
+	// Policies come first: workloads list those that name them.
+	out.Policies = append(b.authorizations(o.AuthorizationPolicies), b.peerAuthentications(o.PeerAuthentications)...)
 	for _, svc := range sorted(o.Services) {
 		if s := b.service(svc); s != nil {
-			out.services = append(out.services, s)
+			out.Services = append(out.Services, s)
 		}
 	}
 	for _, pod := range sorted(o.Pods) {
+		id, err := b.identity(pod)
+		if err != nil {
+			b.reporter("Pod", pod.Namespace, pod.Name)("spec.serviceAccountName", fmt.Sprintf("the pod is left out, it cannot have an identity: %v", err))
+			continue
+		}
+		b.place(pod, id, out.Placements)
 		if w := b.workload(pod); w != nil {
-			out.workloads = append(out.workloads, w)
+			out.Workloads = append(out.Workloads, w)
 		}
 	}
 	for _, slice := range sorted(o.EndpointSlices) {
-		out.workloads = append(out.workloads, b.sliceWorkloads(slice)...)
+		out.Workloads = append(out.Workloads, b.sliceWorkloads(slice)...)
 	}
-	slices.SortFunc(out.workloads, func(a, b *workloadapi.Workload) int { return cmp.Compare(a.Uid, b.Uid) })
-	out.problems = b.problems
+	slices.SortFunc(out.Workloads, func(a, b *workloadapi.Workload) int { return cmp.Compare(a.Uid, b.Uid) })
+	out.Problems = b.problems
 	return out, nil
+}
+
+func (b *builder) identity(pod *corev1.Pod) (spiffeid.ID, error) {
+	return spiffeid.FromSegments(b.td, "ns", pod.Namespace, "sa", serviceAccountOf(pod))
+}
+
+// place notes that a pod's node speaks for its identity.
+func (b *builder) place(pod *corev1.Pod, id spiffeid.ID, placements map[string]map[spiffeid.ID]bool) {
+	node := pod.Spec.NodeName
+	if node == "" || finished(pod) || !b.redirected(pod) && !Eligible(pod, b.namespaces[pod.Namespace], b.opts.Selectors).InMesh {
+		return
+	}
+	if placements[node] == nil {
+		placements[node] = make(map[spiffeid.ID]bool)
+	}
+	placements[node][id] = true
 }
 
 func (b *builder) index(o Objects) {

@@ -107,7 +107,7 @@ func Eligible(pod *corev1.Pod, ns *corev1.Namespace, s Selectors) Eligibility {
 	if reason := barred(pod, s); reason != "" {
 		return Eligibility{Reason: reason}
 	}
-	if pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed {
+	if finished(pod) {
 		return Eligibility{Reason: fmt.Sprintf("the pod has finished (phase %s)", pod.Status.Phase)}
 	}
 	var nsLabels labels.Set

@@ -61,7 +61,7 @@ func TestGolden(t *testing.T) {
 
 func render(t *testing.T, o Objects, opts Options) []byte {
 	t.Helper()
-	p, err := build(o, opts)
+	p, err := All(o, opts)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,16 +76,16 @@ func render(t *testing.T, o Objects, opts Options) []byte {
 		}
 		*to = append(*to, b)
 	}
-	for _, w := range p.workloads {
+	for _, w := range p.Workloads {
 		add(&out.Workloads, w)
 	}
-	for _, s := range p.services {
+	for _, s := range p.Services {
 		add(&out.Services, s)
 	}
-	for _, a := range p.policies {
+	for _, a := range p.Policies {
 		add(&out.Policies, a)
 	}
-	for _, problem := range p.problems {
+	for _, problem := range p.Problems {
 		out.Problems = append(out.Problems, problem.String())
 	}
 	raw, err := json.Marshal(out)

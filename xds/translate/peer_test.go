@@ -42,18 +42,18 @@ func TestStrictness(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			pod := "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: app, labels: {app: p}}\nstatus: {podIPs: [{ip: 10.0.0.1}]}"
-			p, err := build(parseObjects(t, strings.Join(append(c.peers, pod), "\n---\n")), Options{})
+			p, err := All(parseObjects(t, strings.Join(append(c.peers, pod), "\n---\n")), Options{})
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got := strings.Join(p.workloads[0].AuthorizationPolicies, " "); got != c.want {
+			if got := strings.Join(p.Workloads[0].AuthorizationPolicies, " "); got != c.want {
 				t.Errorf("policies = %q, want %q", got, c.want)
 			}
-			if len(p.problems) != c.problems {
-				t.Errorf("problems = %v, want %d", p.problems, c.problems)
+			if len(p.Problems) != c.problems {
+				t.Errorf("problems = %v, want %d", p.Problems, c.problems)
 			}
 			sent := make(map[string]bool)
-			for _, a := range p.policies {
+			for _, a := range p.Policies {
 				sent[a.Namespace+"/"+a.Name] = true
 			}
 			if c.want != "" && !sent[c.want] {

@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"istio.io/istio/pkg/workloadapi"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -22,8 +21,7 @@ const (
 	latestRevision     = "latest"
 )
 
-// workload translates a pod; nil is one that has finished, has no address yet, or
-// cannot have an identity.
+// workload translates a pod; nil is one that has finished or has no address yet.
 func (b *builder) workload(pod *corev1.Pod) *workloadapi.Workload {
 	if finished(pod) {
 		return nil
@@ -40,7 +38,7 @@ func (b *builder) workload(pod *corev1.Pod) *workloadapi.Workload {
 		Addresses:             addresses,
 		Network:               b.network,
 		TrustDomain:           b.trustDomain(),
-		ServiceAccount:        orElse(pod.Spec.ServiceAccountName, "default"),
+		ServiceAccount:        serviceAccountOf(pod),
 		Node:                  pod.Spec.NodeName,
 		WorkloadType:          workloadapi.WorkloadType_POD,
 		WorkloadName:          workloadName(pod),
@@ -48,10 +46,6 @@ func (b *builder) workload(pod *corev1.Pod) *workloadapi.Workload {
 		Locality:              b.locality(pod.Spec.NodeName),
 		Services:              b.podServices(pod),
 		AuthorizationPolicies: b.podPolicies(pod),
-	}
-	if _, err := spiffeid.FromSegments(b.td, "ns", w.Namespace, "sa", w.ServiceAccount); err != nil {
-		report("spec.serviceAccountName", fmt.Sprintf("the pod is left out, it cannot have an identity: %v", err))
-		return nil
 	}
 	w.CanonicalName, w.CanonicalRevision = canonical(pod.Labels, w.WorkloadName)
 	if pod.DeletionTimestamp != nil || !ready(pod) {
@@ -68,6 +62,8 @@ func (b *builder) workload(pod *corev1.Pod) *workloadapi.Workload {
 	}
 	return w
 }
+
+func serviceAccountOf(pod *corev1.Pod) string { return orElse(pod.Spec.ServiceAccountName, "default") }
 
 func finished(pod *corev1.Pod) bool {
 	return pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed

@@ -1,0 +1,94 @@
+package translate
+
+import (
+	"maps"
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestPlacements(t *testing.T) {
+	const objects = `apiVersion: v1
+kind: Namespace
+metadata: {name: app, labels: {istio.io/dataplane-mode: ambient}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: starts, namespace: app}
+spec: {nodeName: n1, serviceAccountName: starts}
+status: {phase: Pending}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: runs, namespace: app}
+spec: {nodeName: n1}
+status: {phase: Running, podIPs: [{ip: 10.0.0.1}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: elsewhere, namespace: app}
+spec: {nodeName: n2, serviceAccountName: starts}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: unplaced, namespace: app}
+spec: {serviceAccountName: unplaced}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: done, namespace: app}
+spec: {nodeName: n1, serviceAccountName: done}
+status: {phase: Failed}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: host, namespace: app}
+spec: {nodeName: n1, serviceAccountName: host, hostNetwork: true}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: outside, namespace: other}
+spec: {nodeName: n1, serviceAccountName: outside}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: leaving, namespace: other, annotations: {ambient.istio.io/redirection: enabled}}
+spec: {nodeName: n1, serviceAccountName: leaving}
+`
+	for name, c := range map[string]struct {
+		opts Options
+		n1   []string
+	}{
+		"annotation": {Options{TrustDomain: "td"}, []string{"spiffe://td/ns/app/sa/default", "spiffe://td/ns/app/sa/starts", "spiffe://td/ns/other/sa/leaving"}},
+		"assumed":    {Options{TrustDomain: "td", AssumeRedirected: true}, []string{"spiffe://td/ns/app/sa/default", "spiffe://td/ns/app/sa/starts"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, err := All(parseObjects(t, objects), c.opts)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := make(map[string][]string)
+			for node, ids := range r.Placements {
+				for id := range maps.Keys(ids) {
+					got[node] = append(got[node], id.String())
+				}
+				slices.Sort(got[node])
+			}
+			if d := cmp.Diff(map[string][]string{"n1": c.n1, "n2": {"spiffe://td/ns/app/sa/starts"}}, got); d != "" {
+				t.Errorf("(-want +got):\n%s", d)
+			}
+		})
+	}
+	if _, err := All(Objects{}, Options{TrustDomain: "Not A Domain"}); err == nil {
+		t.Error("a trust domain that is none is accepted")
+	}
+}
+
+// A pod whose account cannot be part of an identity is left out and named.
+func TestOddAccount(t *testing.T) {
+	r, err := All(parseObjects(t, "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: app}\nspec: {serviceAccountName: a/b, nodeName: n}\nstatus: {podIPs: [{ip: 10.0.0.1}]}"), Options{})
+	if err != nil || len(r.Workloads) != 0 || len(r.Placements) != 0 || len(r.Problems) != 1 {
+		t.Errorf("result = %+v, %v, want only a problem", r, err)
+	}
+}
