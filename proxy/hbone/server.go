@@ -3,8 +3,10 @@ package hbone
 import (
 	"context"
 	"crypto/tls"
-	"errors"
 	"net"
+	"sync/atomic"
+
+	"golang.org/x/net/http2/hpack"
 )
 
 // Handler answers the CONNECTs of a tunnel. Connect is called by the tunnel's
@@ -25,10 +27,17 @@ func (f HandlerFunc) Connect(in *Incoming) { f(in) }
 // When ctx is done the tunnel drains: the peer gets GOAWAY, streams go on, and
 // Serve returns when the last one has ended. To end it at once, close conn.
 // The error is nil after a drain, after the peer closed an idle tunnel and
-// after it closed one in good order.
+// after it closed one in good order; else a *TLSError or what broke.
 func Serve(ctx context.Context, conn net.Conn, tlsConfig *tls.Config, cfg Config, h Handler) error {
-	conn.Close()
-	return errors.ErrUnsupported
+	t, err := newTunnel(ctx, conn, tlsConfig, cfg.withDefaults(), false)
+	if err != nil {
+		return err
+	}
+	t.onConnect = h.Connect
+	t.begin()
+	stop := context.AfterFunc(ctx, t.startDrain)
+	defer stop()
+	return t.run()
 }
 
 // Incoming is a CONNECT that waits for an answer. Exactly one of Accept and
@@ -37,27 +46,72 @@ func Serve(ctx context.Context, conn net.Conn, tlsConfig *tls.Config, cfg Config
 type Incoming struct {
 	// Authority is the :authority of the request as received.
 	Authority string
+
+	header   []hpack.HeaderField
+	s        *Stream
+	gone     <-chan struct{}
+	answered atomic.Bool
+}
+
+// newIncoming makes the request out of its stream; only the reader calls it.
+func newIncoming(s *Stream, header []hpack.HeaderField) *Incoming {
+	in := &Incoming{header: header, s: s}
+	if a := values(header, ":authority"); len(a) == 1 {
+		in.Authority = a[0]
+	}
+	gone := make(chan struct{})
+	in.gone = gone
+	s.t.mu.Lock()
+	s.gone = gone
+	s.t.mu.Unlock()
+	return in
 }
 
 // Header returns the values of a request header, in order, for a name in lower case.
-func (in *Incoming) Header(name string) []string { return nil }
+func (in *Incoming) Header(name string) []string { return values(in.header, name) }
 
 // TLS returns the state of the tunnel's TLS connection.
-func (in *Incoming) TLS() tls.ConnectionState { return tls.ConnectionState{} }
+func (in *Incoming) TLS() tls.ConnectionState { return in.s.t.state() }
 
 // RemoteAddr is the tunnel's peer.
-func (in *Incoming) RemoteAddr() net.Addr { return nil }
+func (in *Incoming) RemoteAddr() net.Addr { return in.s.t.conn.RemoteAddr() }
 
 // LocalAddr is our end of the tunnel.
-func (in *Incoming) LocalAddr() net.Addr { return nil }
+func (in *Incoming) LocalAddr() net.Addr { return in.s.t.conn.LocalAddr() }
 
-// Done is closed when the peer gave up the request or its tunnel ended, so
-// that a dial under way for it can stop.
-func (in *Incoming) Done() <-chan struct{} { return nil }
+// Done is closed when the peer gave up the request or its tunnel ended before
+// the answer, so that a dial under way for it can stop.
+func (in *Incoming) Done() <-chan struct{} { return in.gone }
 
 // Accept answers 200 with header and returns the stream. When the request is
-// already gone the stream ends as soon as it is attached.
-func (in *Incoming) Accept(header [][2]string) *Stream { return &Stream{} }
+// already gone the stream ends as soon as it is attached. A second call returns
+// the same stream; after Reject it is one that has ended.
+func (in *Incoming) Accept(header [][2]string) *Stream {
+	t := in.s.t
+	if in.answered.Swap(true) {
+		return in.s
+	}
+	t.mu.Lock()
+	in.s.gone = nil
+	if t.err == nil {
+		t.h2.Accept(in.s.h, header)
+	}
+	t.kick(false)
+	return in.s
+}
 
 // Reject answers with status and ends the stream.
-func (in *Incoming) Reject(status int) {}
+func (in *Incoming) Reject(status int) {
+	t := in.s.t
+	if in.answered.Swap(true) {
+		return
+	}
+	t.mu.Lock()
+	in.s.gone = nil
+	if t.err == nil {
+		t.h2.Refuse(in.s.h, status)
+	}
+	in.s.muted = true
+	t.changedLocked()
+	t.kick(false)
+}

@@ -2,37 +2,232 @@ package hbone
 
 import (
 	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
 	"net"
+
+	"github.com/warren-mesh/warren/proxy/hbone/h2"
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 )
 
 // Stream is one CONNECT stream, after its 200. It satisfies relay.Far, which
 // says what the callbacks of Attach owe each other. A stream must be attached
 // or reset, or it holds its place in the tunnel for ever.
-type Stream struct{}
+type Stream struct {
+	t *tunnel
+	h *h2.Stream
 
-// Header returns the values of a header of the peer's request or response, in
-// order, for a name in lower case.
-func (s *Stream) Header(name string) []string { return nil }
+	// The rest is guarded by t.mu.
+	header []hpack.HeaderField // of the response, until Attach
+	answer chan error          // client: the outcome of the CONNECT, capacity 1
+	gone   chan struct{}       // server: closed when an unanswered request is over
+	early  [][]byte            // what came before Attach, at most one window
+	ends   []error             // likewise: calls of end that are due
+	muted  bool                // over: nothing is called back any more
+	pull   func([]byte) (int, error)
+	push   func([][]byte) (int, error)
+	end    func(error)
+}
+
+// newStream makes the owner of hs; t.mu is held.
+func newStream(t *tunnel, hs *h2.Stream) *Stream {
+	s := &Stream{t: t, h: hs}
+	hs.User = s
+	return s
+}
+
+// Header returns the values of a header of the peer's response, in order, for a
+// name in lower case. It is empty for an accepted request, whose headers are
+// the Incoming's, and after Attach.
+func (s *Stream) Header(name string) []string {
+	s.t.mu.Lock()
+	defer s.t.mu.Unlock()
+	return values(s.header, name)
+}
+
+func values(header []hpack.HeaderField, name string) []string {
+	var v []string
+	for _, f := range header {
+		if f.Name == name {
+			v = append(v, f.Value)
+		}
+	}
+	return v
+}
 
 // TLS returns the state of the tunnel's TLS connection, the peer's certificate in it.
-func (s *Stream) TLS() tls.ConnectionState { return tls.ConnectionState{} }
+func (s *Stream) TLS() tls.ConnectionState { return s.t.state() }
 
 // RemoteAddr is the tunnel's peer.
-func (s *Stream) RemoteAddr() net.Addr { return nil }
+func (s *Stream) RemoteAddr() net.Addr { return s.t.conn.RemoteAddr() }
 
 // LocalAddr is our end of the tunnel.
-func (s *Stream) LocalAddr() net.Addr { return nil }
+func (s *Stream) LocalAddr() net.Addr { return s.t.conn.LocalAddr() }
 
-// Attach starts the traffic of the stream; see relay.Far.
+// Attach starts the traffic of the stream; see relay.Far. What arrived before
+// is pushed, and an end that came is reported, before Attach returns.
 func (s *Stream) Attach(pull func(dst []byte) (int, error), push func(bufs [][]byte) (int, error), end func(error)) {
+	t := s.t
+	t.mu.Lock()
+	s.header = nil
+	s.pull = pull
+	// Until s.push is set the reader goes on adding to early: the order holds.
+	for len(s.early) > 0 && !s.muted {
+		bufs := s.early
+		s.early = nil
+		t.mu.Unlock()
+		s.pushed(push, bufs)
+		t.mu.Lock()
+	}
+	s.push, s.end, s.early = push, end, nil
+	for len(s.ends) > 0 && !s.muted {
+		err := s.ends[0]
+		s.ends = s.ends[1:]
+		t.mu.Unlock()
+		end(err)
+		t.mu.Lock()
+	}
+	t.changedLocked()
+	t.kick(false)
+}
+
+// pushed calls push and settles the credit of what it took.
+func (s *Stream) pushed(push func([][]byte) (int, error), bufs [][]byte) {
+	n, err := push(bufs)
+	s.t.mu.Lock()
+	defer s.t.mu.Unlock()
+	if err != nil {
+		s.resetLocked(http2.ErrCodeConnect)
+		return
+	}
+	s.t.h2.Consumed(s.h, n)
+}
+
+// deliver hands received bytes to the attached end, or keeps a copy for it.
+// Only the tunnel's reader calls it.
+func (s *Stream) deliver(segs [][]byte) {
+	s.t.mu.Lock()
+	switch {
+	case s.muted:
+		s.t.mu.Unlock()
+		return
+	case s.push == nil:
+		for _, b := range segs {
+			s.early = append(s.early, append([]byte(nil), b...))
+		}
+		s.t.mu.Unlock()
+		return
+	}
+	push := s.push
+	s.t.mu.Unlock()
+	s.pushed(push, segs)
+}
+
+// deliverEnd reports that no more bytes come. Only the tunnel's reader calls it.
+func (s *Stream) deliverEnd(err error) {
+	s.t.mu.Lock()
+	half := err == io.EOF
+	if s.answer != nil && !half {
+		s.answer <- err // empty: respond takes the channel away
+		s.answer = nil
+		s.muted = true
+	}
+	if s.gone != nil && !half {
+		close(s.gone)
+		s.gone = nil
+	}
+	end := s.end
+	if s.muted || end == nil {
+		if !s.muted {
+			s.ends = append(s.ends, err)
+		}
+		s.t.mu.Unlock()
+		return
+	}
+	s.muted = !half
+	s.t.mu.Unlock()
+	end(err)
+}
+
+// refused marks a stream that the peer did nothing with.
+type refused struct{ *ResetError }
+
+func (r refused) Unwrap() error { return r.ResetError }
+
+// deliverReset reports a reset. A peer that drops a stream without calling it
+// an error, as ztunnel does for every close, ends it in good order.
+func (s *Stream) deliverReset(e *h2.Event) {
+	reset := &ResetError{Code: e.Code}
+	s.t.mu.Lock()
+	waiting := s.answer != nil
+	s.t.mu.Unlock()
+	switch {
+	case e.Unprocessed:
+		s.deliverEnd(refused{reset})
+	case e.Local:
+		s.deliverEnd(fmt.Errorf("hbone: peer broke the protocol on the stream: %v", e.Code))
+	case !waiting && (e.Code == http2.ErrCodeNo || e.Code == http2.ErrCodeCancel):
+		s.deliverEnd(nil)
+	default:
+		s.deliverEnd(reset)
+	}
+}
+
+// respond takes the answer to our CONNECT.
+func (s *Stream) respond(status int, header []hpack.HeaderField) {
+	s.t.mu.Lock()
+	defer s.t.mu.Unlock()
+	if s.answer == nil {
+		return
+	}
+	if status == 200 {
+		s.header = header
+		s.answer <- nil
+	} else {
+		s.answer <- &StatusError{Code: status}
+		s.muted = true
+		s.t.h2.Reset(s.h, http2.ErrCodeCancel) // unless it is over already
+	}
+	s.answer = nil
 }
 
 // Ready says that pull has something; see relay.Far.
-func (s *Stream) Ready() {}
+func (s *Stream) Ready() {
+	t := s.t
+	t.mu.Lock()
+	if s.pull == nil || s.muted {
+		t.mu.Unlock()
+		return
+	}
+	t.h2.Ready(s.h)
+	t.kick(true)
+}
 
 // Took returns credit for n bytes; see relay.Far.
-func (s *Stream) Took(n int) {}
+func (s *Stream) Took(n int) {
+	t := s.t
+	t.mu.Lock()
+	t.h2.Consumed(s.h, n)
+	t.kick(false)
+}
 
 // Reset ends the stream as an abnormal close: the peer gets RST_STREAM with
-// CONNECT_ERROR (RFC 9113 §8.5).
-func (s *Stream) Reset(err error) {}
+// CONNECT_ERROR (RFC 9113 §8.5). A stream that has ended stays as it is.
+func (s *Stream) Reset(err error) {
+	t := s.t
+	t.mu.Lock()
+	if !s.h.Done() && !errors.Is(err, io.EOF) {
+		t.cfg.Log.Debug("HBONE stream reset", "peer.addr", t.conn.RemoteAddr().String(), "err", err)
+	}
+	s.resetLocked(http2.ErrCodeConnect)
+	t.changedLocked()
+	t.kick(false)
+}
+
+func (s *Stream) resetLocked(code http2.ErrCode) {
+	s.t.h2.Reset(s.h, code)
+	s.muted = true
+	s.early, s.ends, s.header = nil, nil, nil
+}

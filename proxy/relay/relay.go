@@ -7,8 +7,8 @@ import (
 
 // Far is the end of a flow that is not the application's own socket. Its
 // parameters are plain funcs so that an implementation needs nothing of this
-// package. All methods may be called from any goroutine and none blocks for
-// long, though Ready may write to the far end's socket before it returns.
+// package. All methods may be called from any goroutine. Only Ready may
+// block, for one write to the far end's socket.
 type Far interface {
 	// Attach starts the traffic; it is called once. The far end calls
 	//
@@ -18,15 +18,16 @@ type Far interface {
 	//   - push when bytes came in: bufs are valid during the call only. All
 	//     bytes are accepted; the result says how many the application already
 	//     has, Took reports the rest. An error: reset;
-	//   - end once when no more bytes will come: io.EOF for a half-close, after
-	//     which pull goes on; nil when the peer dropped the stream without
-	//     calling it an error, another error when it was reset or the tunnel
-	//     died. After nil or an error pull is not called again.
+	//   - end when no more bytes will come: io.EOF for a half-close, after which
+	//     pull goes on; nil when the peer dropped the stream without calling it
+	//     an error, another error when it was reset or the tunnel died. nil and
+	//     errors other than io.EOF are final: nothing is called after them.
 	//
 	// Calls of pull never overlap, nor do calls of push and end. None of the
 	// three may block.
 	Attach(pull func(dst []byte) (int, error), push func(bufs [][]byte) (int, error), end func(error))
-	// Ready says that pull has something again: bytes, the end or an error.
+	// Ready says that pull has something again: bytes, the end or an error. It
+	// may call pull before it returns.
 	Ready()
 	// Took returns flow-control credit for n bytes that push kept back.
 	Took(n int)
@@ -51,4 +52,4 @@ type Result struct {
 }
 
 // TCP makes the far end out of a TCP connection, which then belongs to the flow.
-func TCP(c *net.TCPConn) Far { return tcpFar{Conn: c} }
+func TCP(c *net.TCPConn) Far { return tcpFar{conn: c} }

@@ -1,0 +1,244 @@
+package hbone
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"slices"
+	"time"
+)
+
+// entry is what the pool knows of one key. All of it is guarded by the pool's mu.
+type entry struct {
+	key     Key
+	members []*member
+	dial    *dialing // the one to wait for, or nil
+	dials   int      // goroutines dialing; more than one only when one was given up
+}
+
+// member is a tunnel in the pool. What the tunnel says of itself is copied here
+// whenever it changes, so that choosing one needs no tunnel's lock.
+type member struct {
+	t        *tunnel
+	e        *entry
+	seq      uint64      // age: later tunnels have higher ones
+	streams  int         // open now
+	pending  int         // places given out to Opens that have not opened yet
+	limit    int         // streams at a time
+	gone     bool        // takes no more streams
+	seasoned bool        // has lost its last stream at least once
+	used     bool        // has carried a stream
+	err      error       // why it ended
+	idle     *time.Timer // runs while it has no streams
+}
+
+// dialing is one attempt to make a tunnel, and who waits for it.
+type dialing struct {
+	done    chan struct{}
+	m       *member // the outcome, set before done is closed
+	err     error   // or this
+	waiters int
+	cancel  context.CancelCauseFunc
+}
+
+var errNoStreams = errors.New("the peer ends every new tunnel at once")
+
+// acquire takes a place on a tunnel for key that is younger than after, dialing
+// one if need be.
+func (p *Pool) acquire(ctx context.Context, key Key, after uint64) (*member, error) {
+	for {
+		p.mu.Lock()
+		if p.ctx.Err() != nil {
+			p.mu.Unlock()
+			return nil, ErrClosed
+		}
+		e := p.keys[key]
+		if e == nil {
+			e = &entry{key: key}
+			p.keys[key] = e
+		}
+		if m := e.pick(after); m != nil {
+			m.pending++
+			p.mu.Unlock()
+			return m, nil
+		}
+		if e.dial == nil {
+			p.startDialLocked(e)
+		}
+		d := e.dial
+		d.waiters++
+		p.mu.Unlock()
+		if err := p.wait(ctx, e, d); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// pick chooses the tunnel with the fewest streams among those with a place left.
+func (e *entry) pick(after uint64) *member {
+	var best *member
+	for _, m := range e.members {
+		if m.gone || m.seq <= after || m.streams+m.pending >= m.limit {
+			continue
+		}
+		if best == nil || m.streams+m.pending < best.streams+best.pending {
+			best = m
+		}
+	}
+	return best
+}
+
+// wait waits for a dial. Its error goes to all who wait now, once; whoever
+// comes later dials anew. When the last waiter leaves the dial is given up.
+func (p *Pool) wait(ctx context.Context, e *entry, d *dialing) error {
+	select {
+	case <-d.done:
+		if d.err != nil {
+			return d.err
+		}
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if d.m.gone && !d.m.used {
+			return &TunnelError{Err: cmp.Or(d.m.err, errNoStreams)}
+		}
+		return nil
+	case <-ctx.Done():
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if d.waiters--; d.waiters == 0 && e.dial == d {
+		e.dial = nil
+		d.cancel(context.Cause(ctx))
+	}
+	return context.Cause(ctx)
+}
+
+// startDialLocked starts a dial for e.
+func (p *Pool) startDialLocked(e *entry) {
+	ctx, cancel := context.WithCancelCause(p.ctx)
+	d := &dialing{done: make(chan struct{}), cancel: cancel}
+	e.dial = d
+	e.dials++
+	p.wg.Go(func() {
+		t, err := p.connect(ctx, e.key)
+		cancel(nil)
+		if m := p.settle(e, d, t, err); m != nil {
+			t.begin()
+			_ = t.run() // its streams got the error
+			p.remove(m)
+		}
+	})
+}
+
+// connect makes a tunnel.
+func (p *Pool) connect(ctx context.Context, key Key) (*tunnel, error) {
+	conn, tc, err := p.dial(ctx, key)
+	if err != nil {
+		return nil, &ConnectError{Dst: key.Dst, Err: err}
+	}
+	return newTunnel(ctx, conn, tc, p.cfg, true)
+}
+
+// settle ends a dial: the tunnel joins its entry, or the error goes to who waits.
+func (p *Pool) settle(e *entry, d *dialing, t *tunnel, err error) *member {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	defer close(d.done)
+	if e.dial == d {
+		e.dial = nil
+	}
+	e.dials--
+	if err == nil && p.ctx.Err() != nil {
+		t.conn.Close()
+		err = ErrClosed
+	}
+	if err != nil {
+		d.err = err
+		p.dropIfEmptyLocked(e)
+		return nil
+	}
+	p.seq++
+	m := &member{t: t, e: e, seq: p.seq, limit: p.cfg.PoolStreams}
+	m.idle = time.AfterFunc(p.cfg.IdleRelease, func() { p.releaseIdle(m) })
+	t.onChange = func() { p.changed(m) }
+	e.members = append(e.members, m)
+	d.m = m
+	return m
+}
+
+// release gives back the place taken by acquire: by now the stream counts
+// itself, or there is none.
+func (p *Pool) release(m *member) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	m.pending--
+	p.idleLocked(m)
+}
+
+// idleLocked restarts the idle time of a tunnel without streams. One that takes
+// no more has nothing to wait for.
+func (p *Pool) idleLocked(m *member) {
+	switch {
+	case m.streams > 0 || m.pending > 0:
+	case m.gone:
+		m.idle.Reset(0)
+	default:
+		m.idle.Reset(p.cfg.IdleRelease)
+	}
+}
+
+// changed copies a tunnel's state; t.mu is held.
+func (p *Pool) changed(m *member) {
+	t := m.t
+	streams, limit := t.h2.Streams(), min(t.h2.Capacity(), p.cfg.PoolStreams)
+	gone := t.err != nil || t.closing || t.h2.GoingAway()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if streams == m.streams && limit == m.limit && gone == m.gone {
+		return
+	}
+	ended := streams == 0 && m.streams > 0
+	m.used = m.used || streams > 0
+	m.seasoned = m.seasoned || ended
+	became := gone && !m.gone
+	m.gone = m.gone || gone
+	m.streams, m.limit, m.err = streams, limit, t.err
+	switch {
+	case streams > 0:
+		m.idle.Stop()
+	case ended || became:
+		p.idleLocked(m)
+		p.checkQuietLocked()
+	}
+}
+
+// releaseIdle closes a tunnel whose idle time is over, unless a stream is about
+// to be opened on it.
+func (p *Pool) releaseIdle(m *member) {
+	p.mu.Lock()
+	busy := m.pending > 0 || m.streams > 0
+	m.gone = m.gone || !busy
+	p.mu.Unlock()
+	if !busy {
+		m.t.closeIdle()
+	}
+}
+
+// remove takes an ended tunnel out of the pool.
+func (p *Pool) remove(m *member) {
+	m.idle.Stop()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	e := m.e
+	e.members = slices.DeleteFunc(e.members, func(x *member) bool { return x == m })
+	m.streams, m.gone = 0, true
+	p.dropIfEmptyLocked(e)
+	p.checkQuietLocked()
+}
+
+// dropIfEmptyLocked forgets a key with nothing behind it.
+func (p *Pool) dropIfEmptyLocked(e *entry) {
+	if len(e.members) == 0 && e.dials == 0 {
+		delete(p.keys, e.key)
+	}
+}

@@ -1,0 +1,176 @@
+package hbone
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/warren-mesh/warren/proxy/hbone/h2"
+	"github.com/warren-mesh/warren/proxy/hbone/record"
+)
+
+// The field list sizes we announce, as ztunnel does.
+const (
+	clientHeaderList = 16 << 10
+	serverHeaderList = 64 << 10
+)
+
+// linger is how long a closed tunnel waits for the peer to close as well, so
+// that closing does not destroy what is still on its way to the peer.
+const linger = time.Second
+
+// tunnel is one connection in either role. mu owns the protocol state and the
+// streams' places in it; the socket is read by one goroutine (run) and written
+// by whoever holds the writer role (write.go). Callbacks of streams are called
+// without mu.
+type tunnel struct {
+	cfg   Config
+	conn  net.Conn
+	rec   record.Layer
+	start time.Time
+	done  chan struct{} // closed when run has returned
+
+	// onConnect answers requests (server); onChange is called with mu held when
+	// the number of streams, the peer's limit or the tunnel's fate changed.
+	onConnect func(*Incoming)
+	onChange  func()
+
+	mu      sync.Mutex
+	h2      *h2.Conn
+	err     error // why it ended; set once
+	writing bool  // the writer role is taken
+	bulk    bool  // the last write filled its buffer
+	closing bool  // in good order: no streams, GOAWAY and close_notify next
+	closed  bool  // close_notify is out
+	greeted bool  // the peer's SETTINGS came
+	pinged  time.Time
+	timer   *time.Timer // ping, or the first SETTINGS
+	drain   drainState
+
+	// Used by run's goroutine alone.
+	evs  []h2.Event
+	segs [][]byte
+}
+
+// newTunnel runs the TLS handshake on conn. On error conn is closed.
+func newTunnel(ctx context.Context, conn net.Conn, tc *tls.Config, cfg Config, client bool) (*tunnel, error) {
+	start := time.Now()
+	hs, cancel := context.WithTimeoutCause(ctx, cfg.HandshakeTimeout,
+		fmt.Errorf("%w after %s", ErrTimeout, cfg.HandshakeTimeout))
+	defer cancel()
+	rec, err := record.Handshake(hs, conn, tc, client)
+	if err != nil {
+		conn.Close()
+		return nil, &TLSError{Peer: conn.RemoteAddr().String(), Err: err}
+	}
+	t := &tunnel{cfg: cfg, conn: conn, rec: rec, start: start, done: make(chan struct{})}
+	hc := h2.Config{
+		StreamWindow:  cfg.StreamWindow,
+		InitialWindow: cfg.InitialWindow,
+		ConnWindow:    cfg.ConnWindow,
+		MaxFrame:      cfg.MaxFrame,
+		MaxStreams:    cfg.MaxStreams,
+		MaxHeaderList: serverHeaderList,
+		Budget:        cfg.Budget,
+	}
+	if client {
+		hc.MaxStreams, hc.MaxHeaderList = uint32(cfg.PoolStreams), clientHeaderList
+		t.h2 = h2.NewClient(hc)
+	} else {
+		t.h2 = h2.NewServer(hc)
+	}
+	t.onChange = func() {}
+	return t, nil
+}
+
+// now is the time that h2 sees.
+func (t *tunnel) now() time.Duration { return time.Since(t.start) }
+
+// begin greets the peer and starts the timers.
+func (t *tunnel) begin() {
+	t.mu.Lock()
+	t.timer = time.AfterFunc(max(0, t.cfg.HandshakeTimeout-t.now()), t.tick)
+	t.kick(false)
+}
+
+// fail ends the tunnel for good. Its reader notices, and ends the streams.
+func (t *tunnel) fail(err error) {
+	t.mu.Lock()
+	t.failLocked(err)
+	t.mu.Unlock()
+}
+
+func (t *tunnel) failLocked(err error) {
+	if t.err == nil {
+		t.err = err
+		t.conn.Close()
+	}
+}
+
+// run reads until the tunnel ends, ends its streams and returns why: nil when
+// it was closed in good order by either side.
+func (t *tunnel) run() error {
+	err := t.read()
+	t.lastWords(err)
+	t.mu.Lock()
+	if t.err == nil {
+		t.err = t.verdictLocked(err)
+	}
+	err = t.err
+	t.timer.Stop()
+	var streams []*Stream
+	t.h2.Each(func(s *h2.Stream) { streams = append(streams, s.User.(*Stream)) })
+	t.h2.Close()
+	t.onChange()
+	t.mu.Unlock()
+	t.conn.Close()
+	for _, s := range streams {
+		s.deliverEnd(&TunnelError{Err: or(err, io.ErrUnexpectedEOF)})
+	}
+	close(t.done)
+	return err
+}
+
+// verdictLocked decides what an end of reading means.
+func (t *tunnel) verdictLocked(err error) error {
+	if t.closing || t.closed {
+		return nil
+	}
+	eof := isEOF(err)
+	switch {
+	case eof && t.h2.Streams() == 0 && t.greeted:
+		return nil
+	case eof:
+		return fmt.Errorf("peer closed the connection: %w", io.ErrUnexpectedEOF)
+	}
+	return err
+}
+
+// lastWords sends what is left to say, a GOAWAY or an alert, if nobody is
+// writing: best effort, and not for long.
+func (t *tunnel) lastWords(err error) {
+	t.mu.Lock()
+	if t.writing || t.err != nil || t.closed {
+		t.mu.Unlock()
+		return
+	}
+	t.writing = true // for ever: nobody writes after this
+	plain := t.h2.AppendControl(nil)
+	t.mu.Unlock()
+	out, serr := t.rec.Seal(nil, plain)
+	if serr == nil && isEOF(err) {
+		out, serr = t.rec.CloseWrite(out)
+	}
+	if serr != nil || len(out) == 0 {
+		return
+	}
+	_ = t.conn.SetWriteDeadline(time.Now().Add(linger))
+	_, _ = t.conn.Write(out)
+}
+
+// state is the TLS state of the tunnel.
+func (t *tunnel) state() tls.ConnectionState { return t.rec.State() }

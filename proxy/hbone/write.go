@@ -1,0 +1,152 @@
+package hbone
+
+import (
+	"errors"
+	"io"
+	"time"
+
+	"github.com/warren-mesh/warren/proxy/hbone/h2"
+	"golang.org/x/net/http2"
+)
+
+const (
+	frameHeader = 9
+	// minRoom is the least room in a write worth another frame.
+	minRoom = frameHeader + 1024
+)
+
+// kick sees to it that what is to be sent gets sent; it is called with mu held
+// and releases it. The writer role is one flag: who finds it free and has
+// something to send takes it. With inline the caller itself writes once, which
+// saves a switch of goroutines for a small message; what remains, or all of it,
+// is left to a goroutine that lives until there is nothing more to send. The
+// reader must never be inline: two tunnels' readers waiting for each other's
+// sockets would wait for ever.
+func (t *tunnel) kick(inline bool) {
+	if t.writing || !t.workLocked() {
+		t.mu.Unlock()
+		return
+	}
+	t.writing = true
+	t.mu.Unlock()
+	if !inline || t.writeOnce() {
+		go t.writeAll()
+	}
+}
+
+// workLocked says whether there is something to write.
+func (t *tunnel) workLocked() bool {
+	if t.err != nil || t.closed {
+		return false
+	}
+	return t.closing || t.h2.HasControl() || t.h2.CanSend() || t.rec.Pending()
+}
+
+func (t *tunnel) writeAll() {
+	for t.writeOnce() {
+	}
+}
+
+// writeOnce builds, seals and writes one batch. It returns false when it has
+// given the writer role back.
+func (t *tunnel) writeOnce() bool {
+	t.mu.Lock()
+	size := smallPlain
+	if t.bulk {
+		size = bulkPlain
+	}
+	t.mu.Unlock()
+	plain, out := getBuffer(size), getBuffer(size)
+	defer putBuffer(plain)
+	defer putBuffer(out)
+	plain.b = t.fill(plain.b, size)
+	if err := t.send(out, plain.b); err != nil {
+		t.fail(err)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.changedLocked()
+	if t.closing && !t.closed && t.err == nil && len(plain.b) == 0 {
+		t.closed = true
+		t.mu.Unlock()
+		t.sayGoodbye()
+		t.mu.Lock()
+	}
+	if t.workLocked() {
+		return true
+	}
+	t.writing = false
+	return false
+}
+
+// send seals plain, all of it, and writes it in one go.
+func (t *tunnel) send(out *buffer, plain []byte) error {
+	var err error
+	if out.b, err = t.rec.Seal(out.b, plain); err != nil {
+		return &TLSError{Peer: t.conn.RemoteAddr().String(), Err: err}
+	}
+	if len(out.b) == 0 {
+		return nil
+	}
+	_, err = t.conn.Write(out.b)
+	return err
+}
+
+// sayGoodbye ends our direction of the connection and gives the peer a moment
+// to end its own.
+func (t *tunnel) sayGoodbye() {
+	out, err := t.rec.CloseWrite(nil)
+	if err == nil {
+		_ = t.conn.SetDeadline(time.Now().Add(linger))
+		_, err = t.conn.Write(out)
+	}
+	if c, ok := t.conn.(interface{ CloseWrite() error }); ok && err == nil {
+		err = c.CloseWrite()
+	}
+	if err != nil {
+		t.conn.Close()
+	}
+}
+
+// fill builds up to size bytes of frames in plain: control frames, then data,
+// each stream in its turn. Applications are read straight into their frames,
+// without mu.
+func (t *tunnel) fill(plain []byte, size int) []byte {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for t.err == nil {
+		if t.closing {
+			t.h2.GoAway(true, http2.ErrCodeNo)
+		}
+		plain = t.h2.AppendControl(plain)
+		room := size - len(plain)
+		if room < minRoom {
+			break
+		}
+		hs, n := t.h2.Next(room - frameHeader)
+		if hs == nil {
+			break
+		}
+		at := len(plain)
+		frame := plain[at : at+frameHeader+n]
+		pull := hs.User.(*Stream).pull
+		t.mu.Unlock()
+		k, err := pull(frame[frameHeader:])
+		t.mu.Lock()
+		if t.pulled(hs, frame, k, err) {
+			plain = plain[:at+frameHeader+k]
+		}
+	}
+	t.bulk = len(plain) > smallPlain/2
+	return plain
+}
+
+// pulled says whether frame, with k bytes of payload, is to be sent.
+func (t *tunnel) pulled(hs *h2.Stream, frame []byte, k int, err error) bool {
+	end := errors.Is(err, io.EOF)
+	if err != nil && !end {
+		hs.User.(*Stream).resetLocked(http2.ErrCodeConnect)
+		return false
+	}
+	return t.h2.Sent(hs, frame, k, end, k > 0)
+}

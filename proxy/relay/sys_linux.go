@@ -1,0 +1,68 @@
+package relay
+
+import (
+	"net"
+	"os"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// The calls here are made inside the callbacks of a syscall.RawConn: the
+// descriptor is non-blocking and stays open meanwhile. They ask once; waiting
+// is the caller's. again: there was nothing to read, or no room to write.
+
+// maxVec is how many pieces go into one write; the kernel's own bound is 1024.
+const maxVec = 64
+
+// readNow reads into p. n 0 without error or again is the end of the stream.
+func readNow(fd uintptr, p []byte) (n int, again bool, err error) {
+	for {
+		n, err = unix.Read(int(fd), p)
+		switch err {
+		case nil:
+			return n, false, nil
+		case unix.EINTR:
+			continue
+		case unix.EAGAIN:
+			return 0, true, nil
+		}
+		return 0, false, appError("read", err)
+	}
+}
+
+// writeNow writes what fits of the first of bufs.
+func writeNow(fd uintptr, bufs [][]byte) (n int, again bool, err error) {
+	for {
+		if len(bufs) == 1 {
+			n, err = unix.Write(int(fd), bufs[0])
+		} else {
+			n, err = unix.Writev(int(fd), bufs[:min(len(bufs), maxVec)])
+		}
+		switch err {
+		case nil:
+			return n, false, nil
+		case unix.EINTR:
+			continue
+		case unix.EAGAIN:
+			return 0, true, nil
+		}
+		return 0, false, appError("write", err)
+	}
+}
+
+// readable returns how many bytes wait in the socket.
+func readable(fd uintptr) int {
+	n, err := unix.IoctlGetInt(int(fd), unix.TIOCINQ)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+func appError(call string, err error) error {
+	if e, ok := err.(syscall.Errno); ok {
+		return &net.OpError{Op: call, Net: "tcp", Err: os.NewSyscallError(call, e)}
+	}
+	return err
+}
