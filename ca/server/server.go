@@ -1,18 +1,33 @@
-// Package server is the Istio CA service (istio.v1.auth.IstioCertificateService) over an authority.
-//
-// Kind: adapter. Used by xds/controlplane, which supplies the gRPC server, TLS, and who may have which identity.
 package server
 
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"math"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+	pb "istio.io/api/security/v1alpha1"
 
 	"github.com/warren-mesh/warren/ca/authority"
+)
+
+// impersonated is the metadata key under which a node's proxy names the identity that it wants.
+const impersonated = "ImpersonatedIdentity"
+
+const maxID = 2048
+
+// The answers of istiod to callers that it refuses.
+const (
+	msgUnauthenticated = "request authenticate failure"
+	msgImpersonation   = "request impersonation authentication failure"
 )
 
 // Caller is who presented credentials.
@@ -21,48 +36,196 @@ type Caller struct {
 	Identity spiffeid.ID // its own identity; zero for a caller that is only a node
 }
 
+func (c Caller) String() string {
+	if c.Node != "" {
+		return "node " + c.Node
+	}
+	return c.Identity.String()
+}
+
 // Authenticator says who calls, from the gRPC metadata and peer in ctx. Its error is logged, not sent.
 type Authenticator interface {
 	Authenticate(ctx context.Context) (Caller, error)
 }
 
-// Authorizer says whether caller may have a certificate for id. Its error is logged, not sent.
+// Authorizer says whether caller may have a certificate for id, whose trust domain has been compared already. Its
+// error is logged, not sent.
 type Authorizer interface {
 	Allowed(caller Caller, id spiffeid.ID) error
 }
 
-// Config is what a Server needs.
+// Observer is told about every answer; for metrics. It must not block.
+type Observer interface {
+	Answered(code codes.Code, took time.Duration)
+}
+
+// Config is what a Server needs. The first four are required.
 type Config struct {
 	Authority     *authority.Authority
-	TrustDomain   spiffeid.TrustDomain // of the identities that may be asked for
+	TrustDomain   spiffeid.TrustDomain // of all identities that may be asked for
 	Authenticator Authenticator
 	Authorizer    Authorizer
-	Log           *slog.Logger
-	Rate          float64 // signatures a second for one caller, default 50
-	Burst         int     // default 500
+	Log           *slog.Logger // default: discards
+	Observer      Observer     // default: none
+	Rate          float64      // signatures a second for one caller; default 50
+	Burst         int          // default 500: a node that starts asks for all its pods at once
 }
 
-// Server implements CreateCertificate.
-type Server struct{ cfg Config }
-
-// New checks cfg.
-func New(cfg Config) (*Server, error) { return nil, errors.New("stub") }
-
-// Register adds the service to g.
-func (s *Server) Register(g grpc.ServiceRegistrar) {}
-
-// Tokens authenticates nodes by a file of lines `<token> <node>`.
-type Tokens struct{}
-
-// NewTokens reads the file once, so that a mistake is found at start.
-func NewTokens(path string, log *slog.Logger) (*Tokens, error) { return nil, errors.New("stub") }
-
-// Authenticate implements Authenticator.
-func (t *Tokens) Authenticate(ctx context.Context) (Caller, error) {
-	return Caller{}, errors.New("stub")
+// Server implements CreateCertificate. Safe for concurrent use.
+type Server struct {
+	pb.UnimplementedIstioCertificateServiceServer
+	cfg    Config
+	limits *limits
+	// refusals bounds log lines that callers without credentials can cause.
+	refusals *rate.Limiter
 }
 
-// LoadOrCreate reads the authority kept in dir (ca-cert.pem, ca-key.pem, root-cert.pem), making it on the first start.
-func LoadOrCreate(dir string, td spiffeid.TrustDomain, p authority.Policy, now time.Time) (*authority.Authority, error) {
-	return nil, errors.New("stub")
+// New checks cfg and fills its blanks.
+func New(cfg Config) (*Server, error) {
+	var errs []error
+	if cfg.Authority == nil {
+		errs = append(errs, errors.New("ca/server: no authority"))
+	}
+	if cfg.TrustDomain.IsZero() {
+		errs = append(errs, errors.New("ca/server: no trust domain"))
+	}
+	if cfg.Authenticator == nil {
+		errs = append(errs, errors.New("ca/server: no authenticator"))
+	}
+	if cfg.Authorizer == nil {
+		errs = append(errs, errors.New("ca/server: no authorizer"))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Rate <= 0 {
+		cfg.Rate = defaultRate
+	}
+	if cfg.Burst <= 0 {
+		cfg.Burst = defaultBurst
+	}
+	return &Server{cfg: cfg, limits: newLimits(cfg.Rate, cfg.Burst), refusals: rate.NewLimiter(refusalRate, refusalBurst)}, nil
+}
+
+// Register adds the service to g. Do so on listeners with TLS only: tokens and requests are not otherwise protected.
+func (s *Server) Register(g grpc.ServiceRegistrar) { pb.RegisterIstioCertificateServiceServer(g, s) }
+
+// refusal is an answer and the reason that stays here.
+type refusal struct {
+	answer *status.Status
+	why    error
+}
+
+func refuse(c codes.Code, msg string, why error) *refusal {
+	return &refusal{answer: status.New(c, msg), why: why}
+}
+
+// CreateCertificate implements the Istio CA service.
+func (s *Server) CreateCertificate(ctx context.Context, req *pb.IstioCertificateRequest) (*pb.IstioCertificateResponse, error) {
+	start := time.Now()
+	caller, id, leaf, no := s.create(ctx, req, start)
+	code := codes.OK
+	if no != nil {
+		code = no.answer.Code()
+	}
+	if s.cfg.Observer != nil {
+		s.cfg.Observer.Answered(code, time.Since(start))
+	}
+	attrs := []any{"caller", caller.String(), "id", id, "src.addr", remote(ctx)}
+	if no != nil {
+		if s.refusals.Allow() {
+			s.cfg.Log.Warn("certificate refused", append(attrs, "code", code.String(), "err", no.why)...)
+		}
+		return nil, no.answer.Err()
+	}
+	s.cfg.Log.Info("certificate signed", append(attrs, "serial", leaf.Serial, "expires", leaf.NotAfter.UTC().Format(time.RFC3339))...)
+	return &pb.IstioCertificateResponse{CertChain: leaf.Chain}, nil
+}
+
+// create is the request's way through all checks. The strings returned are for the log and bounded.
+func (s *Server) create(ctx context.Context, req *pb.IstioCertificateRequest, now time.Time) (Caller, string, authority.Leaf, *refusal) {
+	var leaf authority.Leaf
+	if n := len(req.GetCsr()); n > authority.MaxCSR {
+		return Caller{}, "", leaf, refuse(codes.InvalidArgument, csrText("request too large"), fmt.Errorf("request of %d bytes", n))
+	}
+	caller, err := s.cfg.Authenticator.Authenticate(ctx)
+	if err != nil {
+		return Caller{}, "", leaf, refuse(codes.Unauthenticated, msgUnauthenticated, err)
+	}
+	if wait := s.limits.take(caller, now); wait > 0 {
+		return caller, "", leaf, &refusal{answer: exhausted(wait), why: fmt.Errorf("more than %g requests a second", s.cfg.Rate)}
+	}
+	id, err := s.wanted(caller, req)
+	if err != nil {
+		return caller, "", leaf, refuse(codes.Unauthenticated, msgImpersonation, err)
+	}
+	leaf, err = s.cfg.Authority.Sign([]byte(req.GetCsr()), id, lifetime(req.GetValidityDuration()), now)
+	if err != nil {
+		return caller, id.String(), leaf, signRefusal(err)
+	}
+	return caller, id.String(), leaf, nil
+}
+
+// wanted is the identity asked for, once the caller is found to be entitled to it.
+func (s *Server) wanted(caller Caller, req *pb.IstioCertificateRequest) (spiffeid.ID, error) {
+	field, asks := req.GetMetadata().GetFields()[impersonated]
+	if !asks {
+		if caller.Identity.IsZero() {
+			return spiffeid.ID{}, errors.New("no identity was asked for, and a node has none of its own")
+		}
+		return caller.Identity, s.checkDomain(caller.Identity)
+	}
+	text := field.GetStringValue()
+	if len(text) > maxID {
+		return spiffeid.ID{}, fmt.Errorf("identity of %d bytes", len(text))
+	}
+	id, err := spiffeid.FromString(text)
+	if err != nil {
+		return spiffeid.ID{}, fmt.Errorf("asked for %q: %w", text, err)
+	}
+	// istiod copies any trust domain into the certificate.
+	if err := s.checkDomain(id); err != nil {
+		return spiffeid.ID{}, err
+	}
+	if err := s.cfg.Authorizer.Allowed(caller, id); err != nil {
+		return spiffeid.ID{}, fmt.Errorf("asked for %s: %w", id, err)
+	}
+	return id, nil
+}
+
+func (s *Server) checkDomain(id spiffeid.ID) error {
+	if id.TrustDomain() != s.cfg.TrustDomain {
+		return fmt.Errorf("asked for %s, the trust domain is %s", id, s.cfg.TrustDomain.Name())
+	}
+	return nil
+}
+
+// signRefusal tells the caller what is wrong with its own request, and nothing about us.
+func signRefusal(err error) *refusal {
+	var csr *authority.CSRError
+	var ttl *authority.TTLError
+	if errors.As(err, &csr) || errors.As(err, &ttl) {
+		return refuse(codes.InvalidArgument, csrText(err.Error()), err)
+	}
+	return refuse(codes.Internal, csrText("the authority cannot sign"), err)
+}
+
+func csrText(cause string) string { return "CSR signing error (" + cause + ")" }
+
+// lifetime turns seconds into a duration without wrapping around; zero and less mean the default.
+func lifetime(seconds int64) time.Duration {
+	if seconds > math.MaxInt64/int64(time.Second) {
+		return math.MaxInt64
+	}
+	return time.Duration(max(seconds, 0)) * time.Second
+}
+
+func remote(ctx context.Context) string {
+	if p, ok := peer.FromContext(ctx); ok && p.Addr != nil {
+		return p.Addr.String()
+	}
+	return "unknown"
 }
