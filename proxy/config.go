@@ -1,0 +1,164 @@
+package proxy
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/warren-mesh/warren/proxy/hbone"
+	"github.com/warren-mesh/warren/proxy/sockopt"
+)
+
+// Config is everything that can be set. FromEnviron makes one that is complete;
+// whoever builds one by hand starts from Defaults.
+type Config struct {
+	// Who this proxy is.
+	NodeName       string
+	Network        string
+	ClusterID      string
+	ClusterDomain  string
+	TrustDomain    string
+	PodName        string
+	PodNamespace   string
+	ServiceAccount string
+	InstanceIP     string
+	// Metadata and MetadataJSON are told to the control plane beside the above;
+	// values of the latter are JSON.
+	Metadata, MetadataJSON map[string]string
+
+	XDS, CA   Upstream
+	Token     Token
+	LocalXDS  string // path of a static configuration; empty: none
+	FakeCA    bool   // certificates from nowhere: for tests and demonstrations
+	SecretTTL time.Duration
+
+	ZDSPath string
+	Sockets sockopt.Config
+	IPv6    bool
+	HBONE   hbone.Config
+
+	DrainDeadline   time.Duration // for connections that live when the proxy ends
+	ResponseBaggage bool          // send and read baggage about workloads
+	PolicyInfoLog   bool          // log decisions of policies at info instead of debug
+	Log             LogConfig
+	Threads         int // 0: what Go finds
+
+	Admin, Stats, Ready netip.AddrPort // listeners in the proxy's own namespace
+}
+
+// Upstream is where the control plane's xDS or CA service is.
+type Upstream struct {
+	Address string // https://, http:// or unix://; empty: there is none
+	RootCA  string // a path, "SYSTEM", or PEM
+	AltName string // a further name that the server may have
+	Headers [][2]string
+}
+
+// Token authenticates us to the control plane: a file, which is read anew each
+// time, or the text itself. It is never printed.
+type Token struct{ Path, Text string }
+
+// String says where the token comes from.
+func (t Token) String() string {
+	switch {
+	case t.Path != "":
+		return "file " + t.Path
+	case t.Text != "":
+		return "(given)"
+	}
+	return "none"
+}
+
+// GoString, LogValue and MarshalJSON keep every other way of printing from
+// showing the text.
+func (t Token) GoString() string { return t.String() }
+
+// LogValue is String for slog.
+func (t Token) LogValue() slog.Value { return slog.StringValue(t.String()) }
+
+// MarshalJSON is String for JSON.
+func (t Token) MarshalJSON() ([]byte, error) { return json.Marshal(t.String()) }
+
+// Read returns the token, empty when there is none to send.
+func (t Token) Read() (string, error) {
+	if t.Path == "" {
+		return t.Text, nil
+	}
+	b, err := os.ReadFile(t.Path)
+	if err != nil {
+		return "", err
+	}
+	text := strings.TrimSpace(string(b))
+	if text == "" {
+		return "", fmt.Errorf("token file %s is empty", t.Path)
+	}
+	return text, nil
+}
+
+// Defaults of what Istio's users know by these names.
+const (
+	defaultZDSPath   = "/var/run/ztunnel/ztunnel.sock"
+	defaultRootCA    = "./var/run/secrets/istio/root-cert.pem"
+	defaultTokenPath = "./var/run/secrets/tokens/istio-token"
+	defaultInstance  = "1.1.1.1"
+	inClusterIstiod  = "https://istiod.istio-system.svc:15012"
+	localIstiod      = "https://localhost:15012"
+)
+
+// Defaults is the configuration of an empty environment.
+func Defaults() Config {
+	return Config{
+		ClusterID: "Kubernetes", ClusterDomain: "cluster.local", TrustDomain: "cluster.local", InstanceIP: defaultInstance,
+		XDS:       Upstream{Address: localIstiod, RootCA: defaultRootCA},
+		CA:        Upstream{Address: localIstiod, RootCA: defaultRootCA},
+		SecretTTL: 24 * time.Hour,
+		ZDSPath:   defaultZDSPath,
+		Sockets:   sockopt.Defaults(),
+		IPv6:      true,
+		HBONE: hbone.Config{
+			StreamWindow: 4 << 20, ConnWindow: 16 << 20, MaxFrame: 1 << 20, PoolStreams: 100, IdleRelease: 5 * time.Minute,
+		},
+		DrainDeadline:   5 * time.Second,
+		ResponseBaggage: true,
+		Log:             LogConfig{Filter: "info"},
+		Admin:           netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), AdminPort),
+		Stats:           netip.AddrPortFrom(netip.IPv6Unspecified(), StatsPort),
+		Ready:           netip.AddrPortFrom(netip.IPv6Unspecified(), ReadyPort),
+	}
+}
+
+// Validate reports everything that does not fit together.
+func (c Config) Validate() error {
+	var errs []error
+	bad := func(format string, a ...any) { errs = append(errs, fmt.Errorf(format, a...)) }
+	if c.ZDSPath == "" {
+		bad("INPOD_UDS: a path is needed, pods come from there")
+	}
+	if c.XDS.Address == "" && c.LocalXDS == "" {
+		bad("XDS_ADDRESS is empty and LOCAL_XDS_PATH is not set: no workload would ever be known")
+	}
+	if c.CA.Address == "" && !c.FakeCA {
+		bad("CA_ADDRESS is empty: certificates have to come from somewhere")
+	}
+	if c.SecretTTL <= 0 {
+		bad("SECRET_TTL: %s is no lifetime", c.SecretTTL)
+	}
+	if c.DrainDeadline < 0 {
+		bad("CONNECTION_TERMINATION_DEADLINE: %s is negative", c.DrainDeadline)
+	}
+	if h := c.HBONE; h.StreamWindow > 1<<31-1 || h.ConnWindow > 1<<31-1 {
+		bad("HTTP2_STREAM_WINDOW_SIZE, HTTP2_CONNECTION_WINDOW_SIZE: at most %d", 1<<31-1)
+	}
+	if f := c.HBONE.MaxFrame; f != 0 && (f < 16384 || f > 1<<24-1) {
+		bad("HTTP2_FRAME_SIZE: %d is not between 16384 and %d", f, 1<<24-1)
+	}
+	if _, err := newLevels(c.Log.Filter); err != nil {
+		bad("RUST_LOG: %w", err)
+	}
+	return errors.Join(errs...)
+}

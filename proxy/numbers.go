@@ -1,0 +1,43 @@
+package proxy
+
+import "time"
+
+// Ports inside every pod. They are those of ztunnel, which redirection rules
+// and peers rely on.
+const (
+	OutboundPort  = 15001
+	PlaintextPort = 15006
+	HBONEPort     = 15008
+)
+
+// Ports in the proxy's own namespace.
+const (
+	AdminPort = 15000
+	StatsPort = 15020
+	ReadyPort = 15021
+)
+
+// Bounds. A guard and what belongs to it costs a few KiB, so the node's bound
+// is about memory, and the pod's keeps one pod from using up the node's.
+const (
+	maxConnections    = 1 << 19
+	maxPodConnections = 1 << 17
+	maxPods           = 4096
+	// maxTunnels bounds what has been accepted on 15008 in one pod.
+	maxTunnels = 1 << 14
+)
+
+const (
+	// localWait is how long a connection waits for the control plane to know its
+	// pod.
+	localWait = 5 * time.Second
+	// retryPods is how often pods whose listeners could not be opened are tried
+	// again.
+	retryPods = 5 * time.Second
+)
+
+// illegalPorts are our own: a connection to one of them that we would make is a
+// loop.
+func illegalPort(port uint16) bool {
+	return port == OutboundPort || port == PlaintextPort || port == HBONEPort
+}
