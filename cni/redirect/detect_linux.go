@@ -71,7 +71,7 @@ func lookupBoth() (nft, legacy *iptables, err error) {
 // plain one if that is the variant.
 func lookup(name string) (*iptables, error) {
 	_, variant, _ := strings.Cut(name, "-")
-	b := &iptables{name: name, tools: map[Family]tool{}}
+	b := &iptables{name: name, tools: map[Family]tool{}, timeout: OpTimeout}
 	t, err := lookupTool("iptables", variant)
 	if err != nil {
 		return nil, err

@@ -7,7 +7,10 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/warren-mesh/warren/internal/netns"
 )
@@ -16,8 +19,7 @@ const (
 	// OpTimeout bounds each call of a Backend. The plugin gives up at 10 s and
 	// needs time to undo.
 	OpTimeout = 4 * time.Second
-	// lockWait is how long iptables may wait for its lock, in seconds.
-	lockWait = "2"
+	lockPoll  = 5 * time.Millisecond
 	// maxOutput bounds what we read of a program: what is in a pod's
 	// namespace is the pod's to choose.
 	maxOutput = 4 << 20
@@ -33,9 +35,10 @@ const (
 // iptables is the Backend over iptables-save and iptables-restore, in one of
 // their variants.
 type iptables struct {
-	name  string
-	tools map[Family]tool // IPv6 may be missing
-	other *iptables       // the other variant, where the host has both
+	name    string
+	tools   map[Family]tool // IPv6 may be missing
+	other   *iptables       // the other variant, where the host has both
+	timeout time.Duration   // OpTimeout
 }
 
 // tool is one family's programs, as paths.
@@ -147,8 +150,13 @@ type session struct {
 }
 
 func (b *iptables) session(ns *netns.NS, what string, fn func(context.Context, *session) error) error {
-	ctx, cancel := context.WithTimeout(context.Background(), OpTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), b.timeout)
 	defer cancel()
+	unlock, err := lock(ctx, ns)
+	if err != nil {
+		return fmt.Errorf("redirect: %s in %s: %w", what, ns.ID(), err)
+	}
+	defer unlock()
 	r, err := openRoutes(ns)
 	if err != nil {
 		return fmt.Errorf("redirect: %s in %s: %w", what, ns.ID(), err)
@@ -158,6 +166,34 @@ func (b *iptables) session(ns *netns.NS, what string, fn func(context.Context, *
 		return fmt.Errorf("redirect: %s in %s with %s: %w", what, ns.ID(), b.name, err)
 	}
 	return nil
+}
+
+// lock takes the namespace for one caller of this package, on the whole
+// machine. The lock is on the namespace itself, so that there is no file to
+// agree on or to leave behind.
+func lock(ctx context.Context, ns *netns.NS) (unlock func(), err error) {
+	own, err := ns.Reopen()
+	if err != nil {
+		return nil, err
+	}
+	tick := time.NewTicker(lockPoll)
+	defer tick.Stop()
+	for {
+		err := unix.Flock(int(own.File().Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return func() { own.Close() }, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			own.Close()
+			return nil, os.NewSyscallError("flock", err)
+		}
+		select {
+		case <-ctx.Done():
+			own.Close()
+			return nil, fmt.Errorf("another process is at work in the namespace: %w", ctx.Err())
+		case <-tick.C:
+		}
+	}
 }
 
 // usable leaves out of c what cannot be done and is not needed: IPv6 where the
@@ -238,7 +274,7 @@ func (s *session) save(ctx context.Context, f Family) (state, error) {
 }
 
 func (s *session) restore(ctx context.Context, f Family, doc string) error {
-	_, err := s.run(ctx, doc, s.tools[f].restore, "--noflush", "-w", lockWait)
+	_, err := s.run(ctx, doc, s.tools[f].restore, "--noflush")
 	return err
 }
 
@@ -250,10 +286,13 @@ func (s *session) run(ctx context.Context, stdin, path string, args ...string) (
 
 func runTool(ctx context.Context, within func(func() error) error, stdin, path string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, path, args...)
-	cmd.WaitDelay = time.Second // a child of the child may hold our pipes
-	// The lock is the namespace's own file: pods do not wait for each other or
-	// for the host, two callers in one pod do, and there is no file to remove.
-	cmd.Env = append(os.Environ(), "XTABLES_LOCKFILE=/proc/self/ns/net")
+	// Its children too: they would keep our pipes and the namespace.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
+	cmd.WaitDelay = time.Second
+	// iptables' own lock is the host's, one for all namespaces. It gets a file
+	// that only this process has, so that pods do not wait for each other.
+	cmd.Env = append(os.Environ(), "XTABLES_LOCKFILE=/proc/self/comm")
 	out, errs := &bounded{max: maxOutput}, &bounded{max: maxErrors}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), out, errs
 	err := within(cmd.Start)
@@ -264,7 +303,7 @@ func runTool(ctx context.Context, within func(func() error) error, stdin, path s
 	case out.over:
 		err = fmt.Errorf("more than %d bytes of output: too many rules", maxOutput)
 	case ctx.Err() != nil:
-		err = fmt.Errorf("gave up after %s: %w", OpTimeout, ctx.Err())
+		err = fmt.Errorf("gave up: %w", ctx.Err())
 	}
 	if err != nil {
 		return "", fmt.Errorf("%s: %w: %s", path, err, strings.Join(strings.Fields(errs.String()), " "))
