@@ -1,0 +1,43 @@
+// Command controlplane serves the mesh model and certificates to the proxies.
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/warren-mesh/warren/xds/controlplane"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := command().ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "controlplane:", err)
+		os.Exit(1) //nolint:gocritic // nothing is left to stop
+	}
+}
+
+func command() *cobra.Command {
+	cfg := controlplane.Defaults()
+	var level slog.Level
+	cmd := &cobra.Command{
+		Use:           "controlplane",
+		Short:         "Serve the mesh model (xDS) and certificates (CA) to the proxies",
+		Args:          cobra.NoArgs,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+			return controlplane.Run(cmd.Context(), cfg, log)
+		},
+	}
+	cfg.RegisterFlags(cmd.Flags())
+	cmd.Flags().TextVar(&level, "log-level", slog.LevelInfo, "debug, info, warn or error")
+	return cmd
+}

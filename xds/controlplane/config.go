@@ -1,0 +1,212 @@
+package controlplane
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/warren-mesh/warren/xds/translate"
+)
+
+// The ports are those of istiod.
+const (
+	defaultListen  = ":15012" // TLS: xDS and CA
+	defaultHealth  = ":8080"
+	defaultMetrics = ":15014"
+)
+
+// maxHosts bounds the names in the serving certificate.
+const maxHosts = 64
+
+// Config is everything that can be set. RegisterFlags gives it its defaults; whoever
+// makes one by hand starts from Defaults.
+type Config struct {
+	KubeDir    string // folder of Kubernetes YAML
+	StateDir   string // the CA's key and certificates
+	NodeTokens string // file of lines "<token> <node>"
+
+	TrustDomain   string
+	ClusterID     string
+	Domain        string // DNS suffix of services
+	RootNamespace string // of policies for the whole mesh
+	Network       string
+	DryRun        bool // send policies that are only to be logged
+
+	Listen          string
+	PlaintextListen string   // xDS without TLS or authentication; empty: none
+	Hosts           []string // further names and addresses in the serving certificate
+	HealthListen    string   // empty: none
+	MetricsListen   string   // empty: none
+
+	TTL    time.Duration // of certificates that ask for none
+	MaxTTL time.Duration
+}
+
+// Defaults is a Config that lacks only the folder, the state and the tokens.
+func Defaults() Config {
+	return Config{
+		TrustDomain:   "cluster.local",
+		ClusterID:     "Kubernetes",
+		Domain:        "cluster.local",
+		RootNamespace: "istio-system",
+		Listen:        defaultListen,
+		HealthListen:  defaultHealth,
+		MetricsListen: defaultMetrics,
+		TTL:           24 * time.Hour,
+		MaxTTL:        90 * 24 * time.Hour,
+	}
+}
+
+// RegisterFlags defines a flag for every field; what the config holds is the default.
+func (c *Config) RegisterFlags(fs *pflag.FlagSet) {
+	fs.StringVar(&c.KubeDir, "kube-dir", c.KubeDir, "folder of Kubernetes YAML that stands in for an API server (required)")
+	fs.StringVar(&c.StateDir, "state-dir", c.StateDir, "folder with the CA's key and certificates, made at the first start; root-cert.pem in it is for the proxies (required)")
+	fs.StringVar(&c.NodeTokens, "node-tokens", c.NodeTokens, "file of lines \"<token> <node>\", which nodes prove themselves by (required)")
+	fs.StringVar(&c.TrustDomain, "trust-domain", c.TrustDomain, "trust domain of all identities")
+	fs.StringVar(&c.ClusterID, "cluster-id", c.ClusterID, "first part of every workload's UID")
+	fs.StringVar(&c.Domain, "domain", c.Domain, "DNS suffix of services")
+	fs.StringVar(&c.RootNamespace, "root-namespace", c.RootNamespace, "namespace of policies for the whole mesh")
+	fs.StringVar(&c.Network, "network", c.Network, "network of all addresses, unless the root namespace is labelled topology.istio.io/network")
+	fs.BoolVar(&c.DryRun, "dry-run-policies", c.DryRun, "send policies annotated istio.io/dry-run, which proxies then log and do not enforce")
+	fs.StringVar(&c.Listen, "listen", c.Listen, "address of xDS and CA over TLS")
+	fs.StringVar(&c.PlaintextListen, "plaintext-listen", c.PlaintextListen, "address, or unix:///path, of xDS without TLS and authentication, for debugging; empty for none")
+	fs.StringSliceVar(&c.Hosts, "hosts", c.Hosts, "further DNS names and IP addresses in the serving certificate")
+	fs.StringVar(&c.HealthListen, "health-listen", c.HealthListen, "address of /healthz/live and /healthz/ready; empty for none")
+	fs.StringVar(&c.MetricsListen, "metrics-listen", c.MetricsListen, "address of /metrics; empty for none")
+	fs.DurationVar(&c.TTL, "ca-ttl", c.TTL, "lifetime of certificates whose requests ask for none")
+	fs.DurationVar(&c.MaxTTL, "max-ttl", c.MaxTTL, "longest lifetime that a request may ask for")
+}
+
+// Validate returns all mistakes at once.
+func (c *Config) Validate() error {
+	var errs []error
+	bad := func(flag, format string, args ...any) {
+		errs = append(errs, fmt.Errorf("--%s: %s", flag, fmt.Sprintf(format, args...)))
+	}
+	if c.KubeDir == "" {
+		bad("kube-dir", "must name a folder of Kubernetes YAML: reading from a Kubernetes API server is not there yet")
+	}
+	if c.StateDir == "" {
+		bad("state-dir", "must name the folder for the CA's key and certificates")
+	}
+	if c.NodeTokens == "" {
+		bad("node-tokens", "must name a file of lines \"<token> <node>\"")
+	}
+	if _, err := spiffeid.TrustDomainFromString(c.TrustDomain); err != nil || strings.Contains(c.TrustDomain, "/") {
+		bad("trust-domain", "%q is not a trust domain, such as cluster.local", c.TrustDomain)
+	}
+	if c.ClusterID == "" || strings.ContainsAny(c.ClusterID, "/ \t\n") {
+		bad("cluster-id", "%q must be a word without slashes", c.ClusterID)
+	}
+	if why := validation.IsDNS1123Subdomain(c.Domain); len(why) > 0 {
+		bad("domain", "%q: %s", c.Domain, strings.Join(why, "; "))
+	}
+	if why := validation.IsDNS1123Label(c.RootNamespace); len(why) > 0 {
+		bad("root-namespace", "%q: %s", c.RootNamespace, strings.Join(why, "; "))
+	}
+	c.validateListeners(bad)
+	c.validateHosts(bad)
+	if c.TTL <= 0 {
+		bad("ca-ttl", "%s must be more than zero", c.TTL)
+	}
+	if c.MaxTTL < c.TTL {
+		bad("max-ttl", "%s is less than --ca-ttl %s", c.MaxTTL, c.TTL)
+	}
+	return errors.Join(errs...)
+}
+
+type complain func(flag, format string, args ...any)
+
+func (c *Config) validateListeners(bad complain) {
+	if c.Listen == "" {
+		bad("listen", "must be an address, such as %s", defaultListen)
+	}
+	seen := make(map[string]string)
+	for _, l := range []struct{ flag, value string }{
+		{"listen", c.Listen}, {"plaintext-listen", c.PlaintextListen}, {"health-listen", c.HealthListen}, {"metrics-listen", c.MetricsListen},
+	} {
+		path, unix := strings.CutPrefix(l.value, "unix://")
+		switch {
+		case l.value == "":
+			continue
+		case unix && l.flag != "plaintext-listen":
+			bad(l.flag, "%q: only --plaintext-listen can be a Unix socket", l.value)
+		case unix && !strings.HasPrefix(path, "/"):
+			bad(l.flag, "%q: unix:// must be followed by an absolute path", l.value)
+		case !unix && !hostPort(l.value):
+			bad(l.flag, "%q is not an address, such as 127.0.0.1:15012 or :15012", l.value)
+		case seen[l.value] != "" && !strings.HasSuffix(l.value, ":0"):
+			bad(l.flag, "%q is the address of --%s", l.value, seen[l.value])
+		}
+		seen[l.value] = l.flag
+	}
+}
+
+func hostPort(s string) bool {
+	_, port, err := net.SplitHostPort(s)
+	if err != nil {
+		return false
+	}
+	_, err = strconv.ParseUint(port, 10, 16)
+	return err == nil
+}
+
+func (c *Config) validateHosts(bad complain) {
+	if len(c.Hosts) > maxHosts {
+		bad("hosts", "%d of them, at most %d are possible", len(c.Hosts), maxHosts)
+	}
+	for _, h := range c.Hosts {
+		if _, err := netip.ParseAddr(h); err == nil {
+			continue
+		}
+		if why := validation.IsDNS1123Subdomain(h); len(why) > 0 {
+			bad("hosts", "%q is neither an IP address nor a DNS name: %s", h, strings.Join(why, "; "))
+		}
+	}
+}
+
+// options is the part of the config that the model is made by.
+func (c *Config) options() translate.Options {
+	return translate.Options{
+		ClusterID:     c.ClusterID,
+		TrustDomain:   c.TrustDomain,
+		Domain:        c.Domain,
+		RootNamespace: c.RootNamespace,
+		Network:       c.Network,
+		// Nobody annotates pods in a folder: the agent that reads the same folder
+		// redirects those that are eligible.
+		AssumeRedirected: true,
+		DryRunPolicies:   c.DryRun,
+	}
+}
+
+// LogValue is the effective configuration. It holds paths of secrets and no secrets.
+func (c Config) LogValue() slog.Value {
+	return slog.GroupValue(
+		slog.String("kube-dir", c.KubeDir),
+		slog.String("state-dir", c.StateDir),
+		slog.String("node-tokens", c.NodeTokens),
+		slog.String("trust-domain", c.TrustDomain),
+		slog.String("cluster-id", c.ClusterID),
+		slog.String("domain", c.Domain),
+		slog.String("root-namespace", c.RootNamespace),
+		slog.String("network", c.Network),
+		slog.Bool("dry-run-policies", c.DryRun),
+		slog.String("listen", c.Listen),
+		slog.String("plaintext-listen", c.PlaintextListen),
+		slog.Any("hosts", c.Hosts),
+		slog.String("health-listen", c.HealthListen),
+		slog.String("metrics-listen", c.MetricsListen),
+		slog.Duration("ca-ttl", c.TTL),
+		slog.Duration("max-ttl", c.MaxTTL),
+	)
+}

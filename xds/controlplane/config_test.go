@@ -1,0 +1,56 @@
+package controlplane
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spf13/pflag"
+)
+
+func TestValidateReportsEverything(t *testing.T) {
+	c := Config{
+		TrustDomain: "spiffe://x/y", ClusterID: "a/b", Domain: "-", RootNamespace: "A",
+		Listen: "nowhere", PlaintextListen: "unix://relative", HealthListen: "unix:///x", MetricsListen: "1.2.3.4:99999",
+		Hosts: []string{"fine.example", "10.0.0.1", "not_fine"}, TTL: -1, MaxTTL: -2 * time.Second,
+	}
+	err := c.Validate()
+	if err == nil {
+		t.Fatal("accepted")
+	}
+	for _, flag := range []string{"kube-dir", "state-dir", "node-tokens", "trust-domain", "cluster-id", "domain", "root-namespace",
+		"listen", "plaintext-listen", "health-listen", "metrics-listen", "hosts", "ca-ttl", "max-ttl"} {
+		if n := strings.Count("\n"+err.Error(), "\n--"+flag+": "); n != 1 {
+			t.Errorf("--%s is named %d times, want once, in:\n%v", flag, n, err)
+		}
+	}
+	if !strings.Contains(err.Error(), "Kubernetes API server is not there yet") {
+		t.Errorf("err = %v, want it to say what is missing", err)
+	}
+	c = Defaults()
+	c.KubeDir, c.StateDir, c.NodeTokens, c.MetricsListen = "k", "s", "t", c.Listen
+	if err := c.Validate(); err == nil || !strings.Contains(err.Error(), "--metrics-listen") || strings.Contains(err.Error(), "\n") {
+		t.Errorf("err = %v, want only the address that is used twice", err)
+	}
+}
+
+func TestFlags(t *testing.T) {
+	c := Defaults()
+	fs := pflag.NewFlagSet("controlplane", pflag.ContinueOnError)
+	c.RegisterFlags(fs)
+	err := fs.Parse([]string{"--kube-dir=k", "--state-dir=s", "--node-tokens=t", "--hosts=a.example,10.0.0.9", "--ca-ttl=10s", "--health-listen="})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Validate(); err != nil {
+		t.Error(err)
+	}
+	if c.KubeDir != "k" || len(c.Hosts) != 2 || c.TTL != 10*time.Second || c.HealthListen != "" || c.Listen != ":15012" {
+		t.Errorf("config = %+v", c)
+	}
+	n := 0
+	fs.VisitAll(func(*pflag.Flag) { n++ })
+	if groups := len(c.LogValue().Group()); groups != n {
+		t.Errorf("%d flags, of which the log shows %d", n, groups)
+	}
+}

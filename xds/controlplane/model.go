@@ -1,0 +1,147 @@
+package controlplane
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"istio.io/istio/pkg/workloadapi"
+
+	caserver "github.com/warren-mesh/warren/ca/server"
+	"github.com/warren-mesh/warren/xds/server"
+	"github.com/warren-mesh/warren/xds/translate"
+)
+
+const (
+	// patience is how long a request for a certificate waits for its pod to appear: a
+	// node's agent reads the same folder, and may be a moment earlier.
+	patience = time.Second
+	// maxPatient bounds the requests that wait at a time; others are refused at once.
+	maxPatient = 256
+	// maxProblemLines bounds the log lines that one change can cause.
+	maxProblemLines = 100
+)
+
+// feeder is where objects come from.
+type feeder interface {
+	// Read returns the newest objects, and a channel that is closed when there are newer.
+	Read() (translate.Objects, <-chan struct{})
+}
+
+// model keeps what is made of the newest objects. It is the CA's Authorizer.
+type model struct {
+	opts    translate.Options
+	publish func(*server.Snapshot)
+	log     *slog.Logger
+	waiting chan struct{} // a slot for each request that waits
+
+	mu       sync.Mutex
+	result   translate.Result
+	snapshot *server.Snapshot // nil before the first objects
+	changed  chan struct{}    // closed, and replaced, when they change
+}
+
+func newModel(opts translate.Options, publish func(*server.Snapshot), log *slog.Logger) *model {
+	return &model{opts: opts, publish: publish, log: log, waiting: make(chan struct{}, maxPatient), changed: make(chan struct{})}
+}
+
+// run follows a feeder until ctx ends.
+func (m *model) run(ctx context.Context, f feeder) error {
+	for {
+		objects, changed := f.Read()
+		if err := m.update(objects); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		}
+	}
+}
+
+// update makes the model of new objects.
+func (m *model) update(objects translate.Objects) error {
+	result, err := translate.All(objects, m.opts)
+	if err != nil {
+		return err
+	}
+	before, previous, _ := m.current()
+	snapshot, err := server.NewSnapshot(previous, wire(result), result.Policies)
+	if err != nil { // the rest of it is good
+		m.log.Error("not everything can be served", "err", err)
+	}
+	m.mu.Lock()
+	m.result, m.snapshot = result, snapshot
+	close(m.changed)
+	m.changed = make(chan struct{})
+	m.mu.Unlock()
+	m.publish(snapshot)
+	if previous == nil || previous.Version() != snapshot.Version() {
+		m.log.Info("model changed", "version", snapshot.Version(), "workloads", len(result.Workloads),
+			"services", len(result.Services), "policies", len(result.Policies), "problems", len(result.Problems))
+	}
+	m.complain(before.Problems, result.Problems)
+	return nil
+}
+
+func (m *model) complain(before, now []translate.Problem) {
+	lines := 0
+	for _, p := range now {
+		if slices.Contains(before, p) {
+			continue
+		}
+		if lines++; lines > maxProblemLines {
+			m.log.Warn("further problems are not logged", "problems", len(now))
+			return
+		}
+		m.log.Warn("not translated as written", "kind", p.Kind, "namespace", p.Namespace, "name", p.Name, "field", p.Field, "err", p.Reason)
+	}
+}
+
+func wire(r translate.Result) []*workloadapi.Address {
+	out := make([]*workloadapi.Address, 0, len(r.Workloads)+len(r.Services))
+	for _, w := range r.Workloads {
+		out = append(out, &workloadapi.Address{Type: &workloadapi.Address_Workload{Workload: w}})
+	}
+	for _, s := range r.Services {
+		out = append(out, &workloadapi.Address{Type: &workloadapi.Address_Service{Service: s}})
+	}
+	return out
+}
+
+func (m *model) current() (translate.Result, *server.Snapshot, <-chan struct{}) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.result, m.snapshot, m.changed
+}
+
+// Allowed lets a node have certificates for the pods that are placed on it.
+func (m *model) Allowed(caller caserver.Caller, id spiffeid.ID) error {
+	result, _, changed := m.current()
+	if result.Placements[caller.Node][id] {
+		return nil
+	}
+	select {
+	case m.waiting <- struct{}{}:
+		defer func() { <-m.waiting }()
+	default:
+		return fmt.Errorf("no pod with identity %s is on node %s, and too many requests wait for pods to appear", id, caller.Node)
+	}
+	limit := time.NewTimer(patience)
+	defer limit.Stop()
+	for {
+		select {
+		case <-changed:
+		case <-limit.C:
+			return fmt.Errorf("no pod of the mesh with identity %s is on node %s", id, caller.Node)
+		}
+		if result, _, changed = m.current(); result.Placements[caller.Node][id] {
+			return nil
+		}
+	}
+}
