@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 )
 
@@ -18,6 +19,7 @@ type Listener struct {
 	*net.UnixListener
 	path string
 	file os.FileInfo // the socket as we made it
+	once sync.Once   // of Close
 }
 
 // Listen makes a socket of the given network ("unix" or "unixpacket") at path,
@@ -81,12 +83,16 @@ func vacant(network, path string) error {
 	return fmt.Errorf("%w: stop it first", ErrInUse)
 }
 
-// Close stops listening and removes the socket, unless another process has put
-// its own there.
+// Close removes the socket, unless another process has put its own there, and
+// stops listening. Only the first call does anything.
 func (l *Listener) Close() error {
-	err := l.UnixListener.Close()
-	if now, statErr := os.Lstat(l.path); statErr == nil && os.SameFile(l.file, now) {
-		err = errors.Join(err, os.Remove(l.path))
-	}
+	var err error
+	l.once.Do(func() {
+		// While the socket is open its inode cannot be given to another file.
+		if now, statErr := os.Lstat(l.path); statErr == nil && os.SameFile(l.file, now) {
+			err = os.Remove(l.path)
+		}
+		err = errors.Join(err, l.UnixListener.Close())
+	})
 	return err
 }

@@ -30,6 +30,7 @@ type Server struct {
 	path     string
 	snapshot func() []Workload
 	log      *slog.Logger
+	timeout  time.Duration // for hello and acks: ackTimeout, less in tests
 
 	mu       sync.Mutex
 	stopped  bool
@@ -44,7 +45,7 @@ type Server struct {
 // that is closed meanwhile is skipped. snapshot is called from goroutines of the
 // server, which holds no lock then.
 func NewServer(path string, snapshot func() []Workload, log *slog.Logger) *Server {
-	return &Server{path: path, snapshot: snapshot, log: log}
+	return &Server{path: path, snapshot: snapshot, log: log, timeout: ackTimeout}
 }
 
 // Run serves until ctx ends; then it returns nil. It may be called once.

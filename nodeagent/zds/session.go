@@ -89,7 +89,7 @@ func (x *session) listen() {
 
 // answer waits for the packet that is due.
 func (x *session) answer(what string) ([]byte, error) {
-	timer := time.NewTimer(ackTimeout)
+	timer := time.NewTimer(x.server.timeout)
 	defer timer.Stop()
 	select {
 	case b := <-x.heard:
@@ -103,7 +103,7 @@ func (x *session) answer(what string) ([]byte, error) {
 		}
 	case <-timer.C:
 		// An answer after this would be taken for that to the next message.
-		return nil, fmt.Errorf("no answer to %s within %s", what, ackTimeout)
+		return nil, fmt.Errorf("no answer to %s within %s", what, x.server.timeout)
 	}
 }
 
