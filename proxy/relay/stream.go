@@ -117,6 +117,10 @@ func (f *streamFlow) waitUp() {
 		}
 		f.upErr, f.pulling = err, true
 		f.mu.Unlock()
+		if err != nil && err != io.EOF {
+			f.fail(err) // not through pull: the far end may be out of credit
+			return
+		}
 		f.far.Ready()
 		if err != nil {
 			return

@@ -124,10 +124,10 @@ func (c *Conn) onReset() error {
 	if idle {
 		return connError(http2.ErrCodeProtocol, "RST_STREAM on an idle stream")
 	}
-	if !c.limits.resets.take(c.now) {
-		return connError(http2.ErrCodeEnhanceYourCalm, "flood of resets")
-	}
 	if s == nil {
+		if !c.limits.strays.take(c.now) {
+			return connError(http2.ErrCodeEnhanceYourCalm, "flood of resets of closed streams")
+		}
 		return nil
 	}
 	if !c.client && !s.answered && !c.limits.early.take(c.now) {

@@ -34,15 +34,15 @@ func (b *bucket) earn(n int64) { b.tokens = min(b.burst, b.tokens+n) }
 // Each figure is far above what an honest proxy under load needs.
 type limits struct {
 	// early: requests that the peer reset before we answered, and requests over
-	// the concurrency limit: the "rapid reset" pattern (CVE-2023-44487).
+	// the concurrency limit: the "rapid reset" pattern (CVE-2023-44487). Resets
+	// of answered streams need no bound: each has cost the peer a round trip,
+	// and an application that resets its connections makes one each.
 	early bucket
-	// resets: all RST_STREAM; an application that resets its connections makes one each.
-	resets bucket
 	// control: PING, SETTINGS, PRIORITY and frames of unknown type.
 	control bucket
 	// empty: DATA frames without payload and without END_STREAM (CVE-2019-9518).
 	empty bucket
-	// strays: frames for streams that are closed, and stream errors.
+	// strays: DATA and RST_STREAM for streams that are closed, and stream errors.
 	strays bucket
 	// updates: WINDOW_UPDATE. What we send earns tokens, so that a fast
 	// receiver with small updates is not taken for an abuser.
@@ -54,8 +54,7 @@ const sentPerUpdate = 256
 
 func newLimits() limits {
 	return limits{
-		early:   newBucket(100, 400),
-		resets:  newBucket(1000, 4000),
+		early:   newBucket(200, 1000),
 		control: newBucket(50, 1000),
 		empty:   newBucket(10, 200),
 		strays:  newBucket(200, 2000),

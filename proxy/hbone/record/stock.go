@@ -19,12 +19,7 @@ const alpn = "h2"
 // it clears before it returns without error. What the peer sent right after
 // the handshake may already be inside the layer: open an empty buffer first.
 func Handshake(ctx context.Context, conn net.Conn, cfg *tls.Config, client bool) (Layer, error) {
-	if !cfg.DynamicRecordSizingDisabled {
-		// Small first records are for browsers; here they cost a system call
-		// and an AEAD operation each.
-		cfg = cfg.Clone()
-		cfg.DynamicRecordSizingDisabled = true
-	}
+	cfg = fullRecords(cfg)
 	stop := context.AfterFunc(ctx, func() {
 		// In the past: Read and Write return at once. An error means that conn
 		// is closed, which has the same effect.
@@ -36,7 +31,7 @@ func Handshake(ctx context.Context, conn net.Conn, cfg *tls.Config, client bool)
 	} else {
 		s.tls = tls.Server(&s.mem, cfg)
 	}
-	err := s.tls.Handshake()
+	err := s.tls.HandshakeContext(ctx)
 	if !stop() {
 		// The deadline may be set already or be set yet: conn is of no use.
 		return nil, fmt.Errorf("handshake not finished: %w", context.Cause(ctx))
@@ -55,6 +50,23 @@ func Handshake(ctx context.Context, conn net.Conn, cfg *tls.Config, client bool)
 	}
 	s.mem.detached = true
 	return s, nil
+}
+
+// fullRecords turns dynamic record sizing off: small first records are for
+// browsers; here they cost a system call and an AEAD operation each.
+func fullRecords(cfg *tls.Config) *tls.Config {
+	if cfg == nil || cfg.DynamicRecordSizingDisabled {
+		return cfg
+	}
+	cfg = cfg.Clone()
+	cfg.DynamicRecordSizingDisabled = true
+	if per := cfg.GetConfigForClient; per != nil {
+		cfg.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+			c, err := per(hello)
+			return fullRecords(c), err
+		}
+	}
+	return cfg
 }
 
 // stock is the Layer over crypto/tls's own record layer.

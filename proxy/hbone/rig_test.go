@@ -1,0 +1,218 @@
+package hbone_test
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/warren-mesh/warren/proxy/hbone"
+	"github.com/warren-mesh/warren/proxy/relay"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// rig is two proxies without policy, and what applications see of them: dial
+// makes a connection that goes through the client's relay, a tunnel and the
+// server's relay to backend's listener.
+type rig struct {
+	tb     testing.TB
+	pki    *pki
+	cfg    hbone.Config
+	pool   *hbone.Pool
+	hbone  net.Listener // the server's tunnel port
+	front  net.Listener // the client's port for applications
+	ctx    context.Context
+	drain  context.CancelFunc
+	wg     sync.WaitGroup
+	mu     sync.Mutex
+	conns  map[net.Conn]bool // tunnels accepted
+	served []error           // what Serve returned
+	// Results of the relays on both sides.
+	clientDone, serverDone chan relay.Result
+	answer                 func(*hbone.Incoming) // nil: connect and relay
+}
+
+func newRig(tb testing.TB, backend string, change func(*rig)) *rig {
+	tb.Helper()
+	r := &rig{
+		tb: tb, pki: newPKI(tb), conns: map[net.Conn]bool{},
+		clientDone: make(chan relay.Result, 4096), serverDone: make(chan relay.Result, 4096),
+	}
+	if change != nil {
+		change(r)
+	}
+	r.ctx, r.drain = context.WithCancel(context.Background())
+	r.hbone, r.front = listen(tb), listen(tb)
+	client, server := r.pki.client(tb, "client"), r.pki.server(tb, "server")
+	r.pool = hbone.NewPool(r.cfg, func(ctx context.Context, k hbone.Key) (net.Conn, *tls.Config, error) {
+		var d net.Dialer
+		c, err := d.DialContext(ctx, "tcp", k.Dst.String())
+		return c, client, err
+	})
+	r.wg.Go(func() { r.acceptTunnels(server) })
+	r.wg.Go(func() { r.acceptApps(backend) })
+	tb.Cleanup(r.close)
+	return r
+}
+
+func (r *rig) close() {
+	r.front.Close()
+	r.hbone.Close()
+	r.pool.Close()
+	r.drain()
+	r.killTunnels()
+	r.wg.Wait()
+}
+
+// killTunnels closes the server's end of every tunnel.
+func (r *rig) killTunnels() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for c := range r.conns {
+		c.Close()
+	}
+}
+
+func (r *rig) key() hbone.Key {
+	return hbone.Key{Dst: r.hbone.Addr().(*net.TCPAddr).AddrPort(), SrcIP: netip.MustParseAddr("127.0.0.1")}
+}
+
+func (r *rig) acceptTunnels(tc *tls.Config) {
+	for {
+		c, err := r.hbone.Accept()
+		if err != nil {
+			return
+		}
+		r.mu.Lock()
+		r.conns[c] = true
+		r.mu.Unlock()
+		r.wg.Go(func() {
+			err := hbone.Serve(r.ctx, c, tc, r.cfg, hbone.HandlerFunc(r.connect))
+			r.mu.Lock()
+			delete(r.conns, c)
+			r.served = append(r.served, err)
+			r.mu.Unlock()
+		})
+	}
+}
+
+func (r *rig) connect(in *hbone.Incoming) {
+	if r.answer != nil {
+		r.answer(in)
+		return
+	}
+	r.wg.Go(func() {
+		app, err := net.Dial("tcp", in.Authority)
+		if err != nil {
+			in.Reject(503)
+			return
+		}
+		s := in.Accept([][2]string{{"baggage", "k8s.namespace.name=default"}})
+		relay.Start(app.(*net.TCPConn), s, nil, func(res relay.Result) { r.serverDone <- res })
+	})
+}
+
+func (r *rig) acceptApps(backend string) {
+	for {
+		c, err := r.front.Accept()
+		if err != nil {
+			return
+		}
+		r.wg.Go(func() {
+			s, err := r.pool.Open(context.Background(), r.key(), hbone.Request{Authority: backend})
+			if err != nil {
+				if !errors.Is(err, hbone.ErrClosed) {
+					r.tb.Log("open:", err)
+				}
+				c.Close()
+				return
+			}
+			relay.Start(c.(*net.TCPConn), s, nil, func(res relay.Result) { r.clientDone <- res })
+		})
+	}
+}
+
+// dial is an application's connection.
+func (r *rig) dial() *net.TCPConn {
+	r.tb.Helper()
+	return dial(r.tb, r.front.Addr().String())
+}
+
+func dial(tb testing.TB, addr string) *net.TCPConn {
+	tb.Helper()
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { c.Close() })
+	return c.(*net.TCPConn)
+}
+
+func listen(tb testing.TB) net.Listener {
+	tb.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { l.Close() })
+	return l
+}
+
+// serveApp runs f for every connection to the listener it returns the address of.
+func serveApp(tb testing.TB, f func(*net.TCPConn)) string {
+	tb.Helper()
+	l := listen(tb)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() {
+				defer c.Close()
+				f(c.(*net.TCPConn))
+			})
+		}
+	})
+	tb.Cleanup(func() { l.Close(); wg.Wait() })
+	return l.Addr().String()
+}
+
+// echo sends back what it gets and half-closes after the peer did.
+func echo(c *net.TCPConn) {
+	_, _ = io.Copy(c, c)
+	_ = c.CloseWrite()
+}
+
+func mustWrite(tb testing.TB, w io.Writer, p []byte) {
+	tb.Helper()
+	if _, err := w.Write(p); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+func mustRead(tb testing.TB, r io.Reader, want string) {
+	tb.Helper()
+	got := make([]byte, len(want))
+	if _, err := io.ReadFull(r, got); err != nil {
+		tb.Fatalf("reading %q: %v after %q", want, err, got)
+	}
+	if string(got) != want {
+		tb.Fatalf("got %q, want %q", got, want)
+	}
+}
+
+func mustEOF(tb testing.TB, r io.Reader) {
+	tb.Helper()
+	if n, err := r.Read(make([]byte, 16)); n != 0 || err != io.EOF {
+		tb.Fatalf("read %d, %v; want the end", n, err)
+	}
+}
