@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -52,9 +53,11 @@ type Config struct {
 
 // Signer is a svid.Signer. Whoever makes it closes it.
 type Signer struct {
-	cfg    Config
+	cfg Config
+
+	mu     sync.Mutex
 	conn   *grpc.ClientConn
-	client pb.IstioCertificateServiceClient
+	closed bool
 }
 
 // New checks cfg. It connects when first used.
@@ -66,11 +69,37 @@ func New(cfg Config) (*Signer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ca source: %w", err)
 	}
-	return &Signer{cfg: cfg, conn: conn, client: pb.NewIstioCertificateServiceClient(conn)}, nil
+	return &Signer{cfg: cfg, conn: conn}, nil
 }
 
-// Close ends the connection and the calls on it.
-func (s *Signer) Close() error { return s.conn.Close() }
+// Close ends the connection and the calls on it. Again, it does nothing.
+func (s *Signer) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil
+	}
+	s.closed = true
+	return s.conn.Close()
+}
+
+// client is the service on a connection that has not failed. A failed channel of gRPC answers with the failure that it
+// remembers until it has connected again by itself; the manager paces requests already, and wants each to be a try.
+func (s *Signer) client() (pb.IstioCertificateServiceClient, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.closed && s.conn.GetState() == connectivity.TransientFailure {
+		conn, err := newConn(s.cfg)
+		if err != nil {
+			return nil, fmt.Errorf("ca source: %w", err)
+		}
+		if err := s.conn.Close(); err != nil {
+			return nil, errors.Join(fmt.Errorf("ca source: %w", err), conn.Close())
+		}
+		s.conn = conn
+	}
+	return pb.NewIstioCertificateServiceClient(s.conn), nil
+}
 
 // TokenFile reads a token from a file in each call, because kubelet replaces it. An empty file is an error.
 func TokenFile(path string) func() (string, error) {
@@ -101,11 +130,11 @@ func (s *Signer) Sign(ctx context.Context, id spiffeid.ID, csrPEM []byte, ttl ti
 			"ImpersonatedIdentity": structpb.NewStringValue(id.String()),
 		}},
 	}
-	// The manager paces requests; gRPC's own pause would only answer them with an old error.
-	if s.conn.GetState() == connectivity.TransientFailure {
-		s.conn.ResetConnectBackoff()
+	client, err := s.client()
+	if err != nil {
+		return nil, err
 	}
-	resp, err := s.client.CreateCertificate(ctx, req)
+	resp, err := client.CreateCertificate(ctx, req)
 	if err != nil {
 		return nil, callError(err)
 	}
