@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"strings"
 	"sync"
@@ -707,4 +708,84 @@ func TestObserver(t *testing.T) {
 			t.Errorf("(-want +got):\n%s", diff)
 		}
 	})
+}
+
+// Pods come and go at random while the source fails at random. Whatever the order: nobody uses an identity without
+// holding it, nothing expired is given, the cap holds, one identity has one call, and in the end nothing is left.
+func TestRandomOperations(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t)
+		var mu sync.Mutex
+		running, all, most := map[spiffeid.ID]int{}, 0, 0
+		f.Before = func(ctx context.Context, id spiffeid.ID) error {
+			mu.Lock()
+			running[id]++
+			all++
+			most = max(most, all)
+			if running[id] > 1 {
+				t.Errorf("%d calls for %s", running[id], id)
+			}
+			mu.Unlock()
+			time.Sleep(rand.N(200 * time.Millisecond))
+			mu.Lock()
+			defer mu.Unlock()
+			running[id]--
+			all--
+			if rand.N(4) == 0 {
+				return errors.New("no")
+			}
+			return nil
+		}
+		m, stop := run(t, svid.Config{Signer: f, TTL: 10 * time.Second, MaxInFlight: 3, MaxIdentities: 6})
+		var wg sync.WaitGroup
+		for n := range 20 {
+			wg.Go(func() {
+				holder := fmt.Sprint("pod-", n)
+				for range 100 {
+					id := sa(fmt.Sprint(rand.N(8)))
+					if rand.N(3) == 0 {
+						m.Prefetch(id, holder)
+					}
+					l := m.Acquire(holder, id)
+					ctx, cancel := context.WithTimeout(t.Context(), rand.N(time.Second))
+					i, err := l.Identity(ctx)
+					cancel()
+					if err == nil && (i.ID() != id || i.Expired(time.Now())) {
+						t.Errorf("got %s for %s at %s", i, id, time.Now())
+					}
+					time.Sleep(rand.N(500 * time.Millisecond))
+					if rand.N(2) == 0 {
+						l.Release()
+					} else {
+						m.Forget(holder)
+					}
+					if i, err := l.Identity(t.Context()); err == nil {
+						t.Errorf("%s is given after its lease", i)
+					}
+				}
+				m.Forget(holder)
+			})
+		}
+		wg.Wait()
+		if most > 3 {
+			t.Errorf("%d calls at once", most)
+		}
+		if d := m.Dump(); len(d) != 0 {
+			t.Errorf("%d identities are left", len(d))
+		}
+		stop()
+	})
+}
+
+func BenchmarkLeaseIdentity(b *testing.B) {
+	m, stop := run(b, svid.Config{Signer: newFake(b)})
+	defer stop()
+	l := m.Acquire("pod", sa("a"))
+	mustIdentity(b, l)
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := l.Identity(context.Background()); err != nil {
+			b.Fatal(err)
+		}
+	}
 }
