@@ -41,16 +41,13 @@ type Add struct {
 	Netns        string         `json:"netns"`            // path in the runtime's mount namespace; a hint, the descriptor counts
 }
 
-// What to do with a pod.
+// The words of the conversation.
 const (
-	Leave        = "leave"
-	RedirectSo   = "redirect"
-	ByPlugin     = "plugin"
-	ByAgent      = "agent"
-	NSOut        = "out"
-	NSIn         = "in"
-	NSMixed      = "mixed"
-	maxErrorText = 2048
+	Leave      = "leave"    // Answer.Action: it is none of ours
+	RedirectSo = "redirect" // Answer.Action: as Answer.Redirect says
+
+	ByPlugin = "plugin" // how: the plugin has programmed it
+	ByAgent  = "agent"  // how: the plugin cannot, the agent is to do it
 )
 
 // Answer is the agent's decision about a pod.
