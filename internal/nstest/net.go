@@ -164,6 +164,15 @@ func (p *Pod) Listen(network, addr string) (l net.Listener, err error) {
 	return l, err
 }
 
+// ListenPacket opens a packet socket in the pod's namespace.
+func (p *Pod) ListenPacket(network, addr string) (c net.PacketConn, err error) {
+	err = p.NS.Do(func() (err error) {
+		c, err = net.ListenPacket(network, addr)
+		return err
+	})
+	return c, err
+}
+
 // Dial connects from the pod's namespace, as its application would. Only the
 // socket is made inside, so any number may be waiting.
 func (p *Pod) Dial(ctx context.Context, network, addr string) (net.Conn, error) {
