@@ -30,6 +30,8 @@ func (p *publisher) set(s *Snapshot) {
 	switch {
 	case p.current == nil:
 		p.publishLocked(s)
+	case s.version == p.current.version:
+		p.pending = nil // nothing has changed, or everything has changed back
 	case p.pending == nil:
 		p.pending, p.since = s, now
 		p.timer = time.AfterFunc(min(p.quiet, p.longest), p.flush)

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"strconv"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -10,7 +11,7 @@ func TestPublisherDebounces(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		snaps := make([]*Snapshot, 300)
 		for i := range snaps {
-			snaps[i] = &Snapshot{}
+			snaps[i] = &Snapshot{version: strconv.Itoa(i)}
 		}
 		p := newPublisher(100*time.Millisecond, 10*time.Second)
 		newest := func() *Snapshot {
@@ -35,6 +36,13 @@ func TestPublisherDebounces(t *testing.T) {
 		time.Sleep(40 * time.Millisecond)
 		if newest() != snaps[2] {
 			t.Fatal("not published though it was quiet")
+		}
+
+		p.set(snaps[3])
+		p.set(&Snapshot{version: snaps[2].version})
+		time.Sleep(time.Minute)
+		if newest() != snaps[2] {
+			t.Fatal("published though everything had changed back")
 		}
 
 		start := time.Now()
