@@ -1,0 +1,109 @@
+package route
+
+import (
+	"errors"
+	"net/netip"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/warren-mesh/warren/xds/workload"
+)
+
+// HBONEPort is where workloads take tunnels.
+const HBONEPort = 15008
+
+// Protocol is how a connection is carried.
+type Protocol uint8
+
+// Protocols.
+const (
+	TCP         Protocol = iota // bytes as they are
+	HBONE                       // a CONNECT stream within mutual TLS
+	DoubleHBONE                 // a tunnel through a network's gateway within a tunnel to it
+)
+
+func (p Protocol) String() string {
+	switch p {
+	case TCP:
+		return "TCP"
+	case HBONE:
+		return "HBONE"
+	case DoubleHBONE:
+		return "DOUBLEHBONE"
+	default:
+		return "unknown"
+	}
+}
+
+// Options of a decision.
+type Options struct {
+	// Network is the node's network (NETWORK): what tunnels through a network's
+	// gateway say of where they come from. Destinations are looked up in the
+	// client workload's own network.
+	Network string
+	// Rand returns a number in [0, n); n is above 0. Nil means math/rand/v2.
+	Rand func(n uint64) uint64
+}
+
+// Decision says what to do with an outbound connection.
+type Decision struct {
+	Protocol Protocol
+	// Dial is where the proxy connects to.
+	Dial netip.AddrPort
+	// Authority is the target of the CONNECT; empty for TCP.
+	Authority string
+	// Expected are the identities of which the peer must present one. For TCP it
+	// is empty. Shared: it must not be changed.
+	Expected []spiffeid.ID
+
+	// InnerAuthority and InnerExpected are those of the inner tunnel of
+	// DoubleHBONE.
+	InnerAuthority string
+	InnerExpected  []spiffeid.ID
+
+	// Destination is the workload that the bytes are for; nil when unknown.
+	Destination *workload.Workload
+	// Service is what the client addressed, or nil.
+	Service *workload.Service
+	// ServiceAddressed: the client used an address of Service. Its hostname then
+	// goes into the forwarded header.
+	ServiceAddressed bool
+	// Waypoint: Dial is a waypoint, which decides about the rest.
+	Waypoint bool
+	// Hostname is to be resolved for the destination's address, if not empty;
+	// Dial and Authority then lack it.
+	Hostname string
+
+	// Reason is why, in words for logs.
+	Reason string
+}
+
+// Errors of Outbound, wrapped with their particulars.
+var (
+	ErrNoHealthyUpstream = errors.New("no healthy upstream")
+	ErrRecursive         = errors.New("attempted recursive call to ourselves")
+	ErrNoRoute           = errors.New("no valid routing destination for workload")
+	ErrUnsupported       = errors.New("not supported yet")
+)
+
+// InboundDecision is where a tunnelled connection goes.
+type InboundDecision struct {
+	// Target is the address and final port of the application; it is what
+	// policies see as the destination.
+	Target netip.AddrPort
+	// Service is set when the tunnel asked for a service by hostname.
+	Service *workload.Service
+	// Authority is what was asked for.
+	Authority Authority
+}
+
+// Refusal is an answer other than 200 to a CONNECT.
+type Refusal struct {
+	Status int // 400 or 503
+	Err    error
+}
+
+func (r *Refusal) Error() string { return r.Err.Error() }
+
+// Unwrap returns the cause.
+func (r *Refusal) Unwrap() error { return r.Err }

@@ -1,0 +1,187 @@
+package workload
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+)
+
+// View is one immutable state of the mesh. Its methods do not block and, unless
+// they say otherwise, do not allocate. What they return is shared: it must not be
+// changed.
+type View struct {
+	byUID  cowMap[string, *Workload]
+	byAddr cowMap[NetworkAddr, []*Workload] // ranked, the best first
+	local  cowMap[localKey, []*Workload]    // by UID
+
+	services cowMap[NamespacedHostname, *Service]
+	byHost   cowMap[string, []*Service]      // by namespace
+	byVIP    cowMap[NetworkAddr, []*Service] // by namespace, then hostname
+	byCIDR   cidrIndex
+
+	// endpoints of every service that a workload names, known or not: a
+	// workload may arrive before its service.
+	endpoints cowMap[NamespacedHostname, *EndpointSet]
+
+	policies    cowMap[string, *Policy]
+	byNamespace cowMap[string, []*Policy] // namespace scope, by name
+	global      []*Policy                 // by namespace, then name
+
+	superseded chan struct{}
+}
+
+type localKey struct{ namespace, name, serviceAccount string }
+
+func newView() *View { return &View{superseded: make(chan struct{})} }
+
+// Superseded is closed once a newer view has taken this one's place.
+func (v *View) Superseded() <-chan struct{} { return v.superseded }
+
+// WorkloadByUID finds a workload by its xDS name.
+func (v *View) WorkloadByUID(uid string) *Workload {
+	w, _ := v.byUID.get(uid)
+	return w
+}
+
+// WorkloadByAddr finds the workload that owns an address, never one in host
+// network mode. Of several, as while a pod's address passes on to the next, the
+// likeliest live one is returned: see rank.
+func (v *View) WorkloadByAddr(a NetworkAddr) *Workload {
+	if list, _ := v.byAddr.get(a); len(list) > 0 {
+		return list[0]
+	}
+	return nil
+}
+
+// Local finds the workload of a pod by what its node knows of it. An empty node
+// accepts any. Of several the healthy one is returned, then the first by UID.
+func (v *View) Local(name, namespace, serviceAccount, node string) *Workload {
+	list, _ := v.local.get(localKey{namespace: namespace, name: name, serviceAccount: serviceAccount})
+	var best *Workload
+	for _, w := range list {
+		if node != "" && w.Node != node {
+			continue
+		}
+		if best == nil || best.Status != Healthy && w.Status == Healthy {
+			best = w
+		}
+	}
+	return best
+}
+
+// Service finds a service by its key.
+func (v *View) Service(key NamespacedHostname) *Service {
+	s, _ := v.services.get(key)
+	return s
+}
+
+// ServiceByVIP finds the service that clients of a namespace reach at an address:
+// among those visible to them the one of their own namespace, else the canonical
+// one, else the first. An exact address goes before any range.
+func (v *View) ServiceByVIP(a NetworkAddr, clientNamespace string) *Service {
+	list, _ := v.byVIP.get(a)
+	if s := choose(list, clientNamespace); s != nil {
+		return s
+	}
+	return v.byCIDR.find(a, clientNamespace)
+}
+
+// ServiceByHost finds the service that clients of a namespace mean by a hostname
+// in lower case, chosen as in ServiceByVIP.
+func (v *View) ServiceByHost(host, clientNamespace string) *Service {
+	list, _ := v.byHost.get(host)
+	return choose(list, clientNamespace)
+}
+
+// Endpoints are the workloads behind a service, healthy or not; nil when there
+// are none.
+func (v *View) Endpoints(s *Service) *EndpointSet {
+	set, _ := v.endpoints.get(s.Key())
+	return set
+}
+
+// Policy finds a policy by "namespace/name".
+func (v *View) Policy(name string) *Policy {
+	p, _ := v.policies.get(name)
+	return p
+}
+
+// GlobalPolicies guard every workload.
+func (v *View) GlobalPolicies() []*Policy { return v.global }
+
+// NamespacePolicies guard every workload of a namespace.
+func (v *View) NamespacePolicies(namespace string) []*Policy {
+	list, _ := v.byNamespace.get(namespace)
+	return list
+}
+
+// PolicySet is what guards one workload.
+type PolicySet struct {
+	Global, Namespace []*Policy
+	Selected          []*Policy // those the workload names, in its order
+	Missing           []string  // named by the workload but unknown: nothing may pass
+}
+
+// PoliciesFor gathers the policies of a workload. It allocates if the workload
+// names any.
+func (v *View) PoliciesFor(w *Workload) PolicySet {
+	set := PolicySet{Global: v.GlobalPolicies(), Namespace: v.NamespacePolicies(w.Namespace)}
+	for _, n := range w.Policies {
+		if p := v.Policy(n); p != nil {
+			set.Selected = append(set.Selected, p)
+		} else {
+			set.Missing = append(set.Missing, n)
+		}
+	}
+	return set
+}
+
+// Len is the number of workloads, services and policies.
+func (v *View) Len() (workloads, services, policies int) {
+	return v.byUID.size, v.services.size, v.policies.size
+}
+
+// Workloads are all workloads by UID. It allocates and sorts: for dumps.
+func (v *View) Workloads() []*Workload {
+	return sorted(&v.byUID, func(a, b *Workload) int { return strings.Compare(a.UID, b.UID) })
+}
+
+// Services are all services by hostname, then namespace. It allocates and sorts.
+func (v *View) Services() []*Service {
+	return sorted(&v.services, func(a, b *Service) int {
+		return cmp.Or(strings.Compare(a.Hostname, b.Hostname), strings.Compare(a.Namespace, b.Namespace))
+	})
+}
+
+// Policies are all policies by resource name. It allocates and sorts.
+func (v *View) Policies() []*Policy { return sorted(&v.policies, comparePolicies) }
+
+func comparePolicies(a, b *Policy) int {
+	return strings.Compare(a.ResourceName(), b.ResourceName())
+}
+
+func sorted[K comparable, V any](m *cowMap[K, V], compare func(a, b V) int) []V {
+	list := make([]V, 0, m.size)
+	for _, x := range m.all() {
+		list = append(list, x)
+	}
+	slices.SortFunc(list, compare)
+	return list
+}
+
+// choose picks among services that share a hostname or an address.
+func choose(list []*Service, clientNamespace string) *Service {
+	var best *Service
+	for _, s := range list {
+		if !s.VisibleTo(clientNamespace) {
+			continue
+		}
+		if s.Namespace == clientNamespace {
+			return s
+		}
+		if best == nil || !best.Canonical && s.Canonical {
+			best = s
+		}
+	}
+	return best
+}
