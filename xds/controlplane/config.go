@@ -41,6 +41,11 @@ type Config struct {
 	Network       string
 	DryRun        bool // send policies that are only to be logged
 
+	// Selectors, as YAML, and ExcludeNamespaces say which pods are in the mesh; the
+	// node agents must be given the same.
+	Selectors         string
+	ExcludeNamespaces []string
+
 	Listen          string
 	PlaintextListen string   // xDS without TLS or authentication; empty: none
 	Hosts           []string // further names and addresses in the serving certificate
@@ -77,6 +82,8 @@ func (c *Config) RegisterFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&c.RootNamespace, "root-namespace", c.RootNamespace, "namespace of policies for the whole mesh")
 	fs.StringVar(&c.Network, "network", c.Network, "network of all addresses, unless the root namespace is labelled topology.istio.io/network")
 	fs.BoolVar(&c.DryRun, "dry-run-policies", c.DryRun, "send policies annotated istio.io/dry-run, which proxies then log and do not enforce")
+	fs.StringVar(&c.Selectors, "enablement-selectors", c.Selectors, "which pods are in the mesh, as a YAML list of {podSelector, namespaceSelector}; empty for the label istio.io/dataplane-mode; node agents need the same")
+	fs.StringSliceVar(&c.ExcludeNamespaces, "exclude-namespaces", c.ExcludeNamespaces, "namespaces whose pods are never in the mesh; node agents need the same")
 	fs.StringVar(&c.Listen, "listen", c.Listen, "address of xDS and CA over TLS")
 	fs.StringVar(&c.PlaintextListen, "plaintext-listen", c.PlaintextListen, "address, or unix:///path, of xDS without TLS and authentication, for debugging; empty for none")
 	fs.StringSliceVar(&c.Hosts, "hosts", c.Hosts, "further DNS names and IP addresses in the serving certificate")
@@ -112,6 +119,9 @@ func (c *Config) Validate() error {
 	}
 	if why := validation.IsDNS1123Label(c.RootNamespace); len(why) > 0 {
 		bad("root-namespace", "%q: %s", c.RootNamespace, strings.Join(why, "; "))
+	}
+	if _, err := translate.ParseSelectors(c.Selectors); err != nil {
+		bad("enablement-selectors", "%v", err)
 	}
 	c.validateListeners(bad)
 	c.validateHosts(bad)
@@ -175,8 +185,10 @@ func (c *Config) validateHosts(bad complain) {
 }
 
 // options is the part of the config that the model is made by.
-func (c *Config) options() translate.Options {
+func (c *Config) options() (translate.Options, error) {
+	selectors, err := translate.ParseSelectors(c.Selectors, c.ExcludeNamespaces...)
 	return translate.Options{
+		Selectors:     selectors,
 		ClusterID:     c.ClusterID,
 		TrustDomain:   c.TrustDomain,
 		Domain:        c.Domain,
@@ -186,7 +198,7 @@ func (c *Config) options() translate.Options {
 		// redirects those that are eligible.
 		AssumeRedirected: true,
 		DryRunPolicies:   c.DryRun,
-	}
+	}, err
 }
 
 // LogValue is the effective configuration. It holds paths of secrets and no secrets.
@@ -201,6 +213,8 @@ func (c Config) LogValue() slog.Value {
 		slog.String("root-namespace", c.RootNamespace),
 		slog.String("network", c.Network),
 		slog.Bool("dry-run-policies", c.DryRun),
+		slog.String("enablement-selectors", c.Selectors),
+		slog.Any("exclude-namespaces", c.ExcludeNamespaces),
 		slog.String("listen", c.Listen),
 		slog.String("plaintext-listen", c.PlaintextListen),
 		slog.Any("hosts", c.Hosts),

@@ -12,14 +12,14 @@ func TestValidateReportsEverything(t *testing.T) {
 	c := Config{
 		TrustDomain: "spiffe://x/y", ClusterID: "a/b", Domain: "-", RootNamespace: "A",
 		Listen: "nowhere", PlaintextListen: "unix://relative", HealthListen: "unix:///x", MetricsListen: "1.2.3.4:99999",
-		Hosts: []string{"fine.example", "10.0.0.1", "not_fine"}, TTL: -1, MaxTTL: -2 * time.Second,
+		Selectors: "{}", Hosts: []string{"fine.example", "10.0.0.1", "not_fine"}, TTL: -1, MaxTTL: -2 * time.Second,
 	}
 	err := c.Validate()
 	if err == nil {
 		t.Fatal("accepted")
 	}
 	for _, flag := range []string{"kube-dir", "state-dir", "node-tokens", "trust-domain", "cluster-id", "domain", "root-namespace",
-		"listen", "plaintext-listen", "health-listen", "metrics-listen", "hosts", "ca-ttl", "max-ttl"} {
+		"enablement-selectors", "listen", "plaintext-listen", "health-listen", "metrics-listen", "hosts", "ca-ttl", "max-ttl"} {
 		if n := strings.Count("\n"+err.Error(), "\n--"+flag+": "); n != 1 {
 			t.Errorf("--%s is named %d times, want once, in:\n%v", flag, n, err)
 		}

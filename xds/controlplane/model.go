@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"istio.io/istio/pkg/workloadapi"
 
 	caserver "github.com/warren-mesh/warren/ca/server"
 	"github.com/warren-mesh/warren/xds/server"
@@ -71,7 +70,7 @@ func (m *model) update(objects translate.Objects) error {
 		return err
 	}
 	before, previous, _ := m.current()
-	snapshot, err := server.NewSnapshot(previous, wire(result), result.Policies)
+	snapshot, err := server.NewSnapshot(previous, server.Model{Workloads: result.Workloads, Services: result.Services, Policies: result.Policies})
 	if err != nil { // the rest of it is good
 		m.log.Error("not everything can be served", "err", err)
 	}
@@ -101,17 +100,6 @@ func (m *model) complain(before, now []translate.Problem) {
 		}
 		m.log.Warn("not translated as written", "kind", p.Kind, "namespace", p.Namespace, "name", p.Name, "field", p.Field, "err", p.Reason)
 	}
-}
-
-func wire(r translate.Result) []*workloadapi.Address {
-	out := make([]*workloadapi.Address, 0, len(r.Workloads)+len(r.Services))
-	for _, w := range r.Workloads {
-		out = append(out, &workloadapi.Address{Type: &workloadapi.Address_Workload{Workload: w}})
-	}
-	for _, s := range r.Services {
-		out = append(out, &workloadapi.Address{Type: &workloadapi.Address_Service{Service: s}})
-	}
-	return out
 }
 
 func (m *model) current() (translate.Result, *server.Snapshot, <-chan struct{}) {

@@ -55,6 +55,10 @@ func New(cfg Config, log *slog.Logger) (_ *ControlPlane, err error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
+	options, err := cfg.options()
+	if err != nil {
+		return nil, err
+	}
 	log.Info("configuration", "config", cfg)
 	td, err := spiffeid.TrustDomainFromString(cfg.TrustDomain)
 	if err != nil {
@@ -77,7 +81,7 @@ func New(cfg Config, log *slog.Logger) (_ *ControlPlane, err error) {
 	if cfg.PlaintextListen != "" {
 		p.plain = server.New(server.Config{Authenticate: anybody, Log: log, MaxStreamsPerCaller: maxPlaintextStreams})
 	}
-	p.model = newModel(cfg.options(), p.publish, log)
+	p.model = newModel(options, p.publish, log)
 	metrics := newMetrics(p.ads, p.model, ca.NotAfter())
 	issuer, err := caserver.New(caserver.Config{
 		Authority: ca, TrustDomain: td, Authenticator: tokens, Authorizer: p.model, Log: log, Observer: metrics,

@@ -13,28 +13,26 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc/codes"
 	grpcstatus "google.golang.org/grpc/status"
-	"istio.io/istio/pkg/workloadapi"
-	"istio.io/istio/pkg/workloadapi/security"
+
+	"github.com/warren-mesh/warren/xds/workload"
 )
 
-// world is a mesh for tests: workload uid → its policies, and policy name → content.
+// world is a mesh for tests: workload uid → its policies, and policy name → action.
 type world struct {
 	workloads map[string][]string
-	policies  map[string]security.Action
+	policies  map[string]workload.Action
 }
 
 func (w world) snapshot(t testing.TB, prev *Snapshot) *Snapshot {
 	t.Helper()
-	var addrs []*workloadapi.Address
+	var m Model
 	for uid, names := range w.workloads {
-		addrs = append(addrs, &workloadapi.Address{Type: &workloadapi.Address_Workload{
-			Workload: &workloadapi.Workload{Uid: uid, AuthorizationPolicies: names}}})
+		m.Workloads = append(m.Workloads, &workload.Workload{UID: uid, Policies: names})
 	}
-	var authz []*security.Authorization
 	for name, action := range w.policies {
-		authz = append(authz, &security.Authorization{Name: name, Namespace: "ns", Action: action})
+		m.Policies = append(m.Policies, &workload.Policy{Name: name, Namespace: "ns", Action: action})
 	}
-	s, err := NewSnapshot(prev, addrs, authz)
+	s, err := NewSnapshot(prev, m)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -130,7 +128,7 @@ func (m *model) wantHas(s *Snapshot) {
 
 func TestFirstAnswer(t *testing.T) {
 	empty := world{}.snapshot(t, nil)
-	full := world{map[string][]string{"w1": nil, "w2": nil}, map[string]security.Action{"p": 0}}.snapshot(t, nil)
+	full := world{map[string][]string{"w1": nil, "w2": nil}, map[string]workload.Action{"p": 0}}.snapshot(t, nil)
 	for name, c := range map[string]struct {
 		snapshot *Snapshot
 		want     []string
@@ -165,7 +163,7 @@ func TestAddressesAlone(t *testing.T) {
 }
 
 func TestReconnect(t *testing.T) {
-	snap := world{map[string][]string{"same": nil, "changed": {"ns/p"}, "new": nil}, map[string]security.Action{"p": 1}}.snapshot(t, nil)
+	snap := world{map[string][]string{"same": nil, "changed": {"ns/p"}, "new": nil}, map[string]workload.Action{"p": 1}}.snapshot(t, nil)
 	m := newModel(t)
 	m.subscribe(policies, map[string]string{"ns/p": snap.types[policies].byName["ns/p"].GetVersion(), "ns/gone": "1", "same": "strayed here from the other type"})
 	m.subscribe(addresses, map[string]string{
@@ -175,8 +173,8 @@ func TestReconnect(t *testing.T) {
 }
 
 func TestChangesKeepPoliciesAround(t *testing.T) {
-	one := world{map[string][]string{"w": {"ns/old"}}, map[string]security.Action{"old": 0}}.snapshot(t, nil)
-	two := world{map[string][]string{"w": {"ns/new"}}, map[string]security.Action{"new": 0}}.snapshot(t, one)
+	one := world{map[string][]string{"w": {"ns/old"}}, map[string]workload.Action{"old": 0}}.snapshot(t, nil)
+	two := world{map[string][]string{"w": {"ns/new"}}, map[string]workload.Action{"new": 0}}.snapshot(t, one)
 	m := newModel(t)
 	m.subscribe(addresses, nil)
 	m.subscribe(policies, nil)
@@ -192,9 +190,9 @@ func TestChangesKeepPoliciesAround(t *testing.T) {
 
 // A policy that comes back before its removal was sent is sent anew, not removed.
 func TestPolicyComesBack(t *testing.T) {
-	one := world{map[string][]string{"w": nil}, map[string]security.Action{"p": 0}}.snapshot(t, nil)
+	one := world{map[string][]string{"w": nil}, map[string]workload.Action{"p": 0}}.snapshot(t, nil)
 	two := world{map[string][]string{"w": {"x"}}, nil}.snapshot(t, one)
-	three := world{map[string][]string{"w": {"x"}}, map[string]security.Action{"p": 1}}.snapshot(t, two)
+	three := world{map[string][]string{"w": {"x"}}, map[string]workload.Action{"p": 1}}.snapshot(t, two)
 	m := newModel(t)
 	m.subscribe(addresses, nil)
 	m.subscribe(policies, nil)
@@ -304,7 +302,7 @@ func TestRefused(t *testing.T) {
 }
 
 func TestSnapshotVersions(t *testing.T) {
-	w := world{map[string][]string{"w1": {"a"}, "w2": nil}, map[string]security.Action{"p": 0}}
+	w := world{map[string][]string{"w1": {"a"}, "w2": nil}, map[string]workload.Action{"p": 0}}
 	one, again := w.snapshot(t, nil), w.snapshot(t, nil)
 	if one.Version() != again.Version() {
 		t.Errorf("versions %s and %s of equal snapshots differ", one.Version(), again.Version())
@@ -320,9 +318,15 @@ func TestSnapshotVersions(t *testing.T) {
 	if a, b := two.types[addresses].byName["w1"].GetVersion(), one.types[addresses].byName["w1"].GetVersion(); a == b || a == "" {
 		t.Errorf("versions of the changed resource are %q and %q", a, b)
 	}
-	_, err := NewSnapshot(nil, []*workloadapi.Address{{}}, []*security.Authorization{{Name: "p", Namespace: "n"}, {Name: "p", Namespace: "n"}})
-	if err == nil || !strings.Contains(err.Error(), "two resources named n/p") || !strings.Contains(err.Error(), "neither a workload") {
+	s, err := NewSnapshot(nil, Model{
+		Workloads: []*workload.Workload{{}, {UID: "w"}},
+		Policies:  []*workload.Policy{{Name: "p", Namespace: "n"}, {Name: "p", Namespace: "n"}},
+	})
+	if err == nil || !strings.Contains(err.Error(), "two resources named n/p") || !strings.Contains(err.Error(), "without a name") {
 		t.Errorf("err = %v, want both mistakes", err)
+	}
+	if !s.isAddress("w") || !s.isPolicy("n/p") {
+		t.Error("what can be served is not")
 	}
 }
 
@@ -342,7 +346,7 @@ func FuzzSession(f *testing.F) {
 			switch b % 8 {
 			case 0, 1:
 				newest = world{map[string][]string{fmt.Sprint("w", b>>5): {fmt.Sprint(i % 3)}, "w": nil},
-					map[string]security.Action{fmt.Sprint("p", b>>6): security.Action(i % 2)}}.snapshot(t, newest)
+					map[string]workload.Action{fmt.Sprint("p", b>>6): workload.Action(i % 2)}}.snapshot(t, newest)
 			case 2:
 				if !subscribed[k] {
 					subscribed[k] = true
@@ -390,7 +394,7 @@ func FuzzRequest(f *testing.F) {
 		}
 		f.Add(b)
 	}
-	snap := world{map[string][]string{"w": nil}, map[string]security.Action{"p": 0}}.snapshot(f, nil)
+	snap := world{map[string][]string{"w": nil}, map[string]workload.Action{"p": 0}}.snapshot(f, nil)
 	f.Fuzz(func(t *testing.T, data []byte) {
 		req, err := unmarshal(data)
 		if err != nil {

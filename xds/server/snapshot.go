@@ -14,7 +14,8 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"istio.io/istio/pkg/workloadapi"
-	"istio.io/istio/pkg/workloadapi/security"
+
+	"github.com/warren-mesh/warren/xds/workload"
 )
 
 // The types served.
@@ -72,45 +73,35 @@ func (r *resources) version(name string) (string, bool) {
 
 func (r *resources) names() iter.Seq[string] { return maps.Keys(r.byName) }
 
-// NewSnapshot serializes the resources. What is as it was in prev, which may be nil,
-// is shared with it. Two resources under one name are an error, as is a resource
-// without a name; nothing the callers hold is kept.
-func NewSnapshot(prev *Snapshot, addrs []*workloadapi.Address, authz []*security.Authorization) (*Snapshot, error) {
+// Model is what a snapshot is made of. The objects must not change any more.
+type Model struct {
+	Workloads []*workload.Workload
+	Services  []*workload.Service
+	Policies  []*workload.Policy
+}
+
+// NewSnapshot serializes a model. What is as it was in prev, which may be nil, is
+// shared with it. An error names resources that cannot be served, because they have no
+// name or another has it; the snapshot returned with it holds all the others.
+func NewSnapshot(prev *Snapshot, m Model) (*Snapshot, error) {
 	if prev == nil {
 		prev = &Snapshot{types: [kinds]*resources{{}, {}}}
 	}
-	next := &Snapshot{}
-	builders := [kinds]builder{newBuilder(prev.types[policies], len(authz)), newBuilder(prev.types[addresses], len(addrs))}
+	authz := newBuilder(prev.types[policies], len(m.Policies))
+	addrs := newBuilder(prev.types[addresses], len(m.Workloads)+len(m.Services))
 	var errs []error
-	for _, p := range authz {
-		errs = append(errs, builders[policies].add(p.GetNamespace()+"/"+p.GetName(), p))
+	for _, p := range m.Policies {
+		errs = append(errs, authz.add(p.ResourceName(), p.ToProto()))
 	}
-	for _, a := range addrs {
-		name, err := addressName(a)
-		if err == nil {
-			err = builders[addresses].add(name, a)
-		}
-		errs = append(errs, err)
+	for _, w := range m.Workloads {
+		errs = append(errs, addrs.add(w.ResourceName(), &workloadapi.Address{Type: &workloadapi.Address_Workload{Workload: w.ToProto()}}))
 	}
-	for k := range builders {
-		next.types[k] = builders[k].out
+	for _, s := range m.Services {
+		errs = append(errs, addrs.add(s.ResourceName(), &workloadapi.Address{Type: &workloadapi.Address_Service{Service: s.ToProto()}}))
 	}
+	next := &Snapshot{types: [kinds]*resources{policies: authz.out, addresses: addrs.out}}
 	next.version = hash(next.types)
 	return next, errors.Join(errs...)
-}
-
-func addressName(a *workloadapi.Address) (string, error) {
-	switch t := a.GetType().(type) {
-	case *workloadapi.Address_Workload:
-		if t.Workload.GetUid() != "" {
-			return t.Workload.GetUid(), nil
-		}
-	case *workloadapi.Address_Service:
-		if t.Service.GetHostname() != "" {
-			return t.Service.GetNamespace() + "/" + t.Service.GetHostname(), nil
-		}
-	}
-	return "", errors.New("xds server: an address that is neither a workload with a uid nor a service with a hostname")
 }
 
 type builder struct{ prev, out *resources }
@@ -120,6 +111,9 @@ func newBuilder(prev *resources, size int) builder {
 }
 
 func (b builder) add(name string, m proto.Message) error {
+	if name == "" {
+		return errors.New("xds server: a resource without a name")
+	}
 	if _, dup := b.out.byName[name]; dup {
 		return fmt.Errorf("xds server: two resources named %s: only the first is served", name)
 	}

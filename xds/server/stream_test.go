@@ -19,7 +19,8 @@ import (
 	grpcstatus "google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"istio.io/istio/pkg/workloadapi"
-	"istio.io/istio/pkg/workloadapi/security"
+
+	"github.com/warren-mesh/warren/xds/workload"
 )
 
 func marshal(r *discovery.DeltaDiscoveryRequest) ([]byte, error) { return proto.Marshal(r) }
@@ -88,7 +89,7 @@ func receive(t *testing.T, st discovery.AggregatedDiscoveryService_DeltaAggregat
 
 func TestStream(t *testing.T) {
 	s, open := start(t, Config{Debounce: time.Millisecond})
-	snap := world{map[string][]string{"w": {"ns/p"}}, map[string]security.Action{"p": 1}}.snapshot(t, nil)
+	snap := world{map[string][]string{"w": {"ns/p"}}, map[string]workload.Action{"p": 1}}.snapshot(t, nil)
 	s.SetSnapshot(snap)
 	st := open("node-a")
 	for _, typ := range []string{AddressType, AuthorizationType} {

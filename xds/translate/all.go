@@ -6,16 +6,15 @@ import (
 	"slices"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"istio.io/istio/pkg/workloadapi"
-	"istio.io/istio/pkg/workloadapi/security"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"github.com/warren-mesh/warren/xds/workload"
 )
 
 // builder is one run of All.
 type builder struct {
 	opts     Options
-	td       spiffeid.TrustDomain
 	network  string
 	problems []Problem
 
@@ -36,12 +35,11 @@ func (b *builder) reporter(kind, namespace, name string) reporter {
 	}
 }
 
-// Result is the model in the types of the protocol, as proxies are sent it, in an order
-// that does not depend on that of the objects.
+// Result is the model, in an order that does not depend on that of the objects.
 type Result struct {
-	Workloads []*workloadapi.Workload // sorted by UID
-	Services  []*workloadapi.Service  // sorted by namespace and name
-	Policies  []*security.Authorization
+	Workloads []*workload.Workload // sorted by UID
+	Services  []*workload.Service  // sorted by namespace and name
+	Policies  []*workload.Policy
 	// Placements says which identities run on which node: those of the pods of the
 	// mesh that are on it and have not finished, whether they have an address yet or
 	// not. A node's proxy may have certificates for these and no others.
@@ -53,11 +51,10 @@ type Result struct {
 // that makes none is a Problem.
 func All(o Objects, opts Options) (Result, error) {
 	opts = opts.withDefaults()
-	td, err := spiffeid.TrustDomainFromString(opts.TrustDomain)
-	if err != nil {
+	if _, err := spiffeid.TrustDomainFromString(opts.TrustDomain); err != nil {
 		return Result{}, fmt.Errorf("translate: trust domain %q: %w", opts.TrustDomain, err)
 	}
-	b := &builder{opts: opts, td: td, network: opts.Network}
+	b := &builder{opts: opts, network: opts.Network}
 	b.index(o)
 	out := Result{Placements: make(map[string]map[spiffeid.ID]bool)}
 	// Policies come first: workloads list those that name them.
@@ -81,13 +78,13 @@ func All(o Objects, opts Options) (Result, error) {
 	for _, slice := range sorted(o.EndpointSlices) {
 		out.Workloads = append(out.Workloads, b.sliceWorkloads(slice)...)
 	}
-	slices.SortFunc(out.Workloads, func(a, b *workloadapi.Workload) int { return cmp.Compare(a.Uid, b.Uid) })
+	slices.SortFunc(out.Workloads, func(a, b *workload.Workload) int { return cmp.Compare(a.UID, b.UID) })
 	out.Problems = b.problems
 	return out, nil
 }
 
 func (b *builder) identity(pod *corev1.Pod) (spiffeid.ID, error) {
-	return spiffeid.FromSegments(b.td, "ns", pod.Namespace, "sa", serviceAccountOf(pod))
+	return workload.NewIdentity(b.opts.TrustDomain, pod.Namespace, serviceAccountOf(pod))
 }
 
 // place notes that a pod's node speaks for its identity.

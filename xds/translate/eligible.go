@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"sigs.k8s.io/yaml"
 )
 
 // Labels and annotations shared with Istio.
@@ -70,6 +71,16 @@ func NewSelectors(list []Selector, excludeNamespaces ...string) (Selectors, erro
 		s.pairs = append(s.pairs, selectorPair{pod: pod, namespace: namespace})
 	}
 	return s, errors.Join(errs...)
+}
+
+// ParseSelectors is NewSelectors on a list in YAML or JSON, in the form in which Istio
+// is given it: [{podSelector: …, namespaceSelector: …}, …]. Empty text is an empty list.
+func ParseSelectors(text string, excludeNamespaces ...string) (Selectors, error) {
+	var list []Selector
+	if err := yaml.UnmarshalStrict([]byte(text), &list); err != nil {
+		return Selectors{}, fmt.Errorf("translate: selectors: %w", err)
+	}
+	return NewSelectors(list, excludeNamespaces...)
 }
 
 // matches reports whether the labels put a pod in the mesh.

@@ -146,3 +146,24 @@ func TestNamespaceMode(t *testing.T) {
 		})
 	}
 }
+
+func TestParseSelectors(t *testing.T) {
+	s, err := ParseSelectors(`[{podSelector: {matchLabels: {mesh: "on"}}}, {"namespaceSelector": {"matchLabels": {"team": "a"}}, "podSelector": {}}]`, "out")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pod := func(ns string) *corev1.Pod {
+		return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "p", Namespace: ns, Labels: map[string]string{"mesh": "on"}}}
+	}
+	if !Eligible(pod("app"), nil, s).InMesh || Eligible(pod("out"), nil, s).InMesh {
+		t.Error("the selectors do not say what was written")
+	}
+	if s, err := ParseSelectors(""); err != nil || len(s.pairs) != 0 {
+		t.Errorf("empty = %v, %v, want the default", s, err)
+	}
+	for _, text := range []string{"podSelector: {}", "[{podSelektor: {}}]", "[{podSelector: {matchExpressions: [{key: a, operator: Like}]}}]"} {
+		if _, err := ParseSelectors(text); err == nil {
+			t.Errorf("%s is accepted", text)
+		}
+	}
+}

@@ -2,17 +2,19 @@ package translate
 
 import (
 	"fmt"
+	"net/netip"
 
-	"istio.io/istio/pkg/workloadapi"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"github.com/warren-mesh/warren/xds/workload"
 )
 
 // podServices lists the services that a pod is an endpoint of, with the port behind
 // each of their ports: those of its namespace whose selector has it, and those without
 // a selector whose EndpointSlices name it.
-func (b *builder) podServices(pod *corev1.Pod) map[string]*workloadapi.PortList {
-	out := make(map[string]*workloadapi.PortList)
+func (b *builder) podServices(pod *corev1.Pod) map[workload.NamespacedHostname]workload.PortMap {
+	out := make(map[workload.NamespacedHostname]workload.PortMap)
 	for _, svc := range b.services[pod.Namespace] {
 		if len(svc.Spec.Selector) > 0 && subset(svc.Spec.Selector, pod.Labels) {
 			out[b.key(svc)] = podPorts(svc, pod)
@@ -33,23 +35,23 @@ func (b *builder) podServices(pod *corev1.Pod) map[string]*workloadapi.PortList 
 
 // podPorts finds the pod's port behind each port of a service. A port that is named
 // after one that the pod does not have is left out.
-func podPorts(svc *corev1.Service, pod *corev1.Pod) *workloadapi.PortList {
-	list := &workloadapi.PortList{}
+func podPorts(svc *corev1.Service, pod *corev1.Pod) workload.PortMap {
+	var list []workload.Port
 	for _, p := range tcpFirst(svc.Spec.Ports) {
 		target := numericTarget(p)
 		if target == 0 {
 			target = namedPort(pod, p.TargetPort.StrVal, p.Protocol)
 		}
 		if target != 0 {
-			list.Ports = append(list.Ports, &workloadapi.Port{ServicePort: uint32(p.Port), TargetPort: target})
+			list = append(list, workload.Port{Service: uint16(p.Port), Target: target})
 		}
 	}
-	return list
+	return workload.NewPortMap(list...)
 }
 
 // namedPort looks a port up by name in the containers that run as long as the pod, 0
 // when there is none.
-func namedPort(pod *corev1.Pod, name string, protocol corev1.Protocol) uint32 {
+func namedPort(pod *corev1.Pod, name string, protocol corev1.Protocol) uint16 {
 	containers := pod.Spec.Containers
 	for _, c := range pod.Spec.InitContainers {
 		if c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways {
@@ -58,8 +60,8 @@ func namedPort(pod *corev1.Pod, name string, protocol corev1.Protocol) uint32 {
 	}
 	for _, c := range containers {
 		for _, p := range c.Ports {
-			if p.Name == name && isTCP(p.Protocol) == isTCP(protocol) {
-				return uint32(p.ContainerPort)
+			if p.Name == name && isTCP(p.Protocol) == isTCP(protocol) && isPort(p.ContainerPort) {
+				return uint16(p.ContainerPort)
 			}
 		}
 	}
@@ -67,8 +69,8 @@ func namedPort(pod *corev1.Pod, name string, protocol corev1.Protocol) uint32 {
 }
 
 // slicePorts pairs the ports of a service with those of a slice of it, by name.
-func slicePorts(svc *corev1.Service, slice *discoveryv1.EndpointSlice) *workloadapi.PortList {
-	list := &workloadapi.PortList{}
+func slicePorts(svc *corev1.Service, slice *discoveryv1.EndpointSlice) workload.PortMap {
+	var list []workload.Port
 	for _, p := range tcpFirst(svc.Spec.Ports) {
 		for _, sp := range slice.Ports {
 			name, protocol := "", corev1.Protocol("")
@@ -78,13 +80,13 @@ func slicePorts(svc *corev1.Service, slice *discoveryv1.EndpointSlice) *workload
 			if sp.Protocol != nil {
 				protocol = *sp.Protocol
 			}
-			if name == p.Name && isTCP(protocol) && isTCP(p.Protocol) && sp.Port != nil {
-				list.Ports = append(list.Ports, &workloadapi.Port{ServicePort: uint32(p.Port), TargetPort: uint32(*sp.Port)})
+			if name == p.Name && isTCP(protocol) && isTCP(p.Protocol) && sp.Port != nil && isPort(*sp.Port) {
+				list = append(list, workload.Port{Service: uint16(p.Port), Target: uint16(*sp.Port)})
 				break
 			}
 		}
 	}
-	return list
+	return workload.NewPortMap(list...)
 }
 
 // serviceOf returns the service that a slice belongs to, nil when it is not known.
@@ -109,14 +111,14 @@ func podOf(namespace string, e *discoveryv1.Endpoint) string {
 // sliceWorkloads translates the endpoints of a slice that are not pods: something
 // outside, under an address that others may share, without identity or policies. Only
 // the first address counts, since all of one endpoint are the same.
-func (b *builder) sliceWorkloads(slice *discoveryv1.EndpointSlice) []*workloadapi.Workload {
+func (b *builder) sliceWorkloads(slice *discoveryv1.EndpointSlice) []*workload.Workload {
 	svc := b.serviceOf(slice)
 	if svc == nil || svc.Spec.Type == corev1.ServiceTypeExternalName || slice.AddressType == discoveryv1.AddressTypeFQDN {
 		return nil
 	}
 	report := b.reporter("EndpointSlice", slice.Namespace, slice.Name)
-	var out []*workloadapi.Workload
-	seen := make(map[string]bool)
+	var out []*workload.Workload
+	seen := make(map[netip.Addr]bool)
 	for i := range slice.Endpoints {
 		e := &slice.Endpoints[i]
 		if podOf(slice.Namespace, e) != "" || len(e.Addresses) == 0 {
@@ -127,25 +129,25 @@ func (b *builder) sliceWorkloads(slice *discoveryv1.EndpointSlice) []*workloadap
 			report(fmt.Sprintf("endpoints[%d].addresses[0]", i), err.Error())
 			continue
 		}
-		if seen[string(a)] {
+		if seen[a] {
 			report(fmt.Sprintf("endpoints[%d].addresses[0]", i), fmt.Sprintf("%s is also an endpoint before: left out", e.Addresses[0]))
 			continue
 		}
-		seen[string(a)] = true
-		w := &workloadapi.Workload{
-			Uid:          fmt.Sprintf("%s/discovery.k8s.io/EndpointSlice/%s/%s/%s", b.opts.ClusterID, slice.Namespace, slice.Name, e.Addresses[0]),
-			Name:         svc.Name,
-			Namespace:    slice.Namespace,
-			Addresses:    [][]byte{a},
-			Network:      b.network,
-			TrustDomain:  b.trustDomain(),
-			WorkloadType: workloadapi.WorkloadType_POD,
-			ClusterId:    b.opts.ClusterID,
-			NetworkMode:  workloadapi.NetworkMode_HOST_NETWORK,
-			Services:     map[string]*workloadapi.PortList{b.key(svc): slicePorts(svc, slice)},
+		seen[a] = true
+		w := &workload.Workload{
+			UID:         fmt.Sprintf("%s/discovery.k8s.io/EndpointSlice/%s/%s/%s", b.opts.ClusterID, slice.Namespace, slice.Name, e.Addresses[0]),
+			Name:        svc.Name,
+			Namespace:   slice.Namespace,
+			Addresses:   []netip.Addr{a},
+			Network:     b.network,
+			NetworkMode: workload.HostNetwork,
+			TrustDomain: b.opts.TrustDomain,
+			ClusterID:   b.opts.ClusterID,
+			Type:        workload.Pod,
+			Services:    map[workload.NamespacedHostname]workload.PortMap{b.key(svc): slicePorts(svc, slice)},
 		}
 		if e.Conditions.Ready != nil && !*e.Conditions.Ready {
-			w.Status = workloadapi.WorkloadStatus_UNHEALTHY
+			w.Status = workload.Unhealthy
 		}
 		out = append(out, w)
 	}

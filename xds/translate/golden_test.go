@@ -77,13 +77,13 @@ func render(t *testing.T, o Objects, opts Options) []byte {
 		*to = append(*to, b)
 	}
 	for _, w := range p.Workloads {
-		add(&out.Workloads, w)
+		add(&out.Workloads, w.ToProto())
 	}
 	for _, s := range p.Services {
-		add(&out.Services, s)
+		add(&out.Services, s.ToProto())
 	}
 	for _, a := range p.Policies {
-		add(&out.Policies, a)
+		add(&out.Policies, a.ToProto())
 	}
 	for _, problem := range p.Problems {
 		out.Problems = append(out.Problems, problem.String())

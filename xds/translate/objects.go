@@ -7,6 +7,8 @@ import (
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"github.com/warren-mesh/warren/xds/workload"
 )
 
 // Objects is everything the model is made from. The objects are shared and
@@ -50,8 +52,8 @@ func (o Options) withDefaults() Options {
 		field *string
 		value string
 	}{
-		{&o.ClusterID, "Kubernetes"},
-		{&o.TrustDomain, defaultTrustDomain},
+		{&o.ClusterID, workload.DefaultCluster},
+		{&o.TrustDomain, workload.DefaultTrustDomain},
 		{&o.Domain, "cluster.local"},
 		{&o.RootNamespace, "istio-system"},
 	} {
@@ -61,9 +63,6 @@ func (o Options) withDefaults() Options {
 	}
 	return o
 }
-
-// defaultTrustDomain is the one that the workload protocol leaves out.
-const defaultTrustDomain = "cluster.local"
 
 // Problem is one thing that could not be translated, or not literally.
 type Problem struct {

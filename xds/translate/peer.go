@@ -2,12 +2,15 @@ package translate
 
 import (
 	"cmp"
+	"maps"
+	"math"
+	"slices"
 
-	"google.golang.org/protobuf/types/known/emptypb"
 	apisecurity "istio.io/api/security/v1beta1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
-	"istio.io/istio/pkg/workloadapi/security"
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/warren-mesh/warren/xds/workload"
 )
 
 // Names that strict mTLS goes by among the policies.
@@ -31,12 +34,12 @@ type peerIndex struct {
 // strictness is what holds for a pod: a mode, and ports that differ from it.
 type strictness struct {
 	strict     bool
-	exceptions []uint32 // sorted
+	exceptions []uint16 // sorted
 }
 
 // peerAuthentications indexes them and makes the policies they come down to: DENY
 // policies that refuse a client without an identity.
-func (b *builder) peerAuthentications(list []*securityv1.PeerAuthentication) []*security.Authorization {
+func (b *builder) peerAuthentications(list []*securityv1.PeerAuthentication) []*workload.Policy {
 	x := &peerIndex{
 		root:       b.opts.RootNamespace,
 		static:     b.opts.RootNamespace + "/" + staticStrictName,
@@ -61,10 +64,10 @@ func (b *builder) peerAuthentications(list []*securityv1.PeerAuthentication) []*
 			b.reporter("PeerAuthentication", p.Namespace, p.Name)("spec.portLevelMtls", "has no effect without a selector")
 		}
 	}
-	out := []*security.Authorization{denyPlaintext(x.root, staticStrictName, &security.Group{Rules: []*security.Rules{noPrincipal()}})}
+	out := []*workload.Policy{denyPlaintext(x.root, staticStrictName, workload.Rule{Clauses: []workload.Clause{noPrincipal()}})}
 	for _, p := range list {
 		if s := x.strictness(p.Namespace, p); len(p.Spec.GetSelector().GetMatchLabels()) > 0 && len(s.exceptions) > 0 {
-			out = append(out, denyPlaintext(p.Namespace, convertedPeerPrefix+p.Name, s.groups()...))
+			out = append(out, denyPlaintext(p.Namespace, convertedPeerPrefix+p.Name, s.rules()...))
 		}
 	}
 	return out
@@ -116,9 +119,9 @@ func (x *peerIndex) strictness(ns string, selected *securityv1.PeerAuthenticatio
 		return s
 	}
 	ports := selected.Spec.GetPortLevelMtls()
-	for _, port := range sortedKeys(ports) {
-		if strict(ports[port], s.strict) != s.strict {
-			s.exceptions = append(s.exceptions, port)
+	for _, port := range slices.Sorted(maps.Keys(ports)) {
+		if port > 0 && port <= math.MaxUint16 && strict(ports[port], s.strict) != s.strict {
+			s.exceptions = append(s.exceptions, uint16(port))
 		}
 	}
 	return s
@@ -133,35 +136,30 @@ func strict(m *apisecurity.PeerAuthentication_MutualTLS, above bool) bool {
 	return m.GetMode() == apisecurity.PeerAuthentication_MutualTLS_STRICT
 }
 
-// groups says when to refuse, for a mode with exceptions: plaintext on all ports but
+// rules says when to refuse, for a mode with exceptions: plaintext on all ports but
 // these, or plaintext on any of these.
-func (s strictness) groups() []*security.Group {
+func (s strictness) rules() []workload.Rule {
 	if s.strict {
-		g := &security.Group{Rules: []*security.Rules{noPrincipal()}}
+		r := workload.Rule{Clauses: []workload.Clause{noPrincipal()}}
 		for _, p := range s.exceptions {
-			g.Rules = append(g.Rules, oneMatch(&security.Match{NotDestinationPorts: []uint32{p}}))
+			r.Clauses = append(r.Clauses, oneMatch(workload.Match{NotDestinationPorts: []uint16{p}}))
 		}
-		return []*security.Group{g}
+		return []workload.Rule{r}
 	}
-	var out []*security.Group
+	var out []workload.Rule
 	for _, p := range s.exceptions {
-		out = append(out, &security.Group{Rules: []*security.Rules{noPrincipal(), oneMatch(&security.Match{DestinationPorts: []uint32{p}})}})
+		out = append(out, workload.Rule{Clauses: []workload.Clause{noPrincipal(), oneMatch(workload.Match{DestinationPorts: []uint16{p}})}})
 	}
 	return out
 }
 
-func denyPlaintext(ns, name string, groups ...*security.Group) *security.Authorization {
-	return &security.Authorization{
-		Namespace: ns, Name: name, Scope: security.Scope_WORKLOAD_SELECTOR, Action: security.Action_DENY, Groups: groups,
-	}
+func denyPlaintext(ns, name string, rules ...workload.Rule) *workload.Policy {
+	return &workload.Policy{Namespace: ns, Name: name, Scope: workload.ScopeSelector, Action: workload.Deny, Rules: rules}
 }
 
-func oneMatch(m *security.Match) *security.Rules {
-	return &security.Rules{Matches: []*security.Match{m}}
-}
+func oneMatch(m workload.Match) workload.Clause { return workload.Clause{Matches: []workload.Match{m}} }
 
 // noPrincipal matches a client without an identity.
-func noPrincipal() *security.Rules {
-	return oneMatch(&security.Match{NotPrincipals: []*security.StringMatch{
-		{MatchType: &security.StringMatch_Presence{Presence: &emptypb.Empty{}}}}})
+func noPrincipal() workload.Clause {
+	return oneMatch(workload.Match{NotPrincipals: []workload.StringMatch{{Kind: workload.Presence}}})
 }

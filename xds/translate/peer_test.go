@@ -46,7 +46,7 @@ func TestStrictness(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got := strings.Join(p.Workloads[0].AuthorizationPolicies, " "); got != c.want {
+			if got := strings.Join(p.Workloads[0].Policies, " "); got != c.want {
 				t.Errorf("policies = %q, want %q", got, c.want)
 			}
 			if len(p.Problems) != c.problems {

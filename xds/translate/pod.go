@@ -7,9 +7,10 @@ import (
 	"slices"
 	"strings"
 
-	"istio.io/istio/pkg/workloadapi"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/warren-mesh/warren/xds/workload"
 )
 
 const (
@@ -22,43 +23,42 @@ const (
 )
 
 // workload translates a pod; nil is one that has finished or has no address yet.
-func (b *builder) workload(pod *corev1.Pod) *workloadapi.Workload {
+func (b *builder) workload(pod *corev1.Pod) *workload.Workload {
 	if finished(pod) {
 		return nil
 	}
-	report := b.reporter("Pod", pod.Namespace, pod.Name)
-	addresses := podAddresses(pod, report)
+	addresses := podAddresses(pod, b.reporter("Pod", pod.Namespace, pod.Name))
 	if len(addresses) == 0 {
 		return nil
 	}
-	w := &workloadapi.Workload{
-		Uid:                   b.opts.ClusterID + "//Pod/" + pod.Namespace + "/" + pod.Name,
-		Name:                  pod.Name,
-		Namespace:             pod.Namespace,
-		Addresses:             addresses,
-		Network:               b.network,
-		TrustDomain:           b.trustDomain(),
-		ServiceAccount:        serviceAccountOf(pod),
-		Node:                  pod.Spec.NodeName,
-		WorkloadType:          workloadapi.WorkloadType_POD,
-		WorkloadName:          workloadName(pod),
-		ClusterId:             b.opts.ClusterID,
-		Locality:              b.locality(pod.Spec.NodeName),
-		Services:              b.podServices(pod),
-		AuthorizationPolicies: b.podPolicies(pod),
+	w := &workload.Workload{
+		UID:            b.opts.ClusterID + "//Pod/" + pod.Namespace + "/" + pod.Name,
+		Name:           pod.Name,
+		Namespace:      pod.Namespace,
+		Addresses:      addresses,
+		Network:        b.network,
+		TrustDomain:    b.opts.TrustDomain,
+		ServiceAccount: serviceAccountOf(pod),
+		Node:           pod.Spec.NodeName,
+		ClusterID:      b.opts.ClusterID,
+		Locality:       b.locality(pod.Spec.NodeName),
+		Type:           workload.Pod,
+		WorkloadName:   workloadName(pod),
+		Services:       b.podServices(pod),
+		Policies:       b.podPolicies(pod),
 	}
 	w.CanonicalName, w.CanonicalRevision = canonical(pod.Labels, w.WorkloadName)
 	if pod.DeletionTimestamp != nil || !ready(pod) {
-		w.Status = workloadapi.WorkloadStatus_UNHEALTHY
+		w.Status = workload.Unhealthy
 	}
 	if pod.Spec.HostNetwork {
-		w.NetworkMode = workloadapi.NetworkMode_HOST_NETWORK
+		w.NetworkMode = workload.HostNetwork
 	}
 	if b.redirected(pod) {
-		w.TunnelProtocol = workloadapi.TunnelProtocol_HBONE
+		w.Protocol = workload.HBONE
 	}
 	if slices.Contains(strings.Split(pod.Labels[labelTunnel], ","), tunnelHTTP) {
-		w.TunnelProtocol, w.NativeTunnel = workloadapi.TunnelProtocol_HBONE, true
+		w.Protocol, w.NativeTunnel = workload.HBONE, true
 	}
 	return w
 }
@@ -88,7 +88,7 @@ func (b *builder) podPolicies(pod *corev1.Pod) []string {
 	return names
 }
 
-func podAddresses(pod *corev1.Pod, report reporter) [][]byte {
+func podAddresses(pod *corev1.Pod, report reporter) []netip.Addr {
 	texts := make([]string, 0, len(pod.Status.PodIPs))
 	for _, ip := range pod.Status.PodIPs {
 		texts = append(texts, ip.IP)
@@ -96,7 +96,7 @@ func podAddresses(pod *corev1.Pod, report reporter) [][]byte {
 	if len(texts) == 0 && pod.Status.PodIP != "" {
 		texts = append(texts, pod.Status.PodIP)
 	}
-	var out [][]byte
+	var out []netip.Addr
 	for i, text := range texts {
 		a, err := address(text)
 		if err != nil {
@@ -108,13 +108,12 @@ func podAddresses(pod *corev1.Pod, report reporter) [][]byte {
 	return out
 }
 
-// address returns the 4 or 16 bytes of an address.
-func address(text string) ([]byte, error) {
+func address(text string) (netip.Addr, error) {
 	ip, err := netip.ParseAddr(text)
 	if err != nil || ip.Zone() != "" || ip.IsUnspecified() {
-		return nil, fmt.Errorf("%q is not an IP address: left out", text)
+		return netip.Addr{}, fmt.Errorf("%q is not an IP address: left out", text)
 	}
-	return ip.Unmap().AsSlice(), nil
+	return ip.Unmap(), nil
 }
 
 func ready(pod *corev1.Pod) bool {
@@ -166,29 +165,17 @@ func firstOf(labels map[string]string, otherwise string, keys ...string) string 
 	return otherwise
 }
 
-// locality is where a node is, as its labels say; nil when they say nothing.
-func (b *builder) locality(node string) *workloadapi.Locality {
+// locality is where a node is, as its labels say.
+func (b *builder) locality(node string) workload.Locality {
 	n := b.nodes[node]
 	if n == nil {
-		return nil
+		return workload.Locality{}
 	}
-	l := &workloadapi.Locality{
+	return workload.Locality{
 		Region:  n.Labels[corev1.LabelTopologyRegion],
 		Zone:    n.Labels[corev1.LabelTopologyZone],
 		Subzone: n.Labels[labelSubzone],
 	}
-	if l.Region == "" && l.Zone == "" && l.Subzone == "" {
-		return nil
-	}
-	return l
-}
-
-// trustDomain is left out of the protocol when it is the usual one.
-func (b *builder) trustDomain() string {
-	if b.opts.TrustDomain == defaultTrustDomain {
-		return ""
-	}
-	return b.opts.TrustDomain
 }
 
 func orElse(s, otherwise string) string {

@@ -3,14 +3,14 @@ package translate
 import (
 	"cmp"
 	"fmt"
-	"maps"
 	"slices"
 	"strconv"
 
 	apisecurity "istio.io/api/security/v1beta1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
-	"istio.io/istio/pkg/workloadapi/security"
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/warren-mesh/warren/xds/workload"
 )
 
 // annotationDryRun asks that a policy is only logged.
@@ -58,8 +58,8 @@ func subset(want, labels map[string]string) bool {
 
 // authorizations translates the AuthorizationPolicies that proxies enforce and indexes
 // those that select pods.
-func (b *builder) authorizations(list []*securityv1.AuthorizationPolicy) []*security.Authorization {
-	var out []*security.Authorization
+func (b *builder) authorizations(list []*securityv1.AuthorizationPolicy) []*workload.Policy {
+	var out []*workload.Policy
 	b.policies = &policyIndex{root: b.opts.RootNamespace, byNamespace: make(map[string][]selectorPolicy)}
 	for _, p := range sorted(list) {
 		a := b.authorization(p)
@@ -67,7 +67,7 @@ func (b *builder) authorizations(list []*securityv1.AuthorizationPolicy) []*secu
 			continue
 		}
 		out = append(out, a)
-		if a.Scope == security.Scope_WORKLOAD_SELECTOR {
+		if a.Scope == workload.ScopeSelector {
 			b.policies.byNamespace[p.Namespace] = append(b.policies.byNamespace[p.Namespace],
 				selectorPolicy{name: p.Namespace + "/" + p.Name, labels: p.Spec.GetSelector().GetMatchLabels()})
 		}
@@ -76,18 +76,18 @@ func (b *builder) authorizations(list []*securityv1.AuthorizationPolicy) []*secu
 }
 
 // authorization translates one policy; nil is one that is not for the proxies.
-func (b *builder) authorization(p *securityv1.AuthorizationPolicy) *security.Authorization {
+func (b *builder) authorization(p *securityv1.AuthorizationPolicy) *workload.Policy {
 	report := b.reporter("AuthorizationPolicy", p.Namespace, p.Name)
 	//nolint:staticcheck // targetRef is deprecated in favour of targetRefs, and still in use
 	if p.Spec.GetTargetRef() != nil || len(p.Spec.GetTargetRefs()) > 0 {
 		return nil // for waypoints
 	}
-	a := &security.Authorization{Name: p.Name, Namespace: p.Namespace, Scope: b.scope(p)}
+	a := &workload.Policy{Name: p.Name, Namespace: p.Namespace, Scope: b.scope(p)}
 	switch p.Spec.GetAction() {
 	case apisecurity.AuthorizationPolicy_ALLOW:
-		a.Action = security.Action_ALLOW
+		a.Action = workload.Allow
 	case apisecurity.AuthorizationPolicy_DENY:
-		a.Action = security.Action_DENY
+		a.Action = workload.Deny
 	default:
 		report("spec.action", fmt.Sprintf("the proxy does not support the %s action: the policy has no effect", p.Spec.GetAction()))
 		return nil
@@ -102,19 +102,19 @@ func (b *builder) authorization(p *securityv1.AuthorizationPolicy) *security.Aut
 		}
 		a.DryRun = dryRun
 	}
-	r := &ruleReader{namespace: p.Namespace, deny: a.Action == security.Action_DENY, report: report}
-	a.Groups = r.groups(p.Spec.GetRules())
+	r := &ruleReader{namespace: p.Namespace, deny: a.Action == workload.Deny, report: report}
+	a.Rules = r.rules(p.Spec.GetRules())
 	return a
 }
 
-func (b *builder) scope(p *securityv1.AuthorizationPolicy) security.Scope {
+func (b *builder) scope(p *securityv1.AuthorizationPolicy) workload.PolicyScope {
 	switch {
 	case len(p.Spec.GetSelector().GetMatchLabels()) > 0:
-		return security.Scope_WORKLOAD_SELECTOR
+		return workload.ScopeSelector
 	case p.Namespace == b.opts.RootNamespace:
-		return security.Scope_GLOBAL
+		return workload.ScopeGlobal
 	default:
-		return security.Scope_NAMESPACE
+		return workload.ScopeNamespace
 	}
 }
 
@@ -131,5 +131,3 @@ func sorted[T named](list []T) []T {
 		return cmp.Or(cmp.Compare(a.GetNamespace(), b.GetNamespace()), cmp.Compare(a.GetName(), b.GetName()))
 	})
 }
-
-func sortedKeys[K cmp.Ordered, V any](m map[K]V) []K { return slices.Sorted(maps.Keys(m)) }

@@ -10,12 +10,12 @@ import (
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
-	"google.golang.org/protobuf/types/known/emptypb"
 	apisecurity "istio.io/api/security/v1beta1"
-	"istio.io/istio/pkg/workloadapi/security"
+
+	"github.com/warren-mesh/warren/xds/workload"
 )
 
-// ruleReader turns the rules of one policy into groups. What a proxy at layer 4
+// ruleReader reads the rules of one policy. What a proxy at layer 4
 // cannot check, or what makes no sense, never makes the policy weaker:
 //
 //   - an ALLOW rule with such a part is left out, so that less is allowed;
@@ -68,20 +68,19 @@ type term struct {
 	values []string
 }
 
-// groups reads all rules.
-func (r *ruleReader) groups(rules []*apisecurity.Rule) []*security.Group {
-	var out []*security.Group
-	for i, rule := range rules {
-		if g := r.group(fmt.Sprintf("spec.rules[%d]", i), rule); g != nil {
-			out = append(out, g)
+// rules reads all rules.
+func (r *ruleReader) rules(list []*apisecurity.Rule) []workload.Rule {
+	var out []workload.Rule
+	for i, rule := range list {
+		if read, ok := r.rule(fmt.Sprintf("spec.rules[%d]", i), rule); ok {
+			out = append(out, read)
 		}
 	}
 	return out
 }
 
-// group reads one rule; nil leaves it out. A group without Rules matches everything.
-func (r *ruleReader) group(path string, rule *apisecurity.Rule) *security.Group {
-	var clauses [][]match
+// rule reads one rule; not ok leaves it out. A rule without clauses matches everything.
+func (r *ruleReader) rule(path string, rule *apisecurity.Rule) (out workload.Rule, ok bool) {
 	var to, from []match
 	for i, t := range rule.GetTo() {
 		to = append(to, r.match(terms(fmt.Sprintf("%s.to[%d].operation", path, i), t.GetOperation())))
@@ -89,37 +88,36 @@ func (r *ruleReader) group(path string, rule *apisecurity.Rule) *security.Group 
 	for i, f := range rule.GetFrom() {
 		from = append(from, r.match(terms(fmt.Sprintf("%s.from[%d].source", path, i), f.GetSource())))
 	}
-	clauses = append(clauses, to, from)
+	clauses := [][]match{to, from}
 	for i, w := range rule.GetWhen() {
 		clauses = append(clauses, []match{r.match(conditionTerms(fmt.Sprintf("%s.when[%d]", path, i), w))})
 	}
-	g := &security.Group{}
 	for _, c := range clauses {
 		if slices.ContainsFunc(c, func(m match) bool { return m.unsafe }) {
 			r.report(path, "the rule is left out, so that it cannot allow more than was meant")
-			return nil
+			return workload.Rule{}, false
 		}
 		if len(c) == 0 || slices.ContainsFunc(c, func(m match) bool { return m.everything }) {
 			continue
 		}
-		rules := &security.Rules{}
+		clause := workload.Clause{}
 		for _, m := range c {
-			rules.Matches = append(rules.Matches, m.Match)
+			clause.Matches = append(clause.Matches, m.Match)
 		}
-		g.Rules = append(g.Rules, rules)
+		out.Clauses = append(out.Clauses, clause)
 	}
-	return g
+	return out, true
 }
 
 // match is one alternative of a clause.
 type match struct {
-	*security.Match
+	workload.Match
 	everything bool // matches whatever comes; Match, being empty, would match nothing
 	unsafe     bool // cannot be expressed without allowing more
 }
 
 func (r *ruleReader) match(list []term) match {
-	m := match{Match: &security.Match{}}
+	var m match
 	for _, t := range list {
 		if t.attr == unsupported {
 			r.report(t.field, "cannot be checked at layer 4"+r.consequence())
@@ -135,10 +133,10 @@ func (r *ruleReader) match(list []term) match {
 			}
 		}
 		for _, v := range values {
-			v(m.Match)
+			v(&m.Match)
 		}
 	}
-	m.everything = r.deny && proto.Size(m.Match) == 0
+	m.everything = r.deny && m.Empty()
 	return m
 }
 
@@ -193,7 +191,7 @@ func conditionTerms(path string, c *apisecurity.Condition) []term {
 
 // parse turns the values of a term into what adds them to a match, and names the
 // values that mean nothing.
-func (r *ruleReader) parse(t term) (add []func(*security.Match), bad []string) {
+func (r *ruleReader) parse(t term) (add []func(*workload.Match), bad []string) {
 	for _, v := range t.values {
 		f, err := r.value(t, v)
 		if err != nil {
@@ -205,7 +203,7 @@ func (r *ruleReader) parse(t term) (add []func(*security.Match), bad []string) {
 	return add, bad
 }
 
-func (r *ruleReader) value(t term, v string) (func(*security.Match), error) {
+func (r *ruleReader) value(t term, v string) (func(*workload.Match), error) {
 	switch t.attr {
 	case principal, namespace:
 		if t.attr == principal && strings.HasPrefix(v, "spiffe://") {
@@ -215,7 +213,7 @@ func (r *ruleReader) value(t term, v string) (func(*security.Match), error) {
 			v = strings.TrimPrefix(v, "spiffe://") // which would never match; deny what was meant
 		}
 		s, err := stringMatch(v)
-		return func(m *security.Match) {
+		return func(m *workload.Match) {
 			if t.attr == principal {
 				put(&m.Principals, &m.NotPrincipals, t.not, s)
 			} else {
@@ -224,14 +222,14 @@ func (r *ruleReader) value(t term, v string) (func(*security.Match), error) {
 		}, err
 	case serviceAccount:
 		s, err := r.serviceAccount(v)
-		return func(m *security.Match) { put(&m.ServiceAccounts, &m.NotServiceAccounts, t.not, s) }, err
+		return func(m *workload.Match) { put(&m.ServiceAccounts, &m.NotServiceAccounts, t.not, s) }, err
 	case sourceIP, destinationIP:
 		a, err := block(v)
-		return func(m *security.Match) {
+		return func(m *workload.Match) {
 			if t.attr == sourceIP {
-				put(&m.SourceIps, &m.NotSourceIps, t.not, a)
+				put(&m.SourceIPs, &m.NotSourceIPs, t.not, a)
 			} else {
-				put(&m.DestinationIps, &m.NotDestinationIps, t.not, a)
+				put(&m.DestinationIPs, &m.NotDestinationIPs, t.not, a)
 			}
 		}, err
 	default:
@@ -239,7 +237,7 @@ func (r *ruleReader) value(t term, v string) (func(*security.Match), error) {
 		if err != nil || n == 0 {
 			return nil, fmt.Errorf("%q is not a port", v)
 		}
-		return func(m *security.Match) { put(&m.DestinationPorts, &m.NotDestinationPorts, t.not, uint32(n)) }, nil
+		return func(m *workload.Match) { put(&m.DestinationPorts, &m.NotDestinationPorts, t.not, uint16(n)) }, nil
 	}
 }
 
@@ -252,45 +250,44 @@ func put[T any](yes, no *[]T, not bool, v T) {
 }
 
 // stringMatch reads a value with at most one * at its beginning or end.
-func stringMatch(v string) (*security.StringMatch, error) {
+func stringMatch(v string) (workload.StringMatch, error) {
 	switch {
 	case v == "":
-		return nil, fmt.Errorf("%q is empty", v)
+		return workload.StringMatch{}, fmt.Errorf("%q is empty", v)
 	case v == "*":
-		return &security.StringMatch{MatchType: &security.StringMatch_Presence{Presence: &emptypb.Empty{}}}, nil
+		return workload.StringMatch{Kind: workload.Presence}, nil
 	case strings.HasPrefix(v, "*"):
-		return &security.StringMatch{MatchType: &security.StringMatch_Suffix{Suffix: v[1:]}}, nil
+		return workload.StringMatch{Kind: workload.Suffix, Value: v[1:]}, nil
 	case strings.HasSuffix(v, "*"):
-		return &security.StringMatch{MatchType: &security.StringMatch_Prefix{Prefix: v[:len(v)-1]}}, nil
+		return workload.StringMatch{Kind: workload.Prefix, Value: v[:len(v)-1]}, nil
 	}
-	return &security.StringMatch{MatchType: &security.StringMatch_Exact{Exact: v}}, nil
+	return workload.StringMatch{Kind: workload.Exact, Value: v}, nil
 }
 
 // serviceAccount reads "namespace/account", or "account" of the policy's namespace.
-func (r *ruleReader) serviceAccount(v string) (*security.ServiceAccountMatch, error) {
+func (r *ruleReader) serviceAccount(v string) (workload.ServiceAccountMatch, error) {
 	ns, sa, ok := strings.Cut(v, "/")
 	if !ok {
 		ns, sa = r.namespace, v
 	}
 	if ns == "" || sa == "" || strings.ContainsAny(sa, "/*") || strings.Contains(ns, "*") {
-		return nil, fmt.Errorf("%q is not namespace/account", v)
+		return workload.ServiceAccountMatch{}, fmt.Errorf("%q is not namespace/account", v)
 	}
-	return &security.ServiceAccountMatch{Namespace: ns, ServiceAccount: sa}, nil
+	return workload.ServiceAccountMatch{Namespace: ns, ServiceAccount: sa}, nil
 }
 
 // block reads an address or a CIDR block.
-func block(v string) (*security.Address, error) {
+func block(v string) (netip.Prefix, error) {
 	p, err := netip.ParsePrefix(v)
 	if err != nil {
 		ip, ipErr := netip.ParseAddr(v)
 		if ipErr != nil || ip.Zone() != "" {
-			return nil, fmt.Errorf("%q is neither an IP address nor a CIDR block", v)
+			return netip.Prefix{}, fmt.Errorf("%q is neither an IP address nor a CIDR block", v)
 		}
 		p = netip.PrefixFrom(ip, ip.BitLen())
 	}
 	if p.Addr().Is4In6() && p.Bits() >= 96 {
 		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
 	}
-	p = p.Masked()
-	return &security.Address{Address: p.Addr().AsSlice(), Length: uint32(p.Bits())}, nil
+	return p.Masked(), nil
 }

@@ -7,8 +7,9 @@ import (
 
 	"google.golang.org/protobuf/encoding/protojson"
 	apisecurity "istio.io/api/security/v1beta1"
-	"istio.io/istio/pkg/workloadapi/security"
 	"sigs.k8s.io/yaml"
+
+	"github.com/warren-mesh/warren/xds/workload"
 )
 
 // TestRules is about what layer 4 cannot check and what makes no sense. The groups are
@@ -81,7 +82,7 @@ func readRules(t *testing.T, text string, deny bool) (groups string, reports []s
 	}
 	r := &ruleReader{namespace: "ns", deny: deny, report: func(field, reason string) { reports = append(reports, field+": "+reason) }}
 	var out []string
-	for _, g := range r.groups(rules) {
+	for _, g := range (&workload.Policy{Rules: r.rules(rules)}).ToProto().GetGroups() {
 		b, err := protojson.Marshal(g)
 		if err != nil {
 			t.Fatal(err)
@@ -94,11 +95,8 @@ func readRules(t *testing.T, text string, deny bool) (groups string, reports []s
 	return strings.Join(out, " "), reports
 }
 
-// matchesNothing is a match that no connection can meet, as proxies read the protocol.
-func matchesNothing(m *security.Match) bool { return protojson.Format(m) == "{}" }
-
-// FuzzDenyNeverVanishes: whatever stands in a DENY rule, no group comes out that can
-// never match because all that was left of one of its clauses is an empty match.
+// FuzzDenyNeverVanishes: whatever stands in a DENY rule, no rule comes out that has
+// an empty match, which never holds, where a part of it was left out.
 func FuzzDenyNeverVanishes(f *testing.F) {
 	f.Add("10.0.0.0/8", "/path", "80", "request.headers[x]", "spiffe://a")
 	f.Add("", "", "", "", "")
@@ -110,14 +108,14 @@ func FuzzDenyNeverVanishes(f *testing.F) {
 			When: []*apisecurity.Condition{{Key: key, Values: []string{block, who}}, {Key: key, NotValues: []string{port}}},
 		}
 		r := &ruleReader{namespace: "ns", deny: true, report: func(string, string) {}}
-		groups := r.groups([]*apisecurity.Rule{rule})
-		if len(groups) != 1 {
-			t.Fatalf("%d groups of one DENY rule", len(groups))
+		rules := r.rules([]*apisecurity.Rule{rule})
+		if len(rules) != 1 {
+			t.Fatalf("%d rules of one DENY rule", len(rules))
 		}
-		for _, c := range groups[0].GetRules() {
-			for _, m := range c.GetMatches() {
-				if matchesNothing(m) {
-					t.Fatalf("a clause that may match nothing: %v", groups[0])
+		for _, c := range rules[0].Clauses {
+			for _, m := range c.Matches {
+				if m.Empty() {
+					t.Fatalf("a clause with a match that never holds: %+v", rules[0])
 				}
 			}
 		}

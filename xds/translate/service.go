@@ -4,8 +4,9 @@ import (
 	"fmt"
 	"strings"
 
-	"istio.io/istio/pkg/workloadapi"
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/warren-mesh/warren/xds/workload"
 )
 
 const (
@@ -14,7 +15,7 @@ const (
 )
 
 // service translates a Service; nil is one that has no traffic of its own.
-func (b *builder) service(svc *corev1.Service) *workloadapi.Service {
+func (b *builder) service(svc *corev1.Service) *workload.Service {
 	if svc.Spec.Type == corev1.ServiceTypeExternalName {
 		return nil
 	}
@@ -23,39 +24,43 @@ func (b *builder) service(svc *corev1.Service) *workloadapi.Service {
 	if ns := b.namespaces[svc.Namespace]; ingress == "" && ns != nil {
 		ingress = ns.Labels[labelIngressWaypoint]
 	}
-	s := &workloadapi.Service{
+	key := b.key(svc)
+	var ports []workload.Port
+	for i, p := range svc.Spec.Ports {
+		if !isPort(p.Port) || p.TargetPort.StrVal == "" && p.TargetPort.IntVal != 0 && !isPort(p.TargetPort.IntVal) {
+			report(fmt.Sprintf("spec.ports[%d]", i), "not a port number: left out")
+		}
+	}
+	for _, p := range tcpFirst(svc.Spec.Ports) {
+		ports = append(ports, workload.Port{Service: uint16(p.Port), Target: numericTarget(p), AppProtocol: appProtocol(p)})
+	}
+	return &workload.Service{
 		Name:               svc.Name,
-		Namespace:          svc.Namespace,
-		Hostname:           b.hostname(svc),
-		Addresses:          b.serviceAddresses(svc, report),
+		Namespace:          key.Namespace,
+		Hostname:           key.Hostname,
+		VIPs:               b.serviceAddresses(svc, report),
+		Ports:              workload.NewPortMap(ports...),
 		LoadBalancing:      b.loadBalancing(svc, report),
-		IpFamilies:         families(svc.Spec.IPFamilies),
+		IPFamilies:         families(svc.Spec.IPFamilies),
 		Canonical:          true,
 		IngressUseWaypoint: strings.EqualFold(ingress, "true"),
 	}
-	for _, p := range tcpFirst(svc.Spec.Ports) {
-		s.Ports = append(s.Ports, &workloadapi.Port{
-			ServicePort: uint32(p.Port),
-			TargetPort:  numericTarget(p),
-			AppProtocol: appProtocol(p),
-		})
+}
+
+// key is what a service goes by among the resources and in its workloads.
+func (b *builder) key(svc *corev1.Service) workload.NamespacedHostname {
+	return workload.NamespacedHostname{
+		Namespace: svc.Namespace,
+		Hostname:  strings.ToLower(svc.Name + "." + svc.Namespace + ".svc." + b.opts.Domain),
 	}
-	return s
 }
 
-func (b *builder) hostname(svc *corev1.Service) string {
-	return svc.Name + "." + svc.Namespace + ".svc." + b.opts.Domain
-}
-
-// key is the name of a service among the resources and in its workloads.
-func (b *builder) key(svc *corev1.Service) string { return svc.Namespace + "/" + b.hostname(svc) }
-
-func (b *builder) serviceAddresses(svc *corev1.Service, report reporter) []*workloadapi.NetworkAddress {
+func (b *builder) serviceAddresses(svc *corev1.Service, report reporter) []workload.NetworkAddr {
 	ips := svc.Spec.ClusterIPs
 	if len(ips) == 0 && svc.Spec.ClusterIP != "" {
 		ips = []string{svc.Spec.ClusterIP}
 	}
-	var out []*workloadapi.NetworkAddress
+	var out []workload.NetworkAddr
 	for i, ip := range ips {
 		if ip == corev1.ClusterIPNone || ip == "" {
 			continue
@@ -65,31 +70,34 @@ func (b *builder) serviceAddresses(svc *corev1.Service, report reporter) []*work
 			report(fmt.Sprintf("spec.clusterIPs[%d]", i), err.Error())
 			continue
 		}
-		out = append(out, &workloadapi.NetworkAddress{Network: b.network, Address: a})
+		out = append(out, workload.NetworkAddr{Network: b.network, Addr: a})
 	}
 	return out
 }
 
-func families(list []corev1.IPFamily) workloadapi.IPFamilies {
+func families(list []corev1.IPFamily) workload.IPFamilies {
 	switch {
 	case len(list) > 1:
-		return workloadapi.IPFamilies_DUAL
+		return workload.Dual
 	case len(list) == 1 && list[0] == corev1.IPv4Protocol:
-		return workloadapi.IPFamilies_IPV4_ONLY
+		return workload.IPv4Only
 	case len(list) == 1 && list[0] == corev1.IPv6Protocol:
-		return workloadapi.IPFamilies_IPV6_ONLY
+		return workload.IPv6Only
 	}
-	return workloadapi.IPFamilies_AUTOMATIC
+	return workload.Automatic
 }
 
-// tcpFirst returns one port a number. Where TCP and another protocol share a number,
-// as DNS does, TCP's is the one that counts, since nothing else is carried.
+func isPort(n int32) bool { return n > 0 && n <= 65535 }
+
+// tcpFirst returns one port a number, and none that is not a number of a port. Where
+// TCP and another protocol share one, as DNS does, TCP's counts: nothing else is carried.
 func tcpFirst(ports []corev1.ServicePort) []corev1.ServicePort {
 	out := make([]corev1.ServicePort, 0, len(ports))
 	at := make(map[int32]int, len(ports))
 	for _, p := range ports {
 		i, seen := at[p.Port]
 		switch {
+		case !isPort(p.Port) || p.TargetPort.StrVal == "" && p.TargetPort.IntVal != 0 && !isPort(p.TargetPort.IntVal):
 		case !seen:
 			at[p.Port] = len(out)
 			out = append(out, p)
@@ -104,20 +112,20 @@ func isTCP(p corev1.Protocol) bool { return p == "" || p == corev1.ProtocolTCP }
 
 // numericTarget is the port behind a service's port: 0 when each pod has its own, by
 // name. An API server fills the target in; a file may leave it out, which means the same.
-func numericTarget(p corev1.ServicePort) uint32 {
+func numericTarget(p corev1.ServicePort) uint16 {
 	if p.TargetPort.StrVal != "" {
 		return 0
 	}
 	if p.TargetPort.IntVal == 0 {
-		return uint32(p.Port)
+		return uint16(p.Port)
 	}
-	return uint32(p.TargetPort.IntVal)
+	return uint16(p.TargetPort.IntVal)
 }
 
 // appProtocol reads appProtocol, or else the part of the port's name before the dash.
-func appProtocol(p corev1.ServicePort) workloadapi.AppProtocol {
+func appProtocol(p corev1.ServicePort) workload.AppProtocol {
 	if !isTCP(p.Protocol) {
-		return workloadapi.AppProtocol_UNKNOWN
+		return workload.AppUnknown
 	}
 	name, _, _ := strings.Cut(p.Name, "-")
 	if p.AppProtocol != nil {
@@ -125,33 +133,33 @@ func appProtocol(p corev1.ServicePort) workloadapi.AppProtocol {
 	}
 	switch strings.ToLower(name) {
 	case "http", "http_proxy", "kubernetes.io/ws":
-		return workloadapi.AppProtocol_HTTP11
+		return workload.AppHTTP11
 	case "http2", "kubernetes.io/h2c":
-		return workloadapi.AppProtocol_HTTP2
+		return workload.AppHTTP2
 	case "grpc":
-		return workloadapi.AppProtocol_GRPC
+		return workload.AppGRPC
 	case "https", "tls", "kubernetes.io/wss":
-		return workloadapi.AppProtocol_TLS
+		return workload.AppTLS
 	case "tcp":
-		return workloadapi.AppProtocol_TCP
+		return workload.AppTCP
 	}
-	return workloadapi.AppProtocol_UNKNOWN
+	return workload.AppUnknown
 }
 
 // loadBalancing says which endpoints are preferred; nil is any.
-func (b *builder) loadBalancing(svc *corev1.Service, report reporter) *workloadapi.LoadBalancing {
-	lb := &workloadapi.LoadBalancing{}
+func (b *builder) loadBalancing(svc *corev1.Service, report reporter) *workload.LoadBalancing {
+	lb := &workload.LoadBalancing{}
 	if svc.Spec.InternalTrafficPolicy != nil && *svc.Spec.InternalTrafficPolicy == corev1.ServiceInternalTrafficPolicyLocal {
-		lb.Mode = workloadapi.LoadBalancing_STRICT
-		lb.RoutingPreference = []workloadapi.LoadBalancing_Scope{workloadapi.LoadBalancing_NODE}
+		lb.Mode = workload.LBStrict
+		lb.Preferences = []workload.Scope{workload.Node}
 	} else if scopes := b.distribution(svc, report); len(scopes) > 0 {
-		lb.Mode = workloadapi.LoadBalancing_FAILOVER
-		lb.RoutingPreference = scopes
+		lb.Mode = workload.LBFailover
+		lb.Preferences = scopes
 	}
 	if svc.Spec.PublishNotReadyAddresses {
-		lb.HealthPolicy = workloadapi.LoadBalancing_ALLOW_ALL
+		lb.HealthPolicy = workload.AllowAll
 	}
-	if lb.Mode == workloadapi.LoadBalancing_UNSPECIFIED_MODE && !svc.Spec.PublishNotReadyAddresses {
+	if lb.Mode == workload.LBStandard && !svc.Spec.PublishNotReadyAddresses {
 		return nil
 	}
 	return lb
@@ -159,7 +167,7 @@ func (b *builder) loadBalancing(svc *corev1.Service, report reporter) *workloada
 
 // distribution is how close endpoints should be, nearest scope last. The Service's own
 // field wins over its annotation, and that over its namespace's.
-func (b *builder) distribution(svc *corev1.Service, report reporter) []workloadapi.LoadBalancing_Scope {
+func (b *builder) distribution(svc *corev1.Service, report reporter) []workload.Scope {
 	field, value := "spec.trafficDistribution", ""
 	if svc.Spec.TrafficDistribution != nil {
 		value = *svc.Spec.TrafficDistribution
@@ -168,13 +176,12 @@ func (b *builder) distribution(svc *corev1.Service, report reporter) []workloada
 	} else if ns := b.namespaces[svc.Namespace]; ns != nil {
 		field, value = "annotation "+annotationDistribution+" of its namespace", ns.Annotations[annotationDistribution]
 	}
-	zone := []workloadapi.LoadBalancing_Scope{
-		workloadapi.LoadBalancing_NETWORK, workloadapi.LoadBalancing_REGION, workloadapi.LoadBalancing_ZONE}
+	zone := []workload.Scope{workload.Network, workload.Region, workload.Zone}
 	switch value {
 	case corev1.ServiceTrafficDistributionPreferClose, corev1.ServiceTrafficDistributionPreferSameZone:
 		return zone
 	case corev1.ServiceTrafficDistributionPreferSameNode:
-		return append(zone, workloadapi.LoadBalancing_SUBZONE, workloadapi.LoadBalancing_NODE)
+		return append(zone, workload.Subzone, workload.Node)
 	case "", "Any":
 		return nil
 	}
