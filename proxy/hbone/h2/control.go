@@ -2,6 +2,8 @@ package h2
 
 import (
 	"encoding/binary"
+	"maps"
+	"slices"
 
 	"golang.org/x/net/http2"
 )
@@ -107,8 +109,8 @@ func (c *Conn) onGoAway() error {
 	}
 	c.peerGone, c.peerLast = true, last
 	if c.client {
-		for _, s := range c.streams {
-			if s.ID > last { // §6.8: not and never processed
+		for _, id := range slices.Sorted(maps.Keys(c.streams)) {
+			if s := c.streams[id]; id > last { // §6.8: not and never processed
 				c.forget(s)
 				c.emit(Event{Kind: Reset, Stream: s, Code: http2.ErrCodeRefusedStream, Unprocessed: true})
 			}

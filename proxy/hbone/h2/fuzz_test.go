@@ -1,0 +1,126 @@
+package h2
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+
+	"golang.org/x/net/http2"
+)
+
+// verdict is what a Conn made of some input, comparable across chunkings.
+type verdict struct {
+	log string
+	err string
+}
+
+// run feeds input to a fresh Conn in chunks of at most max bytes.
+func run(t *testing.T, client bool, input []byte, max int, r *rand.Rand) verdict {
+	c := NewServer(testConfig)
+	if client {
+		c = NewClient(testConfig)
+		for range 3 { // something to answer
+			if _, err := c.Open("10.0.0.1:80", nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	c.AppendControl(nil)
+	var log bytes.Buffer
+	var last *Stream // of the data being logged
+	for len(input) > 0 {
+		n := min(len(input), 1+r.IntN(max))
+		evs, err := c.Receive(0, input[:n], nil)
+		input = input[n:]
+		for _, e := range evs {
+			if e.Kind == Data {
+				if last != e.Stream {
+					fmt.Fprintf(&log, "\n%d: ", e.Stream.ID)
+				}
+				last = e.Stream
+				log.Write(e.Data)
+				c.Consumed(e.Stream, len(e.Data))
+				continue
+			}
+			last = nil
+			fmt.Fprintf(&log, "\n%v %v %d %v %v", e.Kind, e.Header, e.Status, e.Code, e.Ping)
+			if e.Stream != nil {
+				fmt.Fprint(&log, " ", e.Stream.ID)
+			}
+			if e.Kind == Request && e.Stream.ID%3 > 0 {
+				c.Accept(e.Stream, nil)
+			}
+		}
+		held := cap(c.in.buf) + cap(c.in.block.buf) + cap(c.out.ctl)
+		if held > 2*(maxControlOut+4*int(testConfig.MaxHeaderList)) || len(c.streams) > int(testConfig.MaxStreams) {
+			t.Fatalf("holds %d bytes, %d streams", held, len(c.streams))
+		}
+		if err != nil {
+			return verdict{log.String(), err.Error()}
+		}
+	}
+	return verdict{log: log.String()}
+}
+
+func FuzzReceive(f *testing.F) {
+	for _, v := range violations {
+		p := rawPeer(f, v.client, testConfig)
+		p.must(p.fr.WriteSettings())
+		// What the violation needs of the Conn's state (connect, open) is not
+		// there: only the bytes count.
+		func() {
+			defer func() { _ = recover() }()
+			if !needsState(v) {
+				v.do(p)
+			}
+		}()
+		f.Add(v.client, p.out.Bytes(), uint64(1))
+	}
+	for _, client := range []bool{true, false} {
+		p := rawPeer(f, client, testConfig)
+		p.must(p.fr.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 70000}))
+		p.must(p.fr.WriteSettingsAck())
+		for _, id := range []uint32{1, 3, 5} {
+			if client {
+				p.headers(id, false, ":status", "200", "baggage", "x")
+			} else {
+				p.headers(id, false, ":method", "CONNECT", ":authority", "10.0.0.1:80", "baggage", "x")
+			}
+			p.must(p.fr.WriteDataPadded(id, false, []byte("some data"), make([]byte, 5)))
+			p.must(p.fr.WriteWindowUpdate(id, 1000))
+		}
+		p.must(p.fr.WritePing(false, [8]byte{1, 2, 3}))
+		p.must(p.fr.WriteData(1, true, []byte("more")))
+		p.must(p.fr.WriteRSTStream(3, http2.ErrCodeCancel))
+		p.must(p.fr.WriteGoAway(5, no, nil))
+		f.Add(client, p.out.Bytes(), uint64(2))
+	}
+	f.Fuzz(func(t *testing.T, client bool, input []byte, seed uint64) {
+		if !client {
+			input = append([]byte(http2.ClientPreface), input...)
+		}
+		r := rand.New(rand.NewPCG(seed, 0))
+		whole := run(t, client, input, 1<<30, rand.New(zero{}))
+		for _, max := range []int{1, 7, 64, 4096} {
+			if got := run(t, client, input, max, r); got != whole {
+				t.Fatalf("in chunks of up to %d: %q\nas a whole: %q", max, got, whole)
+			}
+		}
+	})
+}
+
+// zero is a source that makes every chunk as large as it may be.
+type zero struct{}
+
+func (zero) Uint64() uint64 { return 1<<64 - 1 }
+
+// needsState says whether a violation talks to the Conn while it is built.
+func needsState(v violation) bool {
+	switch v.name {
+	case "settings ack too many", "goaway raises its last stream":
+		return false
+	}
+	return v.reset != 0 || v.conn == flow || v.name == "headers on a lower stream" ||
+		v.name == "padding longer than data" || v.name == "padded data without pad length"
+}
