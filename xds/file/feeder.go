@@ -120,11 +120,11 @@ func (f *Feeder) publish(s *scanner) {
 	f.mu.Unlock()
 	for _, p := range problems {
 		if !slices.Contains(before, p) {
-			f.log.Warn("not taken from the folder", "dir", f.dir, "file", p.File, "object", p.Object, "err", p.Reason)
+			f.log.Warn("not taken from the folder", "folder", f.dir, "file", p.File, "object", p.Object, "err", p.Reason)
 		}
 	}
 	if len(before) > 0 && len(problems) == 0 {
-		f.log.Info("everything in the folder is taken again", "dir", f.dir)
+		f.log.Info("everything in the folder is taken again", "folder", f.dir)
 	}
 }
 

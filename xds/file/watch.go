@@ -40,7 +40,7 @@ func (w *watch) ensure() bool {
 	w.close()
 	if err := w.open(); err != nil {
 		if !w.told {
-			w.log.Warn("cannot watch the folder: looking at it every second instead", "dir", w.dir, "err", err)
+			w.log.Warn("cannot watch the folder: looking at it every second instead", "folder", w.dir, "err", err)
 		}
 		w.told = true
 		return false
