@@ -103,11 +103,14 @@ func podAddresses(pod *corev1.Pod, report reporter) []netip.Addr {
 			report(fmt.Sprintf("status.podIPs[%d]", i), err.Error())
 			continue
 		}
-		out = append(out, a)
+		if !slices.Contains(out, a) {
+			out = append(out, a)
+		}
 	}
 	return out
 }
 
+// address reads an address that something can be reached at.
 func address(text string) (netip.Addr, error) {
 	ip, err := netip.ParseAddr(text)
 	if err != nil || ip.Zone() != "" || ip.IsUnspecified() {
