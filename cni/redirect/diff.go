@@ -37,9 +37,7 @@ func diffTable(want Table, have table) (diffs []string) {
 			diffs = append(diffs, own.name+": the chain should not be there")
 			continue
 		}
-		for _, d := range diffJumps(own.name, own.builtin, have) {
-			diffs = append(diffs, d)
-		}
+		diffs = append(diffs, diffJumps(own.name, own.builtin, have)...)
 		for _, d := range diffChain(rules, c.rules) {
 			diffs = append(diffs, own.name+": "+d)
 		}

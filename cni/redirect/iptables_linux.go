@@ -102,16 +102,17 @@ func (b *iptables) StopCapture(ns *netns.NS) error {
 
 func (b *iptables) Foreign(ns *netns.NS) (found []string, err error) {
 	err = b.session(ns, "look for other meshes", func(ctx context.Context, s *session) error {
-		found, err = s.foreign(ctx)
-		return err
-	})
-	if err != nil || b.other == nil {
-		return found, err
-	}
-	err = b.other.session(ns, "look for other meshes", func(ctx context.Context, s *session) error {
-		more, err := s.foreign(ctx)
-		found = append(found, more...)
-		return err
+		for _, variant := range []*iptables{b, b.other} {
+			if variant == nil {
+				continue
+			}
+			more, err := (&session{variant, s.ns, s.routes}).foreign(ctx)
+			if err != nil {
+				return err
+			}
+			found = append(found, more...)
+		}
+		return nil
 	})
 	return found, err
 }
@@ -288,12 +289,17 @@ func runTool(ctx context.Context, within func(func() error) error, stdin, path s
 	cmd := exec.CommandContext(ctx, path, args...)
 	// Its children too: they would keep our pipes and the namespace.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
+	cmd.Cancel = func() error {
+		if err := unix.Kill(-cmd.Process.Pid, unix.SIGKILL); !errors.Is(err, unix.ESRCH) {
+			return err
+		}
+		return os.ErrProcessDone
+	}
 	cmd.WaitDelay = time.Second
 	// iptables' own lock is the host's, one for all namespaces. It gets a file
 	// that only this process has, so that pods do not wait for each other.
 	cmd.Env = append(os.Environ(), "XTABLES_LOCKFILE=/proc/self/comm")
-	out, errs := &bounded{max: maxOutput}, &bounded{max: maxErrors}
+	out, errs := &bounded{max: maxOutput}, &bounded{max: maxErrors, cut: true}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), out, errs
 	err := within(cmd.Start)
 	if cmd.Process != nil { // started, even if the way back failed
@@ -311,17 +317,23 @@ func runTool(ctx context.Context, within func(func() error) error, stdin, path s
 	return out.String(), nil
 }
 
-// bounded keeps what is written to it, up to max bytes.
+// bounded keeps what is written to it, up to max bytes. Beyond that it fails,
+// or cuts.
 type bounded struct {
 	strings.Builder
 	max  int
+	cut  bool
 	over bool
 }
 
 func (b *bounded) Write(p []byte) (int, error) {
-	if b.Len()+len(p) > b.max {
-		b.over = true
+	if b.Len()+len(p) <= b.max {
+		return b.Builder.Write(p)
+	}
+	b.over = true
+	if !b.cut {
 		return 0, errors.New("too much output")
 	}
-	return b.Builder.Write(p)
+	b.Builder.Write(p[:b.max-b.Len()])
+	return len(p), nil
 }

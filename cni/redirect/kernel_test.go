@@ -398,6 +398,7 @@ func TestBounds(t *testing.T) {
 		{"a child of it hangs", "sleep 60 & exec sleep 60", "deadline exceeded", short},
 		{"prints for ever", "exec yes", "too many rules", long},
 		{"fails", "echo what is wrong >&2; exit 3", "exit status 3: what is wrong", long},
+		{"complains at length", "echo first >&2; yes complaint | head -c 100000 >&2; exit 1", "exit status 1: first", long},
 		{"prints nonsense", "echo nonsense", `"nonsense" before any table`, long},
 	}
 	for _, tt := range tests {
@@ -423,6 +424,17 @@ func TestBounds(t *testing.T) {
 		}
 		b := &iptables{name: "x", timeout: 50 * time.Millisecond}
 		if err := b.Apply(pod, Defaults()); err == nil || !strings.Contains(err.Error(), "another process is at work") {
+			t.Errorf("error %v", err)
+		}
+	})
+	t.Run("loopback is down", func(t *testing.T) {
+		b, err := Detect()
+		if err != nil {
+			t.Fatal(err)
+		}
+		down, _ := nstest.NewNS(t, "down")
+		sh(t, b.(*iptables), down, "ip link set lo down")
+		if err := b.Apply(down, Defaults()); !errors.Is(err, unix.ENETDOWN) || !strings.Contains(err.Error(), "is lo up?") {
 			t.Errorf("error %v", err)
 		}
 	})
