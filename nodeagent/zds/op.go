@@ -25,6 +25,9 @@ func newAdd(w Workload) (*op, error) {
 	if o.packet, err = o.req.encode(); err != nil {
 		return nil, err
 	}
+	if w.NS == nil {
+		return nil, fmt.Errorf("zds: add uid %s: no network namespace", w.UID)
+	}
 	if o.ns, err = w.NS.Dup(); err != nil {
 		return nil, fmt.Errorf("zds: add uid %s: %w", w.UID, err)
 	}

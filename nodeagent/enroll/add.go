@@ -1,0 +1,358 @@
+package enroll
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"strings"
+	"time"
+
+	"github.com/warren-mesh/warren/cni/event"
+	"github.com/warren-mesh/warren/cni/redirect"
+	"github.com/warren-mesh/warren/internal/netns"
+	"github.com/warren-mesh/warren/nodeagent/zds"
+)
+
+// delWait is how long undoing an ADD waits for the proxy; see withdraw.
+const delWait = 500 * time.Millisecond
+
+// Decide implements event.Handler.
+func (e *Enroller) Decide(ctx context.Context, add event.Add, ns *netns.NS) (event.Session, event.Answer, error) {
+	s, answer, err := e.decide(ctx, add, SourcePlugin, ns)
+	if s == nil { // not an event.Session that holds nil
+		return nil, answer, err
+	}
+	return s, answer, err
+}
+
+func (e *Enroller) decide(ctx context.Context, add event.Add, source Source, ns *netns.NS) (_ *addition, answer event.Answer, err error) {
+	began := time.Now()
+	name := PodName{add.PodNamespace, add.PodName}
+	kept := false
+	defer func() {
+		if !kept {
+			ns.Close()
+		}
+		if err != nil {
+			e.refused(name, err)
+		}
+	}()
+	view, _ := e.cfg.World.View()
+	if view != nil && view.Exempt(add.PodNamespace) {
+		return nil, event.Answer{Action: event.Leave, Reason: "its namespace is exempt from the mesh"}, nil
+	}
+	pod, err := e.findPod(ctx, name, add.PodUID)
+	if err != nil {
+		return nil, event.Answer{}, err
+	}
+	for _, w := range pod.Eligible.Warnings {
+		e.log.Warn("a pod's annotation is ignored", "pod", name.String(), "err", w)
+	}
+	uid := firstOf(add.PodUID, pod.UID, name.String())
+	m, err := e.acquire(ctx, uid)
+	if err != nil {
+		return nil, event.Answer{}, err
+	}
+	s := &addition{
+		e: e, m: m, key: add.Key, pod: pod, ns: ns,
+		attachment: attachment{network: add.Network, source: source, add: add, added: began.UTC()},
+	}
+	if !pod.Eligible.InMesh {
+		defer e.release(m)
+		return nil, event.Answer{Action: event.Leave, Reason: pod.Eligible.Reason}, s.leave(ctx)
+	}
+	if err := s.begin(); err != nil {
+		e.release(m)
+		return nil, event.Answer{}, err
+	}
+	kept = true
+	s.budget = e.times.Add - time.Since(began)
+	return s, event.Answer{Action: event.RedirectSo, Redirect: &s.redirect, Reason: pod.Eligible.Reason}, nil
+}
+
+// findPod waits for the object: the runtime may be faster than the news.
+func (e *Enroller) findPod(ctx context.Context, name PodName, uid string) (Pod, error) {
+	timer := time.NewTimer(e.times.Pod)
+	defer timer.Stop()
+	for {
+		view, changed := e.cfg.World.View()
+		if view != nil {
+			if p, ok := view.Pod(name, uid); ok {
+				return p, nil
+			}
+		}
+		select {
+		case <-changed:
+			continue
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+		what := fmt.Sprintf("the node agent knows no pod %s", name)
+		if uid != "" {
+			what += " with UID " + uid
+		}
+		if view == nil {
+			what = "the node agent does not know the cluster's objects yet"
+		}
+		return Pod{}, &event.Error{Retryable: true, Msg: what, Details: "this is retried; if it stays, look at the agent's log for where its objects come from"}
+	}
+}
+
+// addition is an ADD of a pod that belongs into the mesh. It holds the pod's busy
+// until Programmed or Abort.
+type addition struct {
+	e          *Enroller
+	m          *member
+	key        event.Key
+	pod        Pod
+	ns         *netns.NS // ours until the pod has it
+	attachment attachment
+	redirect   event.Redirect
+	backend    redirect.Backend
+	budget     time.Duration
+
+	// again: the pod is served in this namespace already, so that the ADD is a
+	// repetition, or for another of its interfaces. It undoes nothing.
+	again bool
+	box   *sandbox // after Programmed
+}
+
+// leave notes a pod outside the mesh, in case that changes while it runs.
+func (s *addition) leave(ctx context.Context) error {
+	e, m := s.e, s.m
+	if m.box != nil && m.box.id != s.ns.ID() {
+		e.removeBox(ctx, m)
+	}
+	e.mu.Lock()
+	s.describeLocked()
+	if m.box == nil {
+		m.box = s.newBox(nil)
+		m.phase, m.since = PhaseLeft, time.Now()
+	}
+	m.box.attached[s.key] = s.attachment
+	e.keys[s.key] = m.uid
+	phase := m.phase
+	delete(e.refusals, m.name)
+	e.mu.Unlock()
+	return internal(e.setPhase(m, phase, s.pod.Eligible.Reason))
+}
+
+// begin checks what must hold before anything is changed, and writes down that
+// it is about to be.
+func (s *addition) begin() error {
+	e, m := s.e, s.m
+	s.again = m.box != nil && m.box.id == s.ns.ID() && m.announced
+	s.redirect = e.redirection(s.pod)
+	if s.again {
+		s.redirect.Backend = m.box.redirect.Backend
+	}
+	var err error
+	if s.backend, err = e.backend(&s.redirect); err != nil {
+		return internal(err)
+	}
+	if err := foreign(s.backend, s.ns); err != nil {
+		return err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	s.describeLocked()
+	if s.again {
+		return nil
+	}
+	e.keys[s.key] = m.uid
+	box := s.newBox(nil)
+	box.redirect = &s.redirect
+	pending := &member{uid: m.uid, name: m.name, serviceAccount: m.serviceAccount, phase: PhaseAdding, box: box}
+	return internal(e.store.put(e.recordsLocked(pending)[0]))
+}
+
+// foreign refuses a namespace that another mesh has programmed.
+func foreign(b redirect.Backend, ns *netns.NS) error {
+	chains, err := b.Foreign(ns)
+	if err != nil {
+		return internal(err)
+	}
+	if len(chains) > 0 {
+		return &event.Error{
+			Msg:     "another mesh has redirected this pod: " + strings.Join(chains[:min(len(chains), 8)], ", "),
+			Details: "let only one mesh's CNI plugin handle it",
+		}
+	}
+	return nil
+}
+
+func (s *addition) describeLocked() {
+	s.m.name, s.m.serviceAccount = s.pod.PodName, s.pod.ServiceAccount
+}
+
+func (s *addition) newBox(ns *netns.NS) *sandbox {
+	return &sandbox{ns: ns, id: s.ns.ID(), path: s.attachment.add.Netns, attached: map[event.Key]attachment{s.key: s.attachment}}
+}
+
+// Programmed implements event.Session: rules, then listeners, then the answer.
+func (s *addition) Programmed(ctx context.Context, how string) error {
+	began := time.Now()
+	defer s.e.release(s.m)
+	ctx, cancel := context.WithTimeoutCause(ctx, s.budget, errors.New("the node agent's time for one ADD is over"))
+	defer cancel()
+	program := step{name: "program the redirection", do: func(context.Context) error { return nil }}
+	if how == event.ByAgent {
+		program.do = func(context.Context) error { return s.backend.Apply(s.ns, rulesConfig(s.redirect)) }
+		program.undo = func(context.Context) error { return s.backend.Remove(s.ns) }
+	}
+	steps := []step{
+		program,
+		{name: "verify the redirection", do: func(context.Context) error { return verify(s.backend, s.ns, s.redirect) }},
+		{name: "open the proxy's listeners", do: s.serve, undo: s.unserve},
+		{name: "write down the attachment", do: func(context.Context) error {
+			return s.e.setPhase(s.m, PhaseEnrolled, s.pod.Eligible.Reason)
+		}},
+	}
+	if s.again {
+		for i := range steps {
+			steps[i].undo = nil
+		}
+	}
+	err := run(ctx, steps...)
+	s.e.cfg.Observe("add", time.Since(began), err)
+	if err != nil {
+		s.failed()
+		return s.e.refused(s.pod.PodName, explain(err))
+	}
+	if s.again {
+		s.closeNS()
+	}
+	s.e.log.Info("a pod is in the mesh", "pod", s.m.name.String(), "uid", s.m.uid, "netns", s.box.path, "programmed", how, "took", time.Since(began))
+	return nil
+}
+
+// serve gives the pod its namespace and hands it to the proxy.
+func (s *addition) serve(ctx context.Context) error {
+	e, m := s.e, s.m
+	if s.again {
+		e.mu.Lock()
+		s.box = m.box
+		if s.box.ns == nil {
+			s.box.ns, s.ns = s.ns, nil // found again
+		}
+		s.box.redirect = &s.redirect
+		s.box.attached[s.key] = s.attachment
+		e.keys[s.key] = m.uid
+		delete(e.refusals, m.name)
+		e.mu.Unlock()
+		return e.announce(ctx, m)
+	}
+	old := m.box
+	if old != nil {
+		e.forgetFiles(old, s.key) // an earlier sandbox: its DEL has nothing left to do
+	}
+	e.mu.Lock()
+	s.box = s.newBox(s.ns)
+	s.box.redirect = &s.redirect
+	if old != nil && old.id == s.box.id { // left outside so far
+		maps.Copy(s.box.attached, old.attached)
+		s.box.attached[s.key] = s.attachment
+	}
+	for key := range s.box.attached {
+		e.keys[key] = m.uid
+	}
+	m.box, m.phase, m.since = s.box, PhaseAdding, time.Now()
+	e.mu.Unlock()
+	if old != nil && old.ns != nil {
+		old.ns.Close()
+	}
+	return e.announce(ctx, m)
+}
+
+func (s *addition) unserve(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, delWait)
+	defer cancel()
+	return s.e.withdraw(ctx, s.m)
+}
+
+// failed lets go of what the ADD held.
+func (s *addition) failed() {
+	e, m := s.e, s.m
+	if s.again {
+		s.closeNS()
+		// The plugin takes its rules away after a failed ADD; this pod needs them.
+		e.mu.Lock()
+		m.suspect = time.Now().Add(event.PluginTimeout)
+		e.mu.Unlock()
+		return
+	}
+	if m.box != nil && m.box == s.box { // serve has given it the namespace
+		e.clearBox(m)
+		return
+	}
+	e.forgetKey(s.key)
+	s.closeNS()
+}
+
+func (s *addition) closeNS() {
+	if s.ns != nil {
+		s.ns.Close()
+	}
+}
+
+// Abort implements event.Session.
+func (s *addition) Abort(reason error) {
+	e, m := s.e, s.m
+	e.log.Info("an ADD was given up", "pod", s.pod.PodName.String(), "uid", m.uid, "err", reason)
+	_ = e.refused(s.pod.PodName, fmt.Errorf("the plugin gave up: %w", reason))
+	if s.box == nil { // before Programmed, so that busy is ours
+		s.failed()
+		e.release(m)
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
+	defer cancel()
+	if s.again {
+		return
+	}
+	m, err := e.acquire(ctx, m.uid)
+	if err != nil {
+		return // whoever is busy with it answers a later request
+	}
+	defer e.release(m)
+	if m.box == s.box {
+		if err := s.backend.Remove(s.box.ns); err != nil {
+			e.log.Warn("cannot take a pod's rules away", "pod", m.name.String(), "uid", m.uid, "err", err)
+		}
+		e.removeBox(ctx, m)
+	}
+}
+
+// explain makes a refusal of what went wrong in an ADD.
+func explain(err error) error {
+	var already *event.Error
+	var ack *zds.AckError
+	switch {
+	case errors.As(err, &already):
+		return already
+	case errors.Is(err, zds.ErrNoProxy):
+		return &event.Error{Retryable: true, Msg: err.Error(), Details: "see whether the proxy runs on this node; the pod starts once it does"}
+	case errors.As(err, &ack):
+		return &event.Error{Retryable: true, Msg: err.Error(), Details: "see the proxy's log"}
+	default:
+		return &event.Error{Retryable: true, Msg: err.Error(), Details: "see the node agent's log; this is retried"}
+	}
+}
+
+// internal is for what should not happen, such as a full disk.
+func internal(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &event.Error{Retryable: true, Msg: err.Error(), Details: "see the node agent's log"}
+}
+
+func firstOf(s ...string) string {
+	for _, v := range s {
+		if v != "" {
+			return v
+		}
+	}
+	return ""
+}

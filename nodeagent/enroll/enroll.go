@@ -1,0 +1,324 @@
+package enroll
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/warren-mesh/warren/cni/event"
+	"github.com/warren-mesh/warren/cni/redirect"
+	"github.com/warren-mesh/warren/internal/netns"
+	"github.com/warren-mesh/warren/nodeagent/zds"
+)
+
+// World is where the objects come from.
+type World interface {
+	// View returns the newest view, nil while nothing is known yet, and a channel
+	// that is closed when it is no longer the newest.
+	View() (*View, <-chan struct{})
+}
+
+// Proxy serves pods; zds.Server is one.
+type Proxy interface {
+	Add(ctx context.Context, w zds.Workload) error
+	Del(ctx context.Context, uid string) error
+}
+
+// Flows counts the connections that the proxy carries for a pod. An error means
+// that it cannot be known.
+type Flows interface {
+	Flows(ctx context.Context, uid string) (int, error)
+}
+
+// Config is what an Enroller works with. All of it is required but where it says
+// otherwise.
+type Config struct {
+	StateDir string // attachments, away file and tombstones
+	HostRoot string // where the host's files are seen; "/" on the host itself
+	BootID   string // of the running kernel; empty: unknown
+
+	Redirect event.Redirect   // what pods get unless they say otherwise; Backend is filled in
+	Backend  redirect.Backend // for pods that have no other yet
+	// Named finds the backend that a pod was programmed with before.
+	Named func(name string) (redirect.Backend, error)
+
+	Proxy Proxy
+	World World
+	Flows Flows // nil: unknown
+
+	// Observe is told of each change of a pod: "add", "del", "enroll", "leave",
+	// "repair"; nil: nobody is. It must not block.
+	Observe func(what string, took time.Duration, err error)
+	Log     *slog.Logger
+
+	Times Times
+}
+
+// Times are the bounds; the zero value of each is the default.
+type Times struct {
+	Pod   time.Duration // an ADD waits so long for its pod's object: 2 s
+	Add   time.Duration // the agent's own work for one ADD, undoing aside: 3.8 s
+	Drain time.Duration // a leaving pod's connections may go on so long: 15 s
+	Sweep time.Duration // between looks at what nothing announces: 2 s
+	Retry time.Duration // first wait after a failure on our own accord: 1 s
+}
+
+func (t Times) withDefaults() Times {
+	for _, d := range []struct {
+		field *time.Duration
+		value time.Duration
+	}{
+		{&t.Pod, 2 * time.Second},
+		{&t.Add, 3800 * time.Millisecond},
+		{&t.Drain, 15 * time.Second},
+		{&t.Sweep, 2 * time.Second},
+		{&t.Retry, time.Second},
+	} {
+		if *d.field == 0 {
+			*d.field = d.value
+		}
+	}
+	return t
+}
+
+// maxRetry is the longest wait between attempts.
+const maxRetry = 30 * time.Second
+
+// Source says who announced an attachment.
+type Source string
+
+// The sources. Istio's plugin knows no DEL: its pods go when their object does.
+const (
+	SourcePlugin Source = "warren-cni"
+	SourceIstio  Source = "istio-cni"
+)
+
+// attachment is one interface of a sandbox, as announced.
+type attachment struct {
+	network string
+	source  Source
+	add     event.Add
+	added   time.Time
+}
+
+// sandbox is a pod's network namespace. A pod may get another, never two at once.
+type sandbox struct {
+	ns       *netns.NS // nil: not open, because outside the mesh or not to be found now
+	id       netns.ID
+	path     string          // on the host
+	redirect *event.Redirect // what is (to be) programmed; nil: nothing
+	attached map[event.Key]attachment
+}
+
+// source of a sandbox is that of its attachments; they do not mix.
+func (b *sandbox) source() Source {
+	for _, a := range b.attached {
+		return a.source
+	}
+	return SourcePlugin
+}
+
+// member is a pod of this node that has (or is about to get) a sandbox. All
+// fields but uid and busy are guarded by the enroller's mutex; who holds busy is
+// the only one to change phase, box and announced.
+type member struct {
+	uid  string
+	busy chan struct{} // capacity 1: full while somebody changes this pod
+
+	users     int                // who holds or waits for busy
+	interrupt context.CancelFunc // stops what the agent does of its own accord
+	worker    bool               // a worker converges this pod
+	lookAgain bool               // it must not end without another look
+
+	name           PodName
+	serviceAccount string
+	phase          Phase
+	box            *sandbox
+	announced      bool      // part of the proxy's snapshot
+	since          time.Time // of the phase
+	reason         string    // of the phase, or what went wrong last
+	suspect        time.Time // until then the rules are looked at in every sweep
+}
+
+// Enroller takes pods into the mesh and out of it. It implements event.Handler.
+type Enroller struct {
+	cfg   Config
+	log   *slog.Logger
+	store store
+	times Times
+
+	mu       sync.Mutex
+	members  map[string]*member   // by pod UID
+	keys     map[event.Key]string // → pod UID, also of ADDs under way
+	refusals map[PodName]Refusal
+	next     int // whose rules the next sweep looks at
+
+	ctx     context.Context // of Run: workers end with it
+	workers sync.WaitGroup
+}
+
+// New makes an enroller. Recover and then Run bring it to life.
+func New(cfg Config) (*Enroller, error) {
+	st, err := openStore(filepath.Join(cfg.StateDir, "attachments"))
+	if err != nil {
+		return nil, err
+	}
+	if cfg.Observe == nil {
+		cfg.Observe = func(string, time.Duration, error) {}
+	}
+	return &Enroller{
+		cfg: cfg, log: cfg.Log, store: st, times: cfg.Times.withDefaults(),
+		members: make(map[string]*member), keys: make(map[event.Key]string), refusals: make(map[PodName]Refusal),
+	}, nil
+}
+
+// acquire waits for the sole right to change a pod, and stops what the agent does
+// to it of its own accord. It is given back with release.
+func (e *Enroller) acquire(ctx context.Context, uid string) (*member, error) {
+	e.mu.Lock()
+	m := e.members[uid]
+	if m == nil {
+		m = &member{uid: uid, busy: make(chan struct{}, 1)}
+		e.members[uid] = m
+	}
+	m.users++
+	if m.interrupt != nil {
+		m.interrupt()
+	}
+	e.mu.Unlock()
+	select {
+	case m.busy <- struct{}{}:
+		return m, nil
+	case <-ctx.Done():
+		e.drop(m)
+		return nil, &event.Error{Retryable: true, Msg: "the node agent is still busy with an earlier request for this pod", Details: "try again"}
+	}
+}
+
+func (e *Enroller) release(m *member) {
+	<-m.busy
+	e.drop(m)
+}
+
+func (e *Enroller) drop(m *member) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	m.users--
+	if m.users == 0 && m.box == nil {
+		delete(e.members, m.uid)
+	}
+}
+
+// setPhase moves a pod and writes that down.
+func (e *Enroller) setPhase(m *member, p Phase, reason string) error {
+	e.mu.Lock()
+	if m.phase != p {
+		m.phase, m.since = p, time.Now()
+	}
+	m.reason = reason
+	records := e.recordsLocked(m)
+	e.mu.Unlock()
+	var errs []error
+	for _, r := range records {
+		errs = append(errs, e.store.put(r))
+	}
+	return errors.Join(errs...)
+}
+
+func (e *Enroller) recordsLocked(m *member) (records []record) {
+	for key, a := range m.box.attached {
+		records = append(records, record{
+			Key: key, Network: a.network, Source: a.source,
+			PodUID: m.uid, PodNamespace: m.name.Namespace, PodName: m.name.Name, ServiceAccount: m.serviceAccount,
+			IPs: a.add.IPs, Netns: m.box.path, NetnsID: m.box.id, BootID: e.cfg.BootID,
+			Phase: m.phase, Redirect: m.box.redirect, Reason: m.reason, Added: a.added,
+		})
+	}
+	return records
+}
+
+// Snapshot is every pod that the proxy is to serve; zds.Server calls it. A pod
+// whose namespace cannot be found now is named without it.
+func (e *Enroller) Snapshot() []zds.Workload {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var all []zds.Workload
+	for _, m := range e.sortedLocked() {
+		if m.announced {
+			all = append(all, e.workloadLocked(m))
+		}
+	}
+	return all
+}
+
+func (e *Enroller) workloadLocked(m *member) zds.Workload {
+	return zds.Workload{
+		UID: m.uid, NS: m.box.ns,
+		Info: zds.Info{Name: m.name.Name, Namespace: m.name.Namespace, ServiceAccount: m.serviceAccount},
+	}
+}
+
+// announce puts a pod into the snapshot and tells the proxy.
+func (e *Enroller) announce(ctx context.Context, m *member) error {
+	e.mu.Lock()
+	m.announced = true
+	w := e.workloadLocked(m)
+	e.mu.Unlock()
+	return e.cfg.Proxy.Add(ctx, w)
+}
+
+// withdraw is the opposite. The proxy is told in any case; that it has not
+// acked in time is not the caller's problem, since it can only obey or lose the
+// connection, and the next snapshot lacks the pod.
+func (e *Enroller) withdraw(ctx context.Context, m *member) error {
+	e.mu.Lock()
+	told := m.announced
+	m.announced = false
+	e.mu.Unlock()
+	if !told {
+		return nil
+	}
+	if err := e.cfg.Proxy.Del(ctx, m.uid); err != nil {
+		e.log.Warn("the proxy has not confirmed that a pod is gone", "pod", m.name.String(), "uid", m.uid, "err", err)
+	}
+	return nil
+}
+
+// hostPath is where we see a path of the host's.
+func (e *Enroller) hostPath(path string) string { return filepath.Join(e.cfg.HostRoot, path) }
+
+// backend is the one a pod was programmed with.
+func (e *Enroller) backend(r *event.Redirect) (redirect.Backend, error) {
+	if r == nil || r.Backend == "" || r.Backend == e.cfg.Backend.Name() {
+		return e.cfg.Backend, nil
+	}
+	b, err := e.cfg.Named(r.Backend)
+	if err != nil {
+		return nil, fmt.Errorf("enroll: the pod was redirected by the backend %s: %w", r.Backend, err)
+	}
+	return b, nil
+}
+
+func rulesConfig(r event.Redirect) redirect.Config {
+	return redirect.Config{
+		IPv4: true, IPv6: r.IPv6, DNS: r.DNS, BypassInbound: r.BypassInbound, VirtualInterfaces: r.VirtualInterfaces,
+		ProbeIP4: r.ProbeIP4, ProbeIP6: r.ProbeIP6,
+	}
+}
+
+// verify returns an error that says what differs.
+func verify(b redirect.Backend, ns *netns.NS, r event.Redirect) error {
+	diffs, err := b.Verify(ns, rulesConfig(r))
+	if err != nil {
+		return err
+	}
+	if len(diffs) > 0 {
+		return fmt.Errorf("%d differences: %s", len(diffs), strings.Join(diffs[:min(len(diffs), 3)], "; "))
+	}
+	return nil
+}

@@ -1,0 +1,390 @@
+package enroll
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/warren-mesh/warren/cni/event"
+	"github.com/warren-mesh/warren/cni/redirect"
+)
+
+// errChangedMind ends a leave that is no longer wanted.
+var errChangedMind = errors.New("the pod is to stay in the mesh after all")
+
+const (
+	flowPoll    = 250 * time.Millisecond // between questions to the proxy
+	liveTimeout = 10 * time.Second       // for one attempt to enroll a running pod
+	yieldWait   = 50 * time.Millisecond  // before another look, when the runtime came first
+)
+
+// Run keeps pods where the objects say they belong until ctx ends; then it
+// waits for what is under way and returns nil. Recover comes first.
+func (e *Enroller) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer e.workers.Wait()
+	defer cancel()
+	e.mu.Lock()
+	e.ctx = ctx
+	e.mu.Unlock()
+	tick := time.NewTicker(e.times.Sweep)
+	defer tick.Stop()
+	var away awayFile
+	for {
+		view, changed := e.cfg.World.View()
+		if view != nil {
+			away.keep(e.cfg.StateDir, view.Away(), e.log)
+			e.compare(view)
+		}
+		select {
+		case <-ctx.Done():
+			e.stopWorkers()
+			return nil
+		case <-changed:
+		case <-tick.C:
+			e.sweep(view)
+		}
+	}
+}
+
+// stopWorkers stops new workers from being started.
+func (e *Enroller) stopWorkers() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.ctx = nil
+}
+
+// compare starts a worker for each pod that is not where it belongs.
+func (e *Enroller) compare(view *View) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, m := range e.members {
+		if a, _ := e.actionLocked(view, m); a != actNone {
+			e.convergeLocked(m)
+		}
+	}
+}
+
+// actionLocked is next, asked about this pod.
+func (e *Enroller) actionLocked(view *View, m *member) (action, Pod) {
+	if view == nil || m.box == nil {
+		return actNone, Pod{}
+	}
+	p, ok := view.Pod(m.name, m.uid)
+	switch {
+	case !ok:
+		return next(m.phase, wantUnknown, true), p
+	case !p.Eligible.InMesh:
+		return next(m.phase, wantOut, true), p
+	}
+	right := true
+	if m.box.redirect != nil {
+		r := e.redirection(p)
+		r.Backend = m.box.redirect.Backend
+		right = sameRules(r, *m.box.redirect)
+	}
+	return next(m.phase, wantIn, right), p
+}
+
+// convergeLocked starts a worker for a pod, or makes the one at work look again.
+func (e *Enroller) convergeLocked(m *member) {
+	if e.ctx == nil {
+		return
+	}
+	m.lookAgain = true
+	if m.worker {
+		return
+	}
+	m.worker = true
+	m.users++
+	ctx := e.ctx
+	e.workers.Go(func() {
+		defer e.drop(m)
+		e.converge(ctx, m)
+	})
+}
+
+// converge brings a pod to where it belongs, with growing waits between
+// attempts, and returns when there is nothing left to do.
+func (e *Enroller) converge(ctx context.Context, m *member) {
+	wait := e.times.Retry
+	for {
+		a := e.pending(ctx, m)
+		if a == actNone {
+			return
+		}
+		err := e.attempt(ctx, m)
+		switch {
+		case err == nil, errors.Is(err, errChangedMind):
+			wait = e.times.Retry
+			continue
+		case ctx.Err() != nil:
+			continue
+		case errors.Is(err, errYield):
+			e.pause(ctx, yieldWait)
+			continue
+		}
+		e.mu.Lock()
+		m.reason = err.Error()
+		e.mu.Unlock()
+		e.log.Warn("a running pod is not where it belongs", "pod", m.name.String(), "uid", m.uid, "action", a.String(), "retry", wait, "err", err)
+		e.pause(ctx, wait)
+		wait = min(2*wait, maxRetry)
+	}
+}
+
+// pending is what a worker has to do next; with actNone the worker has ended.
+func (e *Enroller) pending(ctx context.Context, m *member) action {
+	for {
+		e.mu.Lock()
+		m.lookAgain = false
+		e.mu.Unlock()
+		view, _ := e.cfg.World.View()
+		e.mu.Lock()
+		a, _ := e.actionLocked(view, m)
+		if ctx.Err() != nil {
+			a, m.lookAgain = actNone, false
+		}
+		if a != actNone || !m.lookAgain {
+			m.worker = a != actNone
+			e.mu.Unlock()
+			return a
+		}
+		e.mu.Unlock()
+	}
+}
+
+func (e *Enroller) pause(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+	}
+}
+
+// attempt does what is to be done now, unless the runtime wants something of
+// this pod: then it yields.
+func (e *Enroller) attempt(ctx context.Context, m *member) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	e.mu.Lock()
+	if m.users > 1 {
+		e.mu.Unlock()
+		return errYield
+	}
+	m.interrupt = func() { cancel(errYield) }
+	e.mu.Unlock()
+	defer func() {
+		e.mu.Lock()
+		m.interrupt = nil
+		e.mu.Unlock()
+	}()
+	select {
+	case m.busy <- struct{}{}:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	defer func() { <-m.busy }()
+	view, _ := e.cfg.World.View()
+	e.mu.Lock()
+	a, p := e.actionLocked(view, m)
+	e.mu.Unlock()
+	began := time.Now()
+	var err error
+	switch a {
+	case actEnroll:
+		err = e.enrollRunning(ctx, m, p)
+	case actLeave:
+		err = e.leave(ctx, m, p)
+	case actAdjust:
+		err = e.adjust(m, p)
+	default:
+		return nil
+	}
+	if err != nil && context.Cause(ctx) == errYield {
+		return errYield
+	}
+	if !errors.Is(err, errChangedMind) {
+		e.cfg.Observe(a.String(), time.Since(began), err)
+	}
+	if err == nil {
+		e.log.Info("a running pod is where it belongs", "pod", m.name.String(), "uid", m.uid, "action", a.String(), "took", time.Since(began))
+	}
+	return err
+}
+
+// errYield is the cause when the runtime comes first.
+var errYield = errors.New("the runtime wants something of this pod first")
+
+// enrollRunning serves a running pod and only then redirects it. On failure a
+// pod that was outside is outside again, as it was.
+func (e *Enroller) enrollRunning(ctx context.Context, m *member, p Pod) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, liveTimeout, fmt.Errorf("not done within %s", liveTimeout))
+	defer cancel()
+	r := e.redirection(p)
+	e.mu.Lock()
+	if m.box.redirect != nil {
+		r.Backend = m.box.redirect.Backend
+	}
+	fresh := m.phase == PhaseLeft
+	e.mu.Unlock()
+	if err := e.open(m); err != nil {
+		return err
+	}
+	ns := m.box.ns
+	b, err := e.backend(&r)
+	if err == nil {
+		err = foreign(b, ns)
+	}
+	if err != nil {
+		if fresh {
+			e.closeNS(m)
+		}
+		return err
+	}
+	err = run(ctx, e.enrollSteps(m, p, b, r, fresh)...)
+	if err != nil && fresh {
+		e.closeNS(m)
+	}
+	return err
+}
+
+func (e *Enroller) enrollSteps(m *member, p Pod, b redirect.Backend, r event.Redirect, fresh bool) []step {
+	ns := m.box.ns
+	steps := []step{
+		{name: "write down that the pod is on its way", do: func(context.Context) error {
+			e.setRedirect(m, &r, p)
+			return e.setPhase(m, PhaseEnrolling, p.Eligible.Reason)
+		}, undo: func(context.Context) error {
+			e.setRedirect(m, nil, p)
+			return e.setPhase(m, PhaseLeft, "it could not be brought into the mesh")
+		}},
+		{name: "open the proxy's listeners", do: func(ctx context.Context) error { return e.announce(ctx, m) },
+			undo: func(ctx context.Context) error { return e.withdraw(ctx, m) }},
+		{name: "program the redirection", do: func(context.Context) error { return b.Apply(ns, rulesConfig(r)) },
+			undo: func(context.Context) error { return b.Remove(ns) }},
+		{name: "verify the redirection", do: func(context.Context) error { return verify(b, ns, r) }},
+		{name: "write down that the pod is in", do: func(context.Context) error {
+			return e.setPhase(m, PhaseEnrolled, p.Eligible.Reason)
+		}},
+	}
+	if !fresh { // it has been served before: what was done stays
+		for i := range steps {
+			steps[i].undo = nil
+		}
+	}
+	return steps
+}
+
+func (e *Enroller) setRedirect(m *member, r *event.Redirect, p Pod) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	m.box.redirect = r
+	m.name, m.serviceAccount = p.PodName, p.ServiceAccount
+}
+
+// leave takes a running pod out without breaking what the proxy carries for it,
+// as far as the deadline allows.
+func (e *Enroller) leave(ctx context.Context, m *member, p Pod) error {
+	if err := e.setPhase(m, PhaseLeaving, p.Eligible.Reason); err != nil {
+		return err
+	}
+	if err := e.open(m); err != nil {
+		return err
+	}
+	ns := m.box.ns
+	b, err := e.backend(m.box.redirect)
+	if err != nil {
+		return err
+	}
+	if err := b.StopCapture(ns); err != nil {
+		return err
+	}
+	if err := e.drain(ctx, m); err != nil {
+		return err
+	}
+	if err := e.withdraw(ctx, m); err != nil {
+		return err
+	}
+	if err := b.Remove(ns); err != nil {
+		return err
+	}
+	e.setRedirect(m, nil, p)
+	e.closeNS(m)
+	return e.setPhase(m, PhaseLeft, p.Eligible.Reason)
+}
+
+// drain waits until the proxy carries nothing for the pod, or the deadline.
+func (e *Enroller) drain(ctx context.Context, m *member) error {
+	deadline := time.NewTimer(e.times.Drain)
+	defer deadline.Stop()
+	poll := time.NewTicker(flowPoll)
+	defer poll.Stop()
+	for {
+		if e.cfg.Flows != nil {
+			if n, err := e.cfg.Flows.Flows(ctx, m.uid); err == nil && n == 0 {
+				return nil
+			}
+		}
+		view, changed := e.cfg.World.View()
+		if p, ok := view.Pod(m.name, m.uid); ok && p.Eligible.InMesh {
+			return errChangedMind
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-deadline.C:
+			return nil
+		case <-changed:
+		case <-poll.C:
+		}
+	}
+}
+
+// adjust changes the rules of a pod that is in the mesh.
+func (e *Enroller) adjust(m *member, p Pod) error {
+	if err := e.open(m); err != nil {
+		return err
+	}
+	r := e.redirection(p)
+	r.Backend = m.box.redirect.Backend
+	b, err := e.backend(&r)
+	if err != nil {
+		return err
+	}
+	if err := b.Apply(m.box.ns, rulesConfig(r)); err != nil {
+		return err
+	}
+	if err := verify(b, m.box.ns, r); err != nil {
+		return err
+	}
+	e.setRedirect(m, &r, p)
+	return e.setPhase(m, PhaseEnrolled, p.Eligible.Reason)
+}
+
+// open opens a pod's namespace if it is not.
+func (e *Enroller) open(m *member) error {
+	if m.box.ns != nil {
+		return nil
+	}
+	ns, err := e.reopen(m.box.path, m.box.id)
+	if err != nil {
+		return err
+	}
+	e.mu.Lock()
+	m.box.ns = ns
+	e.mu.Unlock()
+	return nil
+}
+
+func (e *Enroller) closeNS(m *member) {
+	e.mu.Lock()
+	ns := m.box.ns
+	m.box.ns = nil
+	e.mu.Unlock()
+	if ns != nil {
+		ns.Close()
+	}
+}

@@ -1,0 +1,151 @@
+package enroll
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/warren-mesh/warren/cni/event"
+	"github.com/warren-mesh/warren/internal/netns"
+	"github.com/warren-mesh/warren/nodeagent/zds"
+)
+
+// maxRefusals bounds what is remembered of pods that could not start.
+const maxRefusals = 256
+
+// Refusal is the last reason why a pod's ADD failed.
+type Refusal struct {
+	Time   time.Time
+	Reason string
+}
+
+// refused remembers why an ADD failed, and returns err.
+func (e *Enroller) refused(name PodName, err error) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if len(e.refusals) >= maxRefusals {
+		var oldest PodName
+		for n, r := range e.refusals {
+			if o, ok := e.refusals[oldest]; !ok || r.Time.Before(o.Time) {
+				oldest = n
+			}
+		}
+		delete(e.refusals, oldest)
+	}
+	e.refusals[name] = Refusal{time.Now(), err.Error()}
+	return err
+}
+
+// Report is where one pod stands.
+type Report struct {
+	Name     PodName
+	UID      string
+	IPs      []netip.Addr
+	Netns    string   // path on the host
+	NetnsID  netns.ID // zero: none
+	Phase    Phase
+	Since    time.Time
+	Eligible bool   // the objects want it in the mesh
+	Known    bool   // there is an object for it
+	Reason   string // why it is where it is, or what went wrong last
+	Redirect *event.Redirect
+	// Refusal is the last failure of a pod that has no sandbox yet.
+	Refusal *Refusal
+}
+
+// Report returns every pod of the node that has a sandbox or is to be in the
+// mesh, by name.
+func (e *Enroller) Report() []Report {
+	view, _ := e.cfg.World.View()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var all []Report
+	seen := make(map[PodName]bool)
+	for _, m := range e.members {
+		if m.box == nil {
+			continue
+		}
+		r := Report{
+			Name: m.name, UID: m.uid, IPs: addresses(m.box), Netns: m.box.path, NetnsID: m.box.id,
+			Phase: m.phase, Since: m.since, Reason: m.reason, Redirect: m.box.redirect,
+		}
+		if view != nil {
+			if p, ok := view.Pod(m.name, m.uid); ok {
+				seen[m.name] = true
+				r.Known, r.Eligible = true, p.Eligible.InMesh
+			}
+		}
+		all = append(all, r)
+	}
+	if view != nil {
+		for _, p := range view.Pods() {
+			if seen[p.PodName] || !p.Eligible.InMesh {
+				continue
+			}
+			all = append(all, e.absentLocked(p))
+		}
+	}
+	slices.SortFunc(all, func(a, b Report) int {
+		if c := a.Name.compare(b.Name); c != 0 {
+			return c
+		}
+		return strings.Compare(a.UID, b.UID)
+	})
+	return all
+}
+
+// absentLocked is a pod that is to be in the mesh and has no sandbox.
+func (e *Enroller) absentLocked(p Pod) Report {
+	r := Report{Name: p.PodName, UID: p.UID, IPs: p.IPs, Known: true, Eligible: true, Reason: "waiting for the runtime's ADD"}
+	if len(p.IPs) > 0 {
+		r.Reason = "it runs, but no ADD for it was seen: it is older than the plugin; recreate it"
+	}
+	if f, ok := e.refusals[p.PodName]; ok {
+		r.Refusal, r.Reason = &f, f.Reason
+	}
+	return r
+}
+
+func addresses(b *sandbox) (ips []netip.Addr) {
+	for _, a := range b.attached {
+		for _, p := range a.add.IPs {
+			if !slices.Contains(ips, p.Addr()) {
+				ips = append(ips, p.Addr())
+			}
+		}
+	}
+	slices.SortFunc(ips, netip.Addr.Compare)
+	return ips
+}
+
+// Verify looks at the rules of a pod that is in the mesh: nothing differs, or
+// what does, in words.
+func (e *Enroller) Verify(ctx context.Context, uid string) ([]string, error) {
+	e.mu.Lock()
+	m := e.members[uid]
+	if m == nil || m.box == nil || m.box.redirect == nil {
+		e.mu.Unlock()
+		return nil, fmt.Errorf("enroll: verify uid %s: no such pod in the mesh", uid)
+	}
+	r, open := *m.box.redirect, m.box.ns
+	e.mu.Unlock()
+	if open == nil {
+		return nil, fmt.Errorf("enroll: verify uid %s: its network namespace cannot be found", uid)
+	}
+	ns, err := open.Dup() // the pod may go meanwhile
+	if err != nil {
+		return nil, err
+	}
+	defer ns.Close()
+	b, err := e.backend(&r)
+	if err != nil {
+		return nil, err
+	}
+	return b.Verify(ns, rulesConfig(r))
+}
+
+var _ Proxy = (*zds.Server)(nil)
+var _ event.Handler = (*Enroller)(nil)

@@ -1,0 +1,202 @@
+package enroll
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/warren-mesh/warren/cni/event"
+)
+
+// atOnce bounds the pods that one sweep inspects side by side.
+const atOnce = 4
+
+// sortedLocked returns the members by UID.
+func (e *Enroller) sortedLocked() []*member {
+	return slices.SortedFunc(maps.Values(e.members), func(a, b *member) int { return strings.Compare(a.uid, b.uid) })
+}
+
+// sweep looks at what nothing announces: DELs that the plugin could only write
+// down, namespaces that went without a DEL, and rules that somebody changed. Of
+// the latter it looks at one pod each time, and at all those under suspicion.
+func (e *Enroller) sweep(view *View) {
+	now := time.Now()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.ctx == nil {
+		return
+	}
+	ctx := e.ctx
+	e.workers.Go(func() { e.bury(ctx) })
+	var inspect, ask []*member
+	all := e.sortedLocked()
+	for i, m := range all {
+		switch {
+		case m.box == nil:
+		case now.Before(m.suspect) || m.phase == PhaseEnrolled && m.box.ns == nil:
+			inspect = append(inspect, m)
+		case m.phase == PhaseEnrolled && i == e.next%len(all):
+			inspect = append(inspect, m)
+		}
+		if view != nil && m.box != nil && m.phase != PhaseAdding {
+			if _, ok := view.Pod(m.name, m.uid); !ok {
+				ask = append(ask, m)
+			}
+		}
+	}
+	e.next++
+	if len(all) > 0 {
+		e.next %= len(all)
+	}
+	queue := make(chan *member, len(inspect))
+	for _, m := range inspect {
+		m.users++
+		queue <- m
+	}
+	close(queue)
+	for range min(atOnce, len(inspect)) {
+		e.workers.Go(func() {
+			for m := range queue {
+				e.inspect(ctx, m)
+				e.drop(m)
+			}
+		})
+	}
+	for _, m := range ask {
+		m.users++
+		e.workers.Go(func() {
+			defer e.drop(m)
+			e.forgetGone(ctx, m)
+		})
+	}
+}
+
+// bury applies DELs that the plugin wrote down because it did not reach us.
+func (e *Enroller) bury(ctx context.Context) {
+	tombs, err := event.Tombstones(e.cfg.StateDir)
+	if err != nil {
+		e.log.Warn("cannot read the tombstones", "err", err)
+	}
+	for _, t := range tombs {
+		err := e.Del(ctx, t.Key, t.PodUID)
+		if err == nil {
+			err = event.RemoveTombstone(e.cfg.StateDir, t.Key)
+		}
+		if err != nil {
+			e.log.Warn("cannot apply a tombstone yet", "err", err)
+		}
+	}
+}
+
+// inspect verifies a pod's rules and puts them right. A pod that somebody is
+// busy with is left for the next sweep.
+func (e *Enroller) inspect(ctx context.Context, m *member) {
+	select {
+	case m.busy <- struct{}{}:
+		defer func() { <-m.busy }()
+	default:
+		return
+	}
+	e.mu.Lock()
+	in := m.box != nil && m.phase == PhaseEnrolled
+	e.mu.Unlock()
+	if !in || ctx.Err() != nil {
+		return
+	}
+	lost := m.box.ns == nil
+	if err := e.open(m); err != nil {
+		e.note(m, err)
+		return
+	}
+	if lost { // it was named without its namespace so far
+		if err := e.announce(ctx, m); err != nil {
+			e.closeNS(m)
+			e.note(m, err)
+			return
+		}
+	}
+	b, err := e.backend(m.box.redirect)
+	if err != nil {
+		e.note(m, err)
+		return
+	}
+	diff := verify(b, m.box.ns, *m.box.redirect)
+	if diff == nil {
+		return
+	}
+	began := time.Now()
+	err = b.Apply(m.box.ns, rulesConfig(*m.box.redirect))
+	if err == nil {
+		err = verify(b, m.box.ns, *m.box.redirect)
+	}
+	e.cfg.Observe("repair", time.Since(began), err)
+	e.log.Warn("a pod's rules were not right", "pod", m.name.String(), "uid", m.uid, "was", diff.Error(), "repaired", err == nil, "err", err)
+	if err != nil {
+		e.note(m, err)
+	}
+}
+
+func (e *Enroller) note(m *member, err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	m.reason = err.Error()
+}
+
+// forgetGone removes a pod that has neither object nor namespace any more, or
+// whose plugin will never say DEL.
+func (e *Enroller) forgetGone(ctx context.Context, m *member) {
+	e.mu.Lock()
+	box, source := m.box, SourcePlugin
+	if box != nil {
+		source = box.source()
+	}
+	e.mu.Unlock()
+	if box == nil {
+		return
+	}
+	if source != SourceIstio {
+		ns, err := e.reopen(box.path, box.id)
+		if err == nil {
+			ns.Close()
+		}
+		if !errors.Is(err, errGone) {
+			return
+		}
+	}
+	select {
+	case m.busy <- struct{}{}:
+		defer func() { <-m.busy }()
+	case <-ctx.Done():
+		return
+	}
+	e.mu.Lock()
+	same := m.box == box
+	e.mu.Unlock()
+	if same {
+		e.log.Info("a pod is gone without a DEL", "pod", m.name.String(), "uid", m.uid, "netns", box.path)
+		e.removeBox(ctx, m)
+	}
+}
+
+// awayFile is what the plugin decides by without us.
+type awayFile struct {
+	written bool
+	last    event.Away
+}
+
+// keep writes the file if it says something else now.
+func (f *awayFile) keep(stateDir string, a event.Away, log *slog.Logger) {
+	if f.written && maps.Equal(f.last.Namespaces, a.Namespaces) {
+		return
+	}
+	if err := event.WriteAway(filepath.Join(stateDir, event.AwayName), a); err != nil {
+		log.Error("cannot write what the plugin decides by when the agent is away", "err", err)
+		return
+	}
+	f.written, f.last = true, a
+}

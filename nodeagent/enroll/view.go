@@ -1,0 +1,134 @@
+package enroll
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/warren-mesh/warren/cni/event"
+	"github.com/warren-mesh/warren/xds/translate"
+)
+
+// PodName is a pod's namespace and name.
+type PodName struct{ Namespace, Name string }
+
+// String returns namespace/name.
+func (n PodName) String() string { return n.Namespace + "/" + n.Name }
+
+func (n PodName) compare(o PodName) int {
+	if c := strings.Compare(n.Namespace, o.Namespace); c != 0 {
+		return c
+	}
+	return strings.Compare(n.Name, o.Name)
+}
+
+// Pod is what the objects say about a pod of this node.
+type Pod struct {
+	PodName
+	UID            string
+	ServiceAccount string
+	IPs            []netip.Addr // as in its status, unmapped
+	Eligible       translate.Eligibility
+}
+
+// View is the objects at one moment, as far as this node is concerned. It does
+// not change.
+type View struct {
+	pods    map[PodName]Pod
+	modes   map[string]string // of every namespace: event.NSOut, NSIn or NSMixed
+	exempt  string
+	exclude []string
+}
+
+// ViewOptions say whose view it is.
+type ViewOptions struct {
+	Node string // only pods of this node, or of no node yet, are in the view
+	// OwnNamespace is the mesh's own: its pods are left alone without asking.
+	OwnNamespace string
+	// ExcludeNamespaces are left alone too.
+	ExcludeNamespaces []string
+	Selectors         translate.Selectors
+}
+
+// NewView makes a view of the objects.
+func NewView(o translate.Objects, opts ViewOptions) *View {
+	v := &View{
+		pods: make(map[PodName]Pod), modes: make(map[string]string),
+		exempt: opts.OwnNamespace, exclude: opts.ExcludeNamespaces,
+	}
+	namespaces := make(map[string]*corev1.Namespace, len(o.Namespaces))
+	for _, ns := range o.Namespaces {
+		namespaces[ns.Name] = ns
+	}
+	byNamespace := make(map[string][]*corev1.Pod)
+	for _, p := range o.Pods {
+		byNamespace[p.Namespace] = append(byNamespace[p.Namespace], p)
+		if p.Spec.NodeName != "" && p.Spec.NodeName != opts.Node {
+			continue
+		}
+		pod := Pod{
+			PodName: PodName{p.Namespace, p.Name}, UID: string(p.UID), ServiceAccount: serviceAccount(p), IPs: podIPs(p),
+			Eligible: translate.Eligible(p, namespaces[p.Namespace], opts.Selectors),
+		}
+		if v.Exempt(p.Namespace) {
+			pod.Eligible = translate.Eligibility{Reason: "its namespace is exempt from the mesh"}
+		}
+		v.pods[pod.PodName] = pod
+	}
+	for name, ns := range namespaces {
+		v.modes[name] = translate.NamespaceMode(ns, byNamespace[name], opts.Selectors)
+		if v.Exempt(name) {
+			v.modes[name] = event.NSOut
+		}
+	}
+	return v
+}
+
+// Exempt says whether the pods of a namespace are left alone whatever their
+// labels say.
+func (v *View) Exempt(namespace string) bool {
+	return namespace == v.exempt && namespace != "" || slices.Contains(v.exclude, namespace)
+}
+
+// Pod returns the pod of that name. With a UID it must be that one: the object
+// of a predecessor is no pod yet. An object without UID (a file that somebody
+// wrote by hand) stands for whatever pod has its name.
+func (v *View) Pod(name PodName, uid string) (Pod, bool) {
+	p, ok := v.pods[name]
+	return p, ok && (uid == "" || p.UID == "" || p.UID == uid)
+}
+
+// Pods returns all pods of the node, by name.
+func (v *View) Pods() []Pod {
+	return slices.SortedFunc(maps.Values(v.pods), func(a, b Pod) int { return a.PodName.compare(b.PodName) })
+}
+
+// Away is what the plugin goes by when the agent is not there.
+func (v *View) Away() event.Away {
+	a := event.Away{Namespaces: maps.Clone(v.modes)}
+	for _, name := range append(slices.Clone(v.exclude), v.exempt) {
+		if name != "" {
+			a.Namespaces[name] = event.NSOut
+		}
+	}
+	return a
+}
+
+func serviceAccount(p *corev1.Pod) string {
+	if p.Spec.ServiceAccountName == "" {
+		return "default" // as the API server would have filled in
+	}
+	return p.Spec.ServiceAccountName
+}
+
+func podIPs(p *corev1.Pod) (ips []netip.Addr) {
+	for _, ip := range p.Status.PodIPs {
+		if a, err := netip.ParseAddr(ip.IP); err == nil {
+			ips = append(ips, a.Unmap())
+		}
+	}
+	return ips
+}
