@@ -1,0 +1,351 @@
+package hbone_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+
+	"github.com/warren-mesh/warren/proxy/hbone"
+)
+
+// framed is a peer made of crypto/tls and http2.Framer, which does what it is told.
+type framed struct {
+	t    testing.TB
+	c    *tls.Conn
+	fr   *http2.Framer
+	enc  *hpack.Encoder
+	hb   bytes.Buffer
+	conn net.Conn
+}
+
+func newFramed(t testing.TB, c *tls.Conn, raw net.Conn) *framed {
+	f := &framed{t: t, c: c, conn: raw, fr: http2.NewFramer(c, c)}
+	f.fr.AllowIllegalWrites = true
+	f.fr.SetMaxReadFrameSize(1 << 20)
+	f.fr.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+	f.enc = hpack.NewEncoder(&f.hb)
+	return f
+}
+
+// headers writes a HEADERS frame: name, value, name, value.
+func (f *framed) headers(id uint32, end bool, kv ...string) error {
+	f.hb.Reset()
+	for i := 0; i < len(kv); i += 2 {
+		_ = f.enc.WriteField(hpack.HeaderField{Name: kv[i], Value: kv[i+1]})
+	}
+	return f.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: f.hb.Bytes(), EndHeaders: true, EndStream: end})
+}
+
+func (f *framed) connect(id uint32, authority string) error {
+	return f.headers(id, false, ":method", "CONNECT", ":authority", authority)
+}
+
+// next returns the next frame that is not about settings, windows or pings.
+func (f *framed) next() http2.Frame {
+	f.t.Helper()
+	for {
+		fr, err := f.fr.ReadFrame()
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		switch x := fr.(type) {
+		case *http2.SettingsFrame:
+			if !x.IsAck() {
+				_ = f.fr.WriteSettingsAck()
+			}
+		case *http2.PingFrame:
+			if !x.IsAck() {
+				_ = f.fr.WritePing(true, x.Data)
+			}
+		case *http2.WindowUpdateFrame:
+		default:
+			return fr
+		}
+	}
+}
+
+// oneTunnel serves a single tunnel; the peer's end is returned.
+type oneTunnel struct {
+	peer   net.Conn
+	served chan error
+	drain  context.CancelFunc
+	server net.Conn
+}
+
+func serveOne(t testing.TB, p *pki, cfg hbone.Config, h hbone.HandlerFunc) *oneTunnel {
+	t.Helper()
+	l := listen(t)
+	peer := dial(t, l.Addr().String())
+	c, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := &oneTunnel{peer: peer, served: make(chan error, 1), server: c}
+	var ctx context.Context
+	ctx, o.drain = context.WithCancel(context.Background())
+	if h == nil {
+		h = func(in *hbone.Incoming) { in.Reject(503) }
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		o.served <- hbone.Serve(ctx, c, p.server(t, "server"), cfg, h)
+	}()
+	t.Cleanup(func() { c.Close(); o.drain(); <-done })
+	return o
+}
+
+// framed completes TLS and the greeting as a client.
+func (o *oneTunnel) framed(t testing.TB, p *pki) *framed {
+	t.Helper()
+	c := tls.Client(o.peer, p.client(t, "client"))
+	if err := c.Handshake(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(c, http2.ClientPreface); err != nil {
+		t.Fatal(err)
+	}
+	f := newFramed(t, c, o.peer)
+	if err := f.fr.WriteSettings(); err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+func (o *oneTunnel) wait(t testing.TB) error {
+	t.Helper()
+	select {
+	case err := <-o.served:
+		return err
+	case <-time.After(5 * time.Second):
+		t.Fatal("the tunnel lives on")
+		return nil
+	}
+}
+
+// impatient makes every time limit short.
+var impatient = hbone.Config{
+	HandshakeTimeout: 200 * time.Millisecond,
+	ResponseTimeout:  200 * time.Millisecond,
+	PingInterval:     50 * time.Millisecond,
+	PingTimeout:      150 * time.Millisecond,
+}
+
+func TestHostilePeers(t *testing.T) {
+	p := newPKI(t)
+	secure := func(f func(*tls.Conn)) func(net.Conn) {
+		return func(c net.Conn) {
+			tc := tls.Client(c, p.client(t, "client"))
+			if err := tc.Handshake(); err != nil {
+				t.Error(err)
+			}
+			f(tc)
+		}
+	}
+	for name, tc := range map[string]struct {
+		do   func(net.Conn)
+		want string
+	}{
+		"says nothing":     {do: func(net.Conn) {}, want: "timed out"},
+		"garbage":          {do: func(c net.Conn) { _, _ = c.Write(bytes.Repeat([]byte{0xa5}, 5000)) }, want: "does not speak TLS"},
+		"http/1 in clear":  {do: func(c net.Conn) { _, _ = io.WriteString(c, "CONNECT a:1 HTTP/1.1\r\n\r\n") }, want: "does not speak TLS"},
+		"half a handshake": {do: func(c net.Conn) { _, _ = c.Write([]byte{22, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3}) }, want: "timed out"},
+		"http/1 in TLS":    {do: secure(func(c *tls.Conn) { _, _ = io.WriteString(c, "CONNECT a:1 HTTP/1.1\r\n\r\n") }), want: "does not speak HTTP/2"},
+		"silent in TLS":    {do: secure(func(*tls.Conn) {}), want: "no HTTP/2 settings"},
+		"preface only":     {do: secure(func(c *tls.Conn) { _, _ = io.WriteString(c, http2.ClientPreface) }), want: "no HTTP/2 settings"},
+		"garbage in TLS": {do: secure(func(c *tls.Conn) {
+			_, _ = io.WriteString(c, http2.ClientPreface+strings.Repeat("\xff\x00\x13", 100))
+		}), want: "http2: "},
+		"garbage after TLS": {do: secure(func(c *tls.Conn) {
+			_, _ = io.WriteString(c.NetConn(), strings.Repeat("\xff\x00\x13", 100))
+		}), want: "TLS"},
+		"floods resets": {do: secure(func(c *tls.Conn) {
+			_, _ = io.WriteString(c, http2.ClientPreface)
+			f := newFramed(t, c, nil)
+			_ = f.fr.WriteSettings()
+			for i := uint32(1); ; i += 2 {
+				_ = f.connect(i, "10.0.0.1:1")
+				if f.fr.WriteRSTStream(i, http2.ErrCodeCancel) != nil {
+					return
+				}
+			}
+		}), want: "taken back"},
+		"never answers pings": {do: secure(func(c *tls.Conn) {
+			_, _ = io.WriteString(c, http2.ClientPreface)
+			_ = newFramed(t, c, nil).fr.WriteSettings()
+		}), want: "no answer to PING"},
+		"never reads": {do: secure(func(c *tls.Conn) {
+			_ = c.NetConn().(*net.TCPConn).SetReadBuffer(1)
+			_, _ = io.WriteString(c, http2.ClientPreface)
+			f := newFramed(t, c, nil)
+			_ = f.fr.WriteSettings()
+			for range 100000 {
+				if f.fr.WritePing(false, [8]byte{}) != nil {
+					return
+				}
+			}
+		}), want: "ENHANCE_YOUR_CALM"},
+		"goes away": {do: secure(func(c *tls.Conn) {
+			_, _ = io.WriteString(c, http2.ClientPreface)
+			f := newFramed(t, c, nil)
+			_ = f.fr.WriteSettings()
+			_ = f.connect(1, "a:1")
+			_ = c.NetConn().Close()
+		}), want: "" /* anything: with or without a stream */},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := serveOne(t, p, impatient, func(in *hbone.Incoming) {
+				// Slow to answer, so that resets come first.
+				go func() { <-in.Done() }()
+			})
+			go tc.do(o.peer)
+			err := o.wait(t)
+			if tc.want != "" && (err == nil || !strings.Contains(err.Error(), tc.want)) {
+				t.Errorf("got %v, want something about %q", err, tc.want)
+			}
+		})
+	}
+}
+
+// TestAPeerThatStopsReading: its streams stall, its tunnel is dropped by the
+// missing PONG, and nothing is left behind.
+func TestAPeerThatStopsReading(t *testing.T) {
+	p := newPKI(t)
+	ended := make(chan error, 1)
+	o := serveOne(t, p, impatient, func(in *hbone.Incoming) {
+		s := in.Accept(nil)
+		s.Attach(func(dst []byte) (int, error) { return len(dst), nil }, // endless
+			func(bufs [][]byte) (int, error) { return 0, nil },
+			func(err error) { ended <- err })
+		go s.Ready()
+	})
+	f := o.framed(t, p)
+	_ = f.fr.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1 << 30})
+	_ = f.fr.WriteWindowUpdate(0, 1<<30)
+	_ = f.connect(1, "a:1")
+	if err := o.wait(t); !errors.Is(err, hbone.ErrTimeout) {
+		t.Errorf("Serve: %v", err)
+	}
+	var lost *hbone.TunnelError
+	if err := <-ended; !errors.As(err, &lost) || !errors.Is(err, hbone.ErrTimeout) {
+		t.Errorf("the stream ended with %v", err)
+	}
+}
+
+// TestRequestsTakenBack: a dial for a request that is gone can stop.
+func TestRequestsTakenBack(t *testing.T) {
+	p := newPKI(t)
+	gone, accepted := make(chan struct{}), make(chan error, 1)
+	o := serveOne(t, p, hbone.Config{}, func(in *hbone.Incoming) {
+		go func() {
+			<-in.Done()
+			close(gone)
+			s := in.Accept(nil) // too late
+			s.Attach(func([]byte) (int, error) { return 0, nil },
+				func([][]byte) (int, error) { return 0, nil },
+				func(err error) { accepted <- err })
+		}()
+	})
+	f := o.framed(t, p)
+	_ = f.connect(1, "a:1")
+	_ = f.fr.WriteRSTStream(1, http2.ErrCodeCancel)
+	<-gone
+	if err := <-accepted; err != nil {
+		t.Errorf("the stream ended with %v", err)
+	}
+	f.c.Close()
+	if err := o.wait(t); err != nil {
+		t.Errorf("Serve: %v", err)
+	}
+}
+
+// TestEarlyData: what a client sends before its answer, or before the stream is
+// attached, arrives in order.
+func TestEarlyData(t *testing.T) {
+	p := newPKI(t)
+	incoming := make(chan *hbone.Incoming, 1)
+	o := serveOne(t, p, hbone.Config{}, func(in *hbone.Incoming) { incoming <- in })
+	f := o.framed(t, p)
+	_ = f.headers(1, false, ":method", "CONNECT", ":authority", "10.1.2.3:80", "baggage", "a=b", "x-y", "1", "x-y", "2")
+	_ = f.fr.WriteData(1, false, []byte("before "))
+	in := <-incoming
+	if in.Authority != "10.1.2.3:80" || strings.Join(in.Header("x-y"), " ") != "1 2" || in.Header("none") != nil {
+		t.Errorf("authority %q, x-y %q", in.Authority, in.Header("x-y"))
+	}
+	if len(in.TLS().PeerCertificates) != 1 || in.RemoteAddr().String() != o.peer.LocalAddr().String() {
+		t.Error("not the peer")
+	}
+	s := in.Accept([][2]string{{"baggage", "c=d"}})
+	if in.Accept(nil) != s {
+		t.Error("accepted twice")
+	}
+	in.Reject(503) // too late
+	h, ok := f.next().(*http2.MetaHeadersFrame)
+	if !ok || h.PseudoValue("status") != "200" || h.StreamEnded() {
+		t.Fatalf("answer %v", h)
+	}
+	_ = f.fr.WriteData(1, false, []byte("between "))
+	var got bytes.Buffer
+	done := make(chan error, 1)
+	s.Attach(func([]byte) (int, error) { return 0, io.EOF },
+		func(bufs [][]byte) (int, error) {
+			n := 0
+			for _, b := range bufs {
+				got.Write(b)
+				n += len(b)
+			}
+			return n, nil
+		},
+		func(err error) { done <- err })
+	s.Ready()
+	_ = f.fr.WriteData(1, true, []byte("after"))
+	if err := <-done; err != io.EOF || got.String() != "before between after" {
+		t.Errorf("got %q, %v", got.String(), err)
+	}
+	if d, ok := f.next().(*http2.DataFrame); !ok || !d.StreamEnded() {
+		t.Error("our end did not come")
+	}
+}
+
+// TestHowPeersEndStreams: what ztunnel sends for every close is an end in good
+// order; other codes are errors. We ourselves say CONNECT_ERROR.
+func TestHowPeersEndStreams(t *testing.T) {
+	for code, clean := range map[http2.ErrCode]bool{
+		http2.ErrCodeNo: true, http2.ErrCodeCancel: true,
+		http2.ErrCodeConnect: false, http2.ErrCodeStreamClosed: false, http2.ErrCodeInternal: false,
+	} {
+		p := newPKI(t)
+		done := make(chan error, 1)
+		o := serveOne(t, p, hbone.Config{}, func(in *hbone.Incoming) {
+			in.Accept(nil).Attach(func([]byte) (int, error) { return 0, nil },
+				func(bufs [][]byte) (int, error) { return 0, nil },
+				func(err error) { done <- err })
+		})
+		f := o.framed(t, p)
+		_ = f.connect(1, "a:1")
+		_ = f.fr.WriteRSTStream(1, code)
+		err := <-done
+		var reset *hbone.ResetError
+		if clean != (err == nil) || !clean && (!errors.As(err, &reset) || reset.Code != code) {
+			t.Errorf("%v arrives as %v", code, err)
+		}
+		f.c.Close()
+	}
+	p := newPKI(t)
+	o := serveOne(t, p, hbone.Config{}, func(in *hbone.Incoming) { in.Accept(nil).Reset(errors.New("cut")) })
+	f := o.framed(t, p)
+	_ = f.connect(1, "a:1")
+	f.next()
+	if r, ok := f.next().(*http2.RSTStreamFrame); !ok || r.ErrCode != http2.ErrCodeConnect {
+		t.Errorf("we said %v", r)
+	}
+}
