@@ -69,8 +69,7 @@ func (n *Node) AddPod(ctx context.Context, spec PodSpec) (_ *Pod, err error) {
 	if p.NS, err = createNS(p.NetnsName()); err != nil {
 		return nil, err
 	}
-	// Private links have no duplicate addresses; a runtime that waits for DAD costs seconds.
-	if err := sysctl(p.NS, "ipv6/conf/default/accept_dad", "0"); err != nil {
+	if err := prepare(p.NS); err != nil {
 		return nil, err
 	}
 	list, err := n.conflist()
@@ -92,6 +91,17 @@ func (n *Node) AddPod(ctx context.Context, spec PodSpec) (_ *Pod, err error) {
 	}
 	n.Pods[spec.key()] = p
 	return p, n.mesh.kube.putPod(p)
+}
+
+// prepare does what a runtime does before it runs the plugins: lo is up. And
+// private links have no duplicate addresses: looking for them costs seconds.
+func prepare(ns *netns.NS) error {
+	nl, err := handleIn(ns)
+	if err != nil {
+		return err
+	}
+	defer nl.Close()
+	return errors.Join(setUp(nl, "lo"), sysctl(ns, "ipv6/conf/default/accept_dad", "0"))
 }
 
 // Delete ends the pod: CNI DEL, its namespace, its object.
