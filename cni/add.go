@@ -8,6 +8,7 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 
+	"github.com/warren-mesh/warren/cni/conflist"
 	"github.com/warren-mesh/warren/cni/event"
 	"github.com/warren-mesh/warren/cni/redirect"
 	"github.com/warren-mesh/warren/internal/netns"
@@ -20,7 +21,7 @@ func (c *call) add(ctx context.Context) error {
 	}
 	out, err := render(c.conf.PrevResult, prev, c.conf.CNIVersion)
 	if err != nil {
-		return failure(types.ErrDecodingFailure, err, "the plugin before "+Type+" in the conflist is at fault")
+		return failure(types.ErrDecodingFailure, err, "the plugin before "+conflist.Type+" in the conflist is at fault")
 	}
 	if why := c.outside(); why != "" {
 		c.log.Info("left alone", "reason", why)
@@ -37,7 +38,7 @@ func (c *call) add(ctx context.Context) error {
 func (c *call) admit(ctx context.Context, prev prevResult) error {
 	ips, err := prev.addresses()
 	if err != nil {
-		return failure(types.ErrDecodingFailure, err, "the plugin before "+Type+" in the conflist is at fault")
+		return failure(types.ErrDecodingFailure, err, "the plugin before "+conflist.Type+" in the conflist is at fault")
 	}
 	ns, err := c.openNetns()
 	if err != nil {

@@ -17,9 +17,6 @@ import (
 // are given twice.
 const maxStdin = 8 << 20
 
-// Type is the plugin's name in a conflist, and its binary's.
-const Type = "warren-cni"
-
 // What to do with a pod about which nothing is known while the agent is away.
 const (
 	Refuse = "refuse"

@@ -11,6 +11,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/cni/pkg/types/create"
 
+	"github.com/warren-mesh/warren/cni/conflist"
 	"github.com/warren-mesh/warren/cni/event"
 	"github.com/warren-mesh/warren/cni/redirect"
 )
@@ -35,7 +36,7 @@ func Main(version string) int {
 
 // run lets skel read a configuration whose size and time have been bounded.
 func (p *Plugin) run(version string) (conf []byte, _ *types.Error) {
-	about := fmt.Sprintf("CNI plugin %s %s", Type, version)
+	about := fmt.Sprintf("CNI plugin %s %s", conflist.Type, version)
 	switch os.Getenv("CNI_COMMAND") {
 	case "ADD", "DEL", "CHECK", "GC", "STATUS":
 		conf, err := readStdin(os.Stdin, maxStdin, stdinTimeout)

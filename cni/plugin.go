@@ -14,6 +14,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/cni/pkg/version"
 
+	"github.com/warren-mesh/warren/cni/conflist"
 	"github.com/warren-mesh/warren/cni/event"
 	"github.com/warren-mesh/warren/cni/redirect"
 )
@@ -30,7 +31,7 @@ type Plugin struct {
 
 // Versions are the specification's that the plugin speaks.
 func Versions() version.PluginInfo {
-	return version.PluginSupports("0.3.1", "0.4.0", "1.0.0", "1.1.0")
+	return version.PluginSupports(conflist.Versions()...)
 }
 
 // Funcs are the verbs, as skel calls them.
@@ -80,7 +81,7 @@ func (p *Plugin) verb(name string, do func(*call, context.Context) error) func(*
 		defer func() {
 			if r := recover(); r != nil {
 				c.log.Error("panic", "err", fmt.Sprint(r), "stack", string(debug.Stack()))
-				err = types.NewError(types.ErrInternal, fmt.Sprintf("%s %s panicked: %v", Type, name, r), "this is a mistake in the plugin; its log has the stack")
+				err = types.NewError(types.ErrInternal, fmt.Sprintf("%s %s panicked: %v", conflist.Type, name, r), "this is a mistake in the plugin; its log has the stack")
 			}
 			if err != nil {
 				c.log.Error("failed", "err", err, "took", time.Since(began))
@@ -90,7 +91,7 @@ func (p *Plugin) verb(name string, do func(*call, context.Context) error) func(*
 		}()
 		if confErr != nil {
 			if name != "DEL" {
-				return failure(types.ErrInvalidNetworkConfig, fmt.Errorf("the configuration of %s is wrong: %w", Type, confErr), "correct its entry in the network's conflist")
+				return failure(types.ErrInvalidNetworkConfig, fmt.Errorf("the configuration of %s is wrong: %w", conflist.Type, confErr), "correct its entry in the network's conflist")
 			}
 			c.log.Warn("the configuration is wrong; going on with defaults", "err", confErr)
 		}
@@ -127,12 +128,12 @@ func (c *call) outside() string {
 func (c *call) chained() (prevResult, error) {
 	if c.conf.PrevResult == nil {
 		return prevResult{}, types.NewError(types.ErrInvalidNetworkConfig,
-			Type+" was called without a prevResult: it is a chained plugin and makes no interface itself",
+			conflist.Type+" was called without a prevResult: it is a chained plugin and makes no interface itself",
 			"put its entry into a conflist, behind the plugin that makes the interface")
 	}
 	prev, err := parsePrev(c.conf.PrevResult)
 	if err != nil {
-		return prev, failure(types.ErrDecodingFailure, err, "the plugin before "+Type+" in the conflist, or the runtime, is at fault")
+		return prev, failure(types.ErrDecodingFailure, err, "the plugin before "+conflist.Type+" in the conflist, or the runtime, is at fault")
 	}
 	if c.badPod != nil {
 		return prev, failure(types.ErrInvalidEnvironmentVariables, c.badPod, "the runtime is at fault")
