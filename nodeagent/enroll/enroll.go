@@ -322,3 +322,15 @@ func verify(b redirect.Backend, ns *netns.NS, r event.Redirect) error {
 	}
 	return nil
 }
+
+// Close closes what is open of every pod, which stays as it is: a successor
+// finds it again. Nothing may be called any more.
+func (e *Enroller) Close() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, m := range e.members {
+		if m.box != nil && m.box.ns != nil {
+			m.box.ns.Close()
+		}
+	}
+}

@@ -25,8 +25,8 @@ var errGone = errors.New("the pod's network namespace is gone")
 // plugin may ask for anything.
 func (e *Enroller) Recover(ctx context.Context) error {
 	tombs, err := event.Tombstones(e.cfg.StateDir)
-	if err != nil {
-		return fmt.Errorf("enroll: recover: %w", err)
+	if err != nil { // about some of them; the others are there
+		e.log.Error("a tombstone cannot be read", "err", err)
 	}
 	for _, t := range tombs {
 		if err := errors.Join(e.store.remove(t.Key), event.RemoveTombstone(e.cfg.StateDir, t.Key)); err != nil {

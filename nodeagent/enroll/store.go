@@ -1,6 +1,8 @@
 package enroll
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -59,14 +61,16 @@ func openStore(dir string) (store, error) {
 	return store{dir}, nil
 }
 
-// name is the file of a key. Both parts come from the runtime.
-func (s store) name(k event.Key) (string, error) {
-	for _, part := range []string{k.ContainerID, k.IfName} {
-		if part == "" || part[0] == '.' || strings.ContainsFunc(part, func(r rune) bool { return r <= ' ' || r == '/' || r > '~' }) {
-			return "", fmt.Errorf("enroll: attachment %q %q: want plain names", k.ContainerID, k.IfName)
-		}
+// name is the file of a key. Both parts come from the runtime; where they do not
+// make a good name, their hash does.
+func (s store) name(k event.Key) string {
+	name := k.ContainerID + "-" + k.IfName
+	odd := func(r rune) bool { return r <= ' ' || r == '/' || r > '~' }
+	if k.ContainerID == "" || k.ContainerID[0] == '.' || len(name) > 200 || strings.ContainsFunc(name, odd) {
+		sum := sha256.Sum256([]byte(k.ContainerID + "/" + k.IfName))
+		name = hex.EncodeToString(sum[:])
 	}
-	return k.ContainerID + "-" + k.IfName + ".json", nil
+	return name + ".json"
 }
 
 // put writes a record so that a reader finds the old one or the new one. It is
@@ -74,10 +78,7 @@ func (s store) name(k event.Key) (string, error) {
 // that it could speak of.
 func (s store) put(r record) error {
 	r.Version = recordVersion
-	name, err := s.name(r.Key)
-	if err != nil {
-		return err
-	}
+	name := s.name(r.Key)
 	b, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
 		return fmt.Errorf("enroll: attachment %s: %w", name, err)
@@ -95,11 +96,7 @@ func (s store) put(r record) error {
 
 // remove deletes the record of a key; none is success.
 func (s store) remove(k event.Key) error {
-	name, err := s.name(k)
-	if err != nil {
-		return err
-	}
-	return discard(filepath.Join(s.dir, name))
+	return discard(filepath.Join(s.dir, s.name(k)))
 }
 
 // all reads every record. A damaged one, which no rename of ours leaves, is
@@ -140,12 +137,9 @@ func (s store) read(path string) (r record, err error) {
 	if err := json.Unmarshal(b, &r); err != nil {
 		return r, err
 	}
-	name, err := s.name(r.Key)
 	switch {
-	case err != nil:
-		return r, err
-	case name != filepath.Base(path):
-		return r, fmt.Errorf("it is about %s", name)
+	case s.name(r.Key) != filepath.Base(path):
+		return r, fmt.Errorf("it is about %s", s.name(r.Key))
 	case r.Version != recordVersion:
 		return r, fmt.Errorf("version %d, this agent knows %d", r.Version, recordVersion)
 	case r.PodUID == "" || r.NetnsID.IsZero() || r.Phase == PhaseAbsent:
