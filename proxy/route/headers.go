@@ -115,7 +115,10 @@ func (b *Baggage) set(key, value string) {
 		b.Zone = value
 	default:
 		if workloadKey(key) {
-			b.WorkloadName = value
+			b.WorkloadName, b.WorkloadType = value, ""
+			if value == "" {
+				return
+			}
 			b.WorkloadType = strings.TrimSuffix(strings.TrimPrefix(key, "k8s."), ".name")
 		}
 	}

@@ -29,6 +29,9 @@ func Outbound(v *workload.View, self *workload.Workload, opts Options, client, o
 	if self == nil {
 		return Decision{}, fmt.Errorf("route: %w: the client's own workload is not known", ErrNoRoute)
 	}
+	if !origDst.IsValid() || origDst.Port() == 0 {
+		return Decision{}, fmt.Errorf("route: %w: original destination %s", ErrNoRoute, origDst)
+	}
 	if Recursive(origDst) {
 		return Decision{}, ErrRecursive
 	}
