@@ -1,6 +1,7 @@
 package hbone
 
 import (
+	"crypto/tls"
 	"log/slog"
 	"time"
 
@@ -35,6 +36,10 @@ type Config struct {
 	// A PING goes out every PingInterval; a tunnel whose peer has not answered
 	// within PingTimeout is dropped. Defaults 10 s and 20 s.
 	PingInterval, PingTimeout time.Duration
+	// Until says when a tunnel of a Pool takes no more streams, because a
+	// certificate ends; it is asked once, after the handshake. Streams that are
+	// open go on. Nil, or the zero time: never.
+	Until func(Key, tls.ConnectionState) time.Time
 	// Budget caps the sum of what windows have grown by, over all tunnels that
 	// share it. Nil: no cap.
 	Budget *Budget

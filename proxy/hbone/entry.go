@@ -30,6 +30,7 @@ type member struct {
 	used     bool        // has carried a stream
 	err      error       // why it ended
 	idle     *time.Timer // runs while it has no streams
+	expiry   *time.Timer // runs until it retires; nil if it does not
 }
 
 // dialing is one attempt to make a tunnel, and who waits for it.
@@ -44,13 +45,13 @@ type dialing struct {
 var errNoStreams = errors.New("the peer ends every new tunnel at once")
 
 // acquire takes a place on a tunnel for key that is younger than after, dialing
-// one if need be.
-func (p *Pool) acquire(ctx context.Context, key Key, after uint64) (*member, error) {
+// one if need be. seasoned: the tunnel had been idle before.
+func (p *Pool) acquire(ctx context.Context, key Key, after uint64) (m *member, seasoned bool, err error) {
 	for {
 		p.mu.Lock()
 		if p.ctx.Err() != nil {
 			p.mu.Unlock()
-			return nil, ErrClosed
+			return nil, false, ErrClosed
 		}
 		e := p.keys[key]
 		if e == nil {
@@ -59,8 +60,9 @@ func (p *Pool) acquire(ctx context.Context, key Key, after uint64) (*member, err
 		}
 		if m := e.pick(after); m != nil {
 			m.pending++
+			seasoned := m.seasoned
 			p.mu.Unlock()
-			return m, nil
+			return m, seasoned, nil
 		}
 		if e.dial == nil {
 			p.startDialLocked(e)
@@ -69,7 +71,7 @@ func (p *Pool) acquire(ctx context.Context, key Key, after uint64) (*member, err
 		d.waiters++
 		p.mu.Unlock()
 		if err := p.wait(ctx, e, d); err != nil {
-			return nil, err
+			return nil, false, err
 		}
 	}
 }
@@ -123,6 +125,7 @@ func (p *Pool) startDialLocked(e *entry) {
 		t, err := p.connect(ctx, e.key)
 		cancel(nil)
 		if m := p.settle(e, d, t, err); m != nil {
+			p.expire(m)
 			t.begin()
 			_ = t.run() // its streams got the error
 			p.remove(m)
@@ -164,6 +167,24 @@ func (p *Pool) settle(e *entry, d *dialing, t *tunnel, err error) *member {
 	e.members = append(e.members, m)
 	d.m = m
 	return m
+}
+
+// expire has a tunnel retire when its time is over: it is given no more streams,
+// and closed after its last one.
+func (p *Pool) expire(m *member) {
+	if p.cfg.Until == nil {
+		return
+	}
+	end := p.cfg.Until(m.e.key, m.t.state())
+	if end.IsZero() {
+		return
+	}
+	m.expiry = time.AfterFunc(time.Until(end), func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		m.gone = true
+		p.idleLocked(m)
+	})
 }
 
 // release gives back the place taken by acquire: by now the stream counts
@@ -227,6 +248,9 @@ func (p *Pool) releaseIdle(m *member) {
 // remove takes an ended tunnel out of the pool.
 func (p *Pool) remove(m *member) {
 	m.idle.Stop()
+	if m.expiry != nil {
+		m.expiry.Stop()
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	e := m.e

@@ -85,7 +85,7 @@ const maxStale = 16
 func (p *Pool) open(ctx context.Context, key Key, req Request) (*Stream, error) {
 	after, stale := uint64(0), 0
 	for {
-		m, err := p.acquire(ctx, key, after)
+		m, seasoned, err := p.acquire(ctx, key, after)
 		if err != nil {
 			return nil, err
 		}
@@ -102,7 +102,7 @@ func (p *Pool) open(ctx context.Context, key Key, req Request) (*Stream, error) 
 		if err = s.await(ctx, answer); err == nil {
 			return s, nil
 		}
-		if after > 0 || !retriable(err, m.seasoned) {
+		if after > 0 || !retriable(err, seasoned) {
 			return nil, err
 		}
 		after = m.seq
