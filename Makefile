@@ -6,12 +6,14 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -X main.version=$(VERSION)
 
 # Privileged tests make network namespaces. As root they run as they are; anyone
-# else gets a user, network and mount namespace, where the kernel allows it.
+# else gets a user, network and mount namespace, where the kernel allows it: with
+# a /run of its own (for named namespaces) and a loopback that is up.
 ifeq ($(shell id -u),0)
 ROOTLY :=
 else
-ROOTLY := unshare --map-root-user --net --mount --
+ROOTLY := unshare --map-root-user --net --mount -- sh -c 'mount -t tmpfs tmpfs /run && ip link set lo up && exec "$$@"' sh
 endif
+TESTENV := env "PATH=$$PATH:/usr/sbin:/sbin" WARREN_BINS=$(CURDIR)/$(BIN)
 
 CNI_PLUGINS := github.com/containernetworking/plugins/plugins/main/bridge github.com/containernetworking/plugins/plugins/ipam/host-local
 FUZZTIME    ?= 10s
@@ -32,20 +34,21 @@ plugins: ## the CNI plugins that the demo and the tests chain with, from their G
 
 demo: deps build plugins ## a two-node mesh on this machine, real requests, and the proof (KEEP=1 leaves it running)
 	$(GO) build -o $(BIN)/demo ./e2e/demo/cmd/demo
-	$(ROOTLY) $(BIN)/demo -bin $(BIN) $(if $(KEEP),-keep)
+	$(ROOTLY) $(TESTENV) $(BIN)/demo -bin $(BIN) $(if $(KEEP),-keep)
 
 test: deps build plugins ## every test that needs no cluster
-	$(ROOTLY) env "PATH=$$PATH" $(GO) test -count=1 -timeout 15m ./...
+	@$(GO) list -test -deps ./... >/dev/null # modules are fetched here: inside the namespace there is no network
+	$(ROOTLY) $(TESTENV) $(GO) test -count=1 -timeout 15m ./...
 
 test-race: deps build plugins ## the same under the race detector, but for the whole-mesh tests
-	$(ROOTLY) env "PATH=$$PATH" $(GO) test -race -count=1 -timeout 20m $$($(GO) list ./... | grep -v /e2e/)
+	$(ROOTLY) $(TESTENV) $(GO) test -race -count=1 -timeout 20m $$($(GO) list ./... | grep -v /e2e/)
 
 e2e: deps build plugins ## the whole-mesh tests alone
-	$(ROOTLY) env "PATH=$$PATH" $(GO) test -count=1 -timeout 15m -v ./e2e/onehost/...
+	$(ROOTLY) $(TESTENV) $(GO) test -count=1 -timeout 15m -v ./e2e/onehost/...
 
 bench: deps build plugins ## throughput, latency, connections, memory, ADD; PEER=/path/to/proxy runs another proxy beside ours
 	$(GO) build -o $(BIN)/bench ./e2e/bench/cmd/bench
-	$(ROOTLY) $(BIN)/bench -bin $(BIN) $(if $(PEER),-peer $(PEER)) $(BENCHFLAGS)
+	$(ROOTLY) $(TESTENV) $(BIN)/bench -bin $(BIN) $(if $(PEER),-peer $(PEER)) $(BENCHFLAGS)
 
 bench-go: ## benchmarks of the inner pieces, with allocations
 	$(GO) test -run '^$$' -bench . -benchmem ./proxy/... ./xds/workload/... ./ca/mtls/...
