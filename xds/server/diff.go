@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"iter"
 	"maps"
 	"slices"
@@ -24,28 +25,20 @@ func (t told) version(name string) (string, bool) {
 
 func (t told) names() iter.Seq[string] { return maps.Keys(t) }
 
-// diff returns what a client that has one holding needs to have another: resources to
-// send and names to remove, both sorted by name.
-func diff(have holding, want *resources) (send []*discovery.Resource, gone []string) {
-	if have == holding(want) {
-		return nil, nil
-	}
+// diff returns what a client that has one holding needs to have another, sorted by name.
+func diff(have holding, want *resources) step {
+	var s step
 	for name, r := range want.byName {
 		if v, ok := have.version(name); !ok || v != r.GetVersion() {
-			send = append(send, r)
+			s.send = append(s.send, r)
 		}
 	}
 	for name := range have.names() {
 		if _, ok := want.byName[name]; !ok {
-			gone = append(gone, name)
+			s.gone = append(s.gone, name)
 		}
 	}
-	slices.SortFunc(send, func(a, b *discovery.Resource) int {
-		if a.GetName() < b.GetName() {
-			return -1
-		}
-		return 1 // names are unique
-	})
-	slices.Sort(gone)
-	return send, gone
+	slices.SortFunc(s.send, func(a, b *discovery.Resource) int { return cmp.Compare(a.GetName(), b.GetName()) })
+	slices.Sort(s.gone)
+	return s
 }

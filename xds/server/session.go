@@ -35,8 +35,8 @@ type session struct {
 type subscription struct {
 	active  bool
 	first   bool
-	have    holding   // what the client has once it has taken what was sent
-	at      *Snapshot // the snapshot that have is of; nil before the first response
+	told    told      // what the client said it has; until the first response
+	at      *Snapshot // what it has since, once it has taken what was sent
 	leaving []string  // policies that are gone but not removed at the client yet
 	pending string    // nonce of the response in flight
 	since   time.Time // of pending
@@ -63,7 +63,7 @@ func (s *session) request(req *discovery.DeltaDiscoveryRequest) (*rejection, err
 	}
 	sub := &s.subs[k]
 	if !sub.active {
-		*sub = subscription{active: true, first: true, have: told(req.GetInitialResourceVersions())}
+		*sub = subscription{active: true, first: true, told: req.GetInitialResourceVersions()}
 		return nil, nil
 	}
 	if sub.pending == "" || req.GetResponseNonce() != sub.pending {
@@ -98,19 +98,19 @@ func wildcard(req *discovery.DeltaDiscoveryRequest) error {
 func (s *session) next(newest *Snapshot, now time.Time) *discovery.DeltaDiscoveryResponse {
 	policy, address := &s.subs[policies], &s.subs[addresses]
 	if policy.due(newest) {
-		send, gone := diff(policy.have, newest.types[policies])
-		policy.leave(newest, gone)
-		if r := s.advance(policies, newest, send, nil, now); r != nil {
+		step := policy.step(policies, newest)
+		policy.leave(newest, step.gone)
+		if r := s.advance(policies, newest, step.send, nil, now); r != nil {
 			return r
 		}
 	}
 	policyFirst := policy.active && policy.at != newest || !policy.active && now.Sub(s.opened) < companion
 	if address.due(newest) && !policyFirst {
-		send, gone := diff(address.have, newest.types[addresses])
+		step := address.step(addresses, newest)
 		if address.first {
-			gone = slices.DeleteFunc(gone, newest.isPolicy)
+			step.gone = slices.DeleteFunc(step.gone, newest.isPolicy)
 		}
-		if r := s.advance(addresses, newest, send, gone, now); r != nil {
+		if r := s.advance(addresses, newest, step.send, step.gone, now); r != nil {
 			return r
 		}
 	}
@@ -126,6 +126,14 @@ func (s *session) next(newest *Snapshot, now time.Time) *discovery.DeltaDiscover
 // due reports whether the client may and should be sent the difference to a snapshot.
 func (sub *subscription) due(newest *Snapshot) bool {
 	return sub.active && sub.pending == "" && sub.at != newest
+}
+
+// step is the difference to a snapshot, which is shared unless it is the first.
+func (sub *subscription) step(k kind, to *Snapshot) step {
+	if sub.first {
+		return diff(sub.told, to.types[k])
+	}
+	return to.types[k].from(sub.at.types[k])
 }
 
 // leave notes policies to remove once no workload names them any more.
@@ -159,7 +167,7 @@ func (s *Snapshot) isAddress(name string) bool {
 func (s *session) advance(k kind, to *Snapshot, send []*discovery.Resource, gone []string, now time.Time) *discovery.DeltaDiscoveryResponse {
 	sub := &s.subs[k]
 	first := sub.first
-	sub.first, sub.have, sub.at = false, to.types[k], to
+	sub.first, sub.told, sub.at = false, nil, to
 	if len(send) == 0 && len(gone) == 0 && !first {
 		return nil
 	}

@@ -431,14 +431,33 @@ func TestDiff(t *testing.T) {
 		"some":                {told{"a": want.byName["a"].GetVersion(), "b": "old", "z": "", "y": "1"}, []string{"b", "c"}, []string{"y", "z"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			send, gone := diff(c.have, want)
+			got := diff(c.have, want)
 			var names []string
-			for _, r := range send {
+			for _, r := range got.send {
 				names = append(names, r.GetName())
 			}
-			if !slices.Equal(names, c.send) || !slices.Equal(gone, c.gone) {
-				t.Errorf("diff = send %v, gone %v, want %v, %v", names, gone, c.send, c.gone)
+			if !slices.Equal(names, c.send) || !slices.Equal(got.gone, c.gone) {
+				t.Errorf("diff = send %v, gone %v, want %v, %v", names, got.gone, c.send, c.gone)
 			}
 		})
+	}
+}
+
+func TestStepsAreShared(t *testing.T) {
+	one := world{workloads: map[string][]string{"a": nil}}.snapshot(t, nil)
+	two := world{workloads: map[string][]string{"b": nil}}.snapshot(t, one)
+	from, to := one.types[addresses], two.types[addresses]
+	first, again := to.from(from), to.from(from)
+	if len(first.send) != 1 || len(first.gone) != 1 || &first.send[0] != &again.send[0] {
+		t.Errorf("steps %v and %v, want one step that is shared", first, again)
+	}
+	if s := to.from(to); s.send != nil || s.gone != nil {
+		t.Errorf("step to itself = %v", s)
+	}
+	for i := range 2 * maxSteps {
+		to.from(world{workloads: map[string][]string{fmt.Sprint(i): nil}}.snapshot(t, nil).types[addresses])
+	}
+	if len(to.steps) > maxSteps {
+		t.Errorf("%d steps are remembered, at most %d may be", len(to.steps), maxSteps)
 	}
 }

@@ -1,13 +1,13 @@
 package server
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"iter"
 	"maps"
 	"slices"
 	"strconv"
+	"sync"
 
 	"github.com/cespare/xxhash/v2"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -64,6 +64,40 @@ func (s *Snapshot) Version() string { return s.version }
 // that a client that reconnects, to whichever replica, is sent only what differs.
 type resources struct {
 	byName map[string]*discovery.Resource
+	hash   string // of names and versions
+
+	mu    sync.Mutex
+	steps map[string]step // from the resources with this hash to these
+}
+
+// step is what a client needs to get from one state to another. It is shared by all
+// clients that take it and must not be changed.
+type step struct {
+	send []*discovery.Resource
+	gone []string
+}
+
+// maxSteps bounds what is remembered for clients that are not all at one place.
+const maxSteps = 16
+
+// from returns the step from older resources, which is computed once.
+func (r *resources) from(older *resources) step {
+	if r == older || r.hash == older.hash {
+		return step{}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if s, ok := r.steps[older.hash]; ok {
+		return s
+	}
+	s := diff(older, r)
+	if len(r.steps) < maxSteps {
+		if r.steps == nil {
+			r.steps = make(map[string]step)
+		}
+		r.steps[older.hash] = s
+	}
+	return s
 }
 
 func (r *resources) version(name string) (string, bool) {
@@ -100,7 +134,12 @@ func NewSnapshot(prev *Snapshot, m Model) (*Snapshot, error) {
 		errs = append(errs, addrs.add(s.ResourceName(), &workloadapi.Address{Type: &workloadapi.Address_Service{Service: s.ToProto()}}))
 	}
 	next := &Snapshot{types: [kinds]*resources{policies: authz.out, addresses: addrs.out}}
-	next.version = hash(next.types)
+	h := xxhash.New()
+	for _, r := range next.types {
+		r.hash = r.sum()
+		_, _ = h.WriteString(r.hash + " ") // a hash never fails
+	}
+	next.version = strconv.FormatUint(h.Sum64(), 16)
 	return next, errors.Join(errs...)
 }
 
@@ -134,14 +173,11 @@ func (b builder) add(name string, m proto.Message) error {
 	return nil
 }
 
-// hash folds the names and versions of everything into one version.
-func hash(types [kinds]*resources) string {
+// sum folds the names and versions into one.
+func (r *resources) sum() string {
 	h := xxhash.New()
-	for _, t := range types {
-		_ = binary.Write(h, binary.BigEndian, uint64(len(t.byName))) // a hash never fails
-		for _, name := range slices.Sorted(t.names()) {
-			_, _ = h.WriteString(name + "\x00" + t.byName[name].GetVersion() + "\x00")
-		}
+	for _, name := range slices.Sorted(r.names()) {
+		_, _ = h.WriteString(name + "\x00" + r.byName[name].GetVersion() + "\x00")
 	}
 	return strconv.FormatUint(h.Sum64(), 16)
 }
