@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"runtime"
 	"sync"
 	"syscall"
 	"testing"
@@ -142,4 +143,40 @@ func BenchmarkConnect(b *testing.B) {
 			<-r.serverDone
 		}
 	})
+}
+
+// BenchmarkIdle reports what an idle connection holds, in the client's and the
+// server's proxy together, sockets aside.
+func BenchmarkIdle(b *testing.B) {
+	const n = 2000
+	hold := make(chan struct{})
+	r := newRig(b, serveApp(b, func(c *net.TCPConn) {
+		_, _ = c.Write([]byte{1})
+		<-hold
+	}), nil)
+	defer close(hold)
+	memory := func() (bytes int, goroutines int) {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return int(m.HeapAlloc + m.StackInuse), runtime.NumGoroutine()
+	}
+	for b.Loop() {
+		conns := make([]*net.TCPConn, n)
+		before, g := memory()
+		for i := range conns {
+			conns[i] = r.dial()
+			if _, err := io.ReadFull(conns[i], make([]byte, 1)); err != nil {
+				b.Fatal(err)
+			}
+		}
+		after, g2 := memory()
+		// The test's own backend has a goroutine for each as well.
+		b.ReportMetric(float64(after-before)/n, "B/conn")
+		b.ReportMetric(float64(g2-g)/n, "goroutines/conn")
+		for _, c := range conns {
+			c.Close()
+		}
+	}
 }

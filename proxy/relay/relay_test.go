@@ -1,0 +1,333 @@
+package relay_test
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"sync"
+	"syscall"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/warren-mesh/warren/proxy/relay"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// conns is a TCP connection, both ends.
+func conns(tb testing.TB) (client, server *net.TCPConn) {
+	tb.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer l.Close()
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		tb.Fatal(err)
+	}
+	s, err := l.Accept()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { c.Close(); s.Close() })
+	return c.(*net.TCPConn), s.(*net.TCPConn)
+}
+
+// joined is an application and a backend with a flow between them.
+type joined struct {
+	app, backend *net.TCPConn
+	flow         *relay.Flow
+	counters     relay.Counters
+	done         chan relay.Result
+}
+
+// kinds are the ways to join them: over TCP, and over a far end like a tunnel's
+// stream, in memory.
+var kinds = map[string]func(testing.TB) *joined{"tcp": joinTCP, "stream": joinStreams}
+
+func joinTCP(tb testing.TB) *joined {
+	j := &joined{done: make(chan relay.Result, 2)}
+	var a, b *net.TCPConn
+	j.app, a = conns(tb)
+	b, j.backend = conns(tb)
+	j.flow = relay.Start(a, relay.TCP(b), &j.counters, func(r relay.Result) { j.done <- r })
+	tb.Cleanup(func() { j.flow.Cut(errors.New("test is over")) })
+	return j
+}
+
+func joinStreams(tb testing.TB) *joined {
+	j := &joined{done: make(chan relay.Result, 2)}
+	var a, b *net.TCPConn
+	j.app, a = conns(tb)
+	b, j.backend = conns(tb)
+	left, right := newWire()
+	relay.Start(b, right, nil, func(relay.Result) {})
+	j.flow = relay.Start(a, left, &j.counters, func(r relay.Result) { j.done <- r })
+	tb.Cleanup(func() { j.flow.Cut(errors.New("test is over")) })
+	return j
+}
+
+func each(t *testing.T, f func(t *testing.T, j *joined)) {
+	for name, join := range kinds {
+		t.Run(name, func(t *testing.T) { f(t, join(t)) })
+	}
+}
+
+func write(tb testing.TB, w io.Writer, s string) {
+	tb.Helper()
+	if _, err := io.WriteString(w, s); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+func read(tb testing.TB, r io.Reader, want string) {
+	tb.Helper()
+	got := make([]byte, len(want))
+	if _, err := io.ReadFull(r, got); err != nil || string(got) != want {
+		tb.Fatalf("got %q, %v; want %q", got, err, want)
+	}
+}
+
+func end(tb testing.TB, r io.Reader) {
+	tb.Helper()
+	if n, err := r.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+		tb.Fatalf("got %d, %v; want the end", n, err)
+	}
+}
+
+func TestHalfClose(t *testing.T) {
+	each(t, func(t *testing.T, j *joined) {
+		write(t, j.app, "question")
+		_ = j.app.CloseWrite()
+		read(t, j.backend, "question")
+		end(t, j.backend)
+		write(t, j.backend, "late answer")
+		read(t, j.app, "late answer")
+		if s, r := j.counters.Sent.Load(), j.counters.Received.Load(); s != 8 || r != 11 {
+			t.Errorf("counted %d and %d while open", s, r)
+		}
+		_ = j.backend.CloseWrite()
+		end(t, j.app)
+		if r := <-j.done; r != (relay.Result{Sent: 8, Received: 11}) {
+			t.Errorf("%+v", r)
+		}
+		j.flow.Cut(errors.New("too late"))
+		select {
+		case r := <-j.done:
+			t.Errorf("done twice: %+v", r)
+		default:
+		}
+	})
+}
+
+func TestReset(t *testing.T) {
+	for _, byApp := range []bool{true, false} {
+		t.Run(fmt.Sprint("byApp=", byApp), func(t *testing.T) {
+			each(t, func(t *testing.T, j *joined) {
+				write(t, j.app, "hello")
+				read(t, j.backend, "hello")
+				from, to := j.app, j.backend
+				if !byApp {
+					from, to = to, from
+				}
+				_ = from.SetLinger(0)
+				from.Close()
+				if _, err := to.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+					t.Errorf("the other end sees %v", err)
+				}
+				if r := <-j.done; r.Err == nil || r.Sent != 5 {
+					t.Errorf("%+v", r)
+				}
+			})
+		})
+	}
+}
+
+func TestCut(t *testing.T) {
+	denied := errors.New("policy denies it now")
+	each(t, func(t *testing.T, j *joined) {
+		write(t, j.app, "hello")
+		read(t, j.backend, "hello")
+		var wg sync.WaitGroup
+		for range 4 { // from any goroutine, any number of times
+			wg.Go(func() { j.flow.Cut(denied) })
+		}
+		for _, c := range []*net.TCPConn{j.app, j.backend} {
+			if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("an end sees %v", err)
+			}
+		}
+		wg.Wait()
+		if r := <-j.done; r.Err != denied || len(j.done) > 0 {
+			t.Errorf("%+v and %d more", r, len(j.done))
+		}
+	})
+}
+
+// TestBytes moves 32 MiB each way at once with pauses and sizes of all kinds.
+func TestBytes(t *testing.T) {
+	const size = 32 << 20
+	send := func(c *net.TCPConn, seed byte) [32]byte {
+		h := sha256.New()
+		src := rand.NewChaCha8([32]byte{seed})
+		r := rand.New(rand.NewPCG(uint64(seed), 0))
+		for left := size; left > 0; {
+			n := 1 + r.IntN(200)
+			if r.IntN(2) == 0 {
+				n = 1 + r.IntN(500_000)
+			}
+			p := make([]byte, min(left, n))
+			_, _ = src.Read(p)
+			h.Write(p)
+			if _, err := c.Write(p); err != nil {
+				t.Error(err)
+				break
+			}
+			left -= len(p)
+		}
+		_ = c.CloseWrite()
+		return [32]byte(h.Sum(nil))
+	}
+	receive := func(c *net.TCPConn) [32]byte {
+		h := sha256.New()
+		if n, err := io.Copy(h, struct{ io.Reader }{c}); n != size || err != nil {
+			t.Errorf("received %d, %v", n, err)
+		}
+		return [32]byte(h.Sum(nil))
+	}
+	each(t, func(t *testing.T, j *joined) {
+		var sums [4][32]byte
+		var wg sync.WaitGroup
+		wg.Go(func() { sums[0] = send(j.app, 1) })
+		wg.Go(func() { sums[1] = receive(j.backend) })
+		wg.Go(func() { sums[2] = send(j.backend, 2) })
+		wg.Go(func() { sums[3] = receive(j.app) })
+		wg.Wait()
+		if sums[0] != sums[1] || sums[2] != sums[3] {
+			t.Error("checksums differ")
+		}
+		if r := <-j.done; r != (relay.Result{Sent: size, Received: size}) {
+			t.Errorf("%+v", r)
+		}
+	})
+}
+
+// TestAStalledReader: what it does not take is kept, in order, and credit comes
+// only for what it took.
+func TestAStalledReader(t *testing.T) {
+	app, ours := conns(t)
+	_ = ours.SetWriteBuffer(64 << 10)
+	_ = app.SetReadBuffer(64 << 10)
+	far := &manual{}
+	done := make(chan relay.Result, 1)
+	relay.Start(ours, far, nil, func(r relay.Result) { done <- r })
+	want := make([]byte, 2<<20)
+	_, _ = rand.NewChaCha8([32]byte{7}).Read(want)
+	direct := 0
+	for i := 0; i < len(want); i += 50_000 {
+		p := want[i:min(i+50_000, len(want))]
+		n, err := far.push([][]byte{p[:len(p)/2], p[len(p)/2:]})
+		if err != nil {
+			t.Fatal(err)
+		}
+		direct += n
+	}
+	if direct >= len(want) {
+		t.Fatal("the kernel took it all: nothing was kept")
+	}
+	if got := far.took.Load(); got+int64(direct) == int64(len(want)) {
+		t.Error("credit for bytes that nobody took")
+	}
+	far.end(io.EOF)
+	got, err := io.ReadAll(app)
+	if err != nil || !bytes.Equal(got, want) {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+	if got := far.took.Load(); got+int64(direct) != int64(len(want)) {
+		t.Errorf("credit for %d of %d bytes", got+int64(direct), len(want))
+	}
+	app.Close()
+	<-far.ready
+	if n, err := far.pull(make([]byte, 10)); n != 0 || err != io.EOF {
+		t.Errorf("pull: %d, %v", n, err)
+	}
+	if r := <-done; r.Err != nil || r.Received != int64(len(want)) {
+		t.Errorf("%+v", r)
+	}
+}
+
+// TestAPeerThatDropsTheStream without an error ends the flow in good order,
+// though the application has not ended.
+func TestAPeerThatDropsTheStream(t *testing.T) {
+	app, ours := conns(t)
+	far := &manual{}
+	done := make(chan relay.Result, 1)
+	relay.Start(ours, far, nil, func(r relay.Result) { done <- r })
+	if _, err := far.push([][]byte{[]byte("bye")}); err != nil {
+		t.Fatal(err)
+	}
+	far.end(nil)
+	read(t, app, "bye")
+	end(t, app)
+	if r := <-done; r.Err != nil {
+		t.Errorf("%+v", r)
+	}
+}
+
+func TestPull(t *testing.T) {
+	app, ours := conns(t)
+	far := &manual{ready: make(chan struct{}, 16)}
+	done := make(chan relay.Result, 1)
+	flow := relay.Start(ours, far, nil, func(r relay.Result) { done <- r })
+	if n, err := far.pull(make([]byte, 10)); n != 0 || err != nil {
+		t.Errorf("before Ready: %d, %v", n, err)
+	}
+	write(t, app, "abcdef")
+	<-far.ready
+	buf := make([]byte, 4)
+	for _, want := range []string{"abcd", "ef", ""} {
+		if n, err := far.pull(buf); string(buf[:n]) != want || err != nil {
+			t.Errorf("pulled %q, %v; want %q", buf[:n], err, want)
+		}
+	}
+	write(t, app, "g") // once more after it was empty
+	<-far.ready
+	if n, err := far.pull(buf); string(buf[:n]) != "g" || err != nil {
+		t.Errorf("pulled %q, %v", buf[:n], err)
+	}
+	flow.Cut(io.ErrClosedPipe)
+	if n, err := far.pull(buf); n != 0 {
+		t.Errorf("after the end: %d, %v", n, err)
+	}
+	if _, err := far.push([][]byte{{1}}); err == nil {
+		t.Error("pushed after the end")
+	}
+	<-done
+}
+
+func TestManyFlowsHoldOneGoroutineEach(t *testing.T) {
+	const n = 100
+	before := goroutines()
+	for range n {
+		app, ours := conns(t)
+		far := &manual{ready: make(chan struct{}, 16)}
+		f := relay.Start(ours, far, nil, func(relay.Result) {})
+		t.Cleanup(func() { f.Cut(errors.New("over")) })
+		write(t, app, "x")
+		<-far.ready
+		for {
+			if n, _ := far.pull(make([]byte, 10)); n == 0 {
+				break
+			}
+		}
+	}
+	if got := goroutines() - before; got > n {
+		t.Errorf("%d goroutines for %d idle flows", got, n)
+	}
+}
