@@ -209,9 +209,15 @@ func checkText(what, s string) error {
 	return nil
 }
 
-// cut makes a text fit for the wire.
+// cut makes a text fit for the wire, and for one line of a log. Without control
+// characters JSON at most doubles it, so that it fits a packet.
 func cut(s string) string {
-	s = strings.ToValidUTF8(s, "?")
+	s = strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(s, "?"))
 	if len(s) <= maxText {
 		return s
 	}

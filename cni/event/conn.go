@@ -129,15 +129,14 @@ func (c conn) bound(ctx context.Context) (stop func()) {
 	}
 }
 
-// cause says why ctx ended, if that is what stopped the system call.
+// cause says why ctx ended, if that is what stopped the system call. The
+// socket's timer may be a little earlier than ctx's of the same deadline.
 func cause(ctx context.Context, err error) error {
 	if !errors.Is(err, os.ErrDeadlineExceeded) {
 		return err
 	}
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	return context.DeadlineExceeded // the deadline's timer was a little earlier than ctx's
+	<-ctx.Done()
+	return context.Cause(ctx)
 }
 
 // peerIsRoot says whether root is at the other end.

@@ -28,7 +28,11 @@ func (s *server) converse(ctx context.Context, uc *net.UnixConn) {
 	c := &talk{conn: conn{uc}, s: s, version: Version}
 	m, file, err := c.first(ctx)
 	if err != nil {
-		if !errors.Is(err, io.EOF) { // a plugin that changed its mind, or a probe
+		switch {
+		case errors.Is(err, io.EOF): // a plugin that changed its mind, a probe, or one that was answered
+		case errors.Is(err, errTimeout):
+			c.refuse(ctx, err)
+		default:
 			s.log.Warn("refused a message on the CNI socket", "err", err)
 			c.refuse(ctx, &Error{Msg: "the node agent refused the plugin's request: " + err.Error(), Details: "is another program using the agent's socket?"})
 		}

@@ -21,7 +21,7 @@ func defaultLimits() limits {
 	return limits{
 		// A node that boots starts all its pods at once.
 		conversations: 256,
-		first:         2 * time.Second,
+		first:         AgentTimeout,
 		answer:        AgentTimeout,
 		total:         PluginTimeout - 500*time.Millisecond,
 	}

@@ -102,10 +102,13 @@ func encode(m message) ([]byte, error) {
 	if err := m.check(); err != nil {
 		return nil, fmt.Errorf("%q message: %w", m.Kind, err)
 	}
-	data, err := json.Marshal(m)
-	if err != nil {
+	var buf bytes.Buffer
+	enc := json.NewEncoder(&buf)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(m); err != nil {
 		return nil, fmt.Errorf("%q message: %w", m.Kind, err)
 	}
+	data := bytes.TrimSuffix(buf.Bytes(), []byte("\n"))
 	if len(data) > maxMessage {
 		return nil, fmt.Errorf("%q message of %d bytes, at most %d are allowed", m.Kind, len(data), maxMessage)
 	}
