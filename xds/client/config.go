@@ -26,7 +26,17 @@ type Config struct {
 
 	// OnDemand is refused: every workload is followed.
 	OnDemand bool
-	Log      *slog.Logger
+	Log      *slog.Logger // nil: silent
+	Observer Observer     // nil: nobody counts
+}
+
+// Observer counts. It is called from Run's goroutine and must not block.
+type Observer interface {
+	// Received tells of a response: its type, one of the two that are asked for,
+	// and the bytes of its resources.
+	Received(typeURL string, bytes int)
+	// Ended tells why an attempt, or the connection that came of it, is over.
+	Ended(Reason)
 }
 
 // Node is what the control plane is told about this proxy.
@@ -44,13 +54,18 @@ type Node struct {
 // Validate reports all mistakes at once.
 func (c *Config) Validate() error {
 	var errs []error
-	if _, err := parseTarget(c.Address); err != nil {
+	if t, err := parseTarget(c.Address); err != nil {
 		errs = append(errs, err)
-	} else if strings.HasPrefix(c.Address, "https://") && c.TLS == nil {
+	} else if t.tls && c.TLS == nil {
 		errs = append(errs, errors.New("xds: an https address needs a TLS configuration"))
 	}
 	if c.OnDemand {
 		errs = append(errs, errors.New("xds: on-demand xDS (XDS_ON_DEMAND) is not supported; unset it to follow all workloads"))
+	}
+	for _, h := range c.Headers {
+		if err := checkHeader(h[0], h[1]); err != nil {
+			errs = append(errs, err)
+		}
 	}
 	for k := range c.Node.Metadata {
 		if _, err := metadataValue(c.Node.Metadata[k]); err != nil {
@@ -60,9 +75,33 @@ func (c *Config) Validate() error {
 	return errors.Join(errs...)
 }
 
-// target is an address in the form that gRPC dials.
+// checkHeader accepts what gRPC can send as metadata. Values are not quoted: they
+// may be secret.
+func checkHeader(name, value string) error {
+	valid := name != "" && strings.Trim(strings.ToLower(name), "abcdefghijklmnopqrstuvwxyz0123456789-_.") == ""
+	if !valid || strings.HasPrefix(strings.ToLower(name), "grpc-") {
+		return fmt.Errorf("xds: header %q: not a name of gRPC metadata", name)
+	}
+	if i := notPrintable(value); i >= 0 {
+		return fmt.Errorf("xds: header %s: its value has a byte at %d that cannot be in a header", name, i)
+	}
+	return nil
+}
+
+// notPrintable is where the first byte other than printable ASCII is, or -1.
+func notPrintable(s string) int {
+	for i := range len(s) {
+		if s[i] < ' ' || s[i] > '~' {
+			return i
+		}
+	}
+	return -1
+}
+
+// target is an address in the form that is dialled.
 type target struct {
-	dial      string
+	network   string // tcp or unix
+	address   string
 	authority string
 	tls       bool
 }
@@ -77,12 +116,12 @@ func parseTarget(address string) (target, error) {
 		if u.Host != "" || !strings.HasPrefix(u.Path, "/") {
 			return target{}, fmt.Errorf("xds: address %q: want unix:///absolute/path", address)
 		}
-		return target{dial: "unix://" + u.Path, authority: "localhost"}, nil
+		return target{network: "unix", address: u.Path, authority: "localhost"}, nil
 	case "http", "https":
 		if u.Hostname() == "" || u.Port() == "" || u.User != nil || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" {
 			return target{}, fmt.Errorf("xds: address %q: want %s://host:port", address, u.Scheme)
 		}
-		return target{dial: "dns:///" + u.Host, authority: u.Host, tls: u.Scheme == "https"}, nil
+		return target{network: "tcp", address: u.Host, authority: u.Host, tls: u.Scheme == "https"}, nil
 	default:
 		return target{}, fmt.Errorf("xds: address %q: want https://host:port, http://host:port or unix:///path", address)
 	}

@@ -8,4 +8,18 @@
 // and keeps its previous version, while the rest of the response is applied. On
 // reconnect the names and versions that the store holds are sent, so that only
 // the difference comes back.
+//
+// client.go connects, again and again; connect.go is one connection, session.go
+// one stream. response.go turns a response into a change without I/O, ledger.go
+// remembers what was taken under which name and version.
+//
+// A workload whose policies are not there yet refuses everything. Istio's control
+// plane sends workloads before policies, so workloads that would be left without
+// are held back until the next response about policies, for a moment at most;
+// then both become visible together.
+//
+// Of the control plane nothing is taken on trust: the size of a message, the
+// number of resources, names, versions, nonces and texts have limits, a resource
+// must be what its name says, and a peer that does not answer or does not read is
+// dropped.
 package client

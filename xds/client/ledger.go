@@ -1,0 +1,132 @@
+package client
+
+import "github.com/warren-mesh/warren/xds/workload"
+
+// The types, in the order in which they are asked for.
+const (
+	AddressType       = "type.googleapis.com/istio.workload.Address"
+	AuthorizationType = "type.googleapis.com/istio.security.Authorization"
+)
+
+// kind indexes what exists once for each type.
+type kind int
+
+const (
+	addresses kind = iota
+	policies
+	kinds int = iota
+)
+
+func (k kind) typeURL() string {
+	if k == addresses {
+		return AddressType
+	}
+	return AuthorizationType
+}
+
+func kindOf(typeURL string) (kind, bool) {
+	switch typeURL {
+	case AddressType:
+		return addresses, true
+	case AuthorizationType:
+		return policies, true
+	}
+	return 0, false
+}
+
+const (
+	// maxResources and maxBytes are of one type. They are far above any mesh; beyond
+	// them more is refused rather than the node's memory taken.
+	maxResources = 1 << 20
+	maxBytes     = 1 << 29
+	// maxRefused names are remembered as refused.
+	maxRefused = 4096
+	// initialBudget is how much of a request may be spent on versions: Istio's
+	// control plane and ours take requests of 4 MiB.
+	initialBudget = 3 << 20
+)
+
+// ledger is what the store was given of one type. Its keys are the store's own
+// names, which differ from those of xDS where a hostname has capitals.
+type ledger struct {
+	entries map[string]entry
+	bytes   int // of all entries
+	limit   limits
+	// refused are policies that were not taken and of which there is no earlier
+	// version: nobody should wait for them.
+	refused map[string]struct{}
+	// unsaid are keys that did not fit into the request at the start of the
+	// stream. The first response repeats those of them that still exist.
+	unsaid map[string]struct{}
+}
+
+type entry struct {
+	name    string // of xDS
+	version string
+	service bool // else a workload; addresses only
+	bytes   int  // on the wire
+}
+
+type limits struct{ resources, bytes int }
+
+func newLedger(limit limits) *ledger {
+	return &ledger{entries: map[string]entry{}, refused: map[string]struct{}{}, limit: limit}
+}
+
+// find is the key under which a resource is held, if it is.
+func (l *ledger) find(name string) (key string, ok bool) { return find(l.entries, name) }
+
+func find(entries map[string]entry, name string) (key string, ok bool) {
+	if e, ok := entries[name]; ok && e.name == name {
+		return name, true
+	}
+	h, err := workload.ParseNamespacedHostname(name)
+	if err != nil {
+		return "", false
+	}
+	key = h.String()
+	e, ok := entries[key]
+	return key, ok && e.name == name
+}
+
+// initial is what the control plane is told at the start of a stream. What does
+// not fit is noted as unsaid.
+func (l *ledger) initial(budget int) map[string]string {
+	l.unsaid = nil
+	if len(l.entries) == 0 {
+		return nil
+	}
+	versions := make(map[string]string, len(l.entries))
+	for key, e := range l.entries {
+		budget -= len(e.name) + len(e.version) + 12 // tags and lengths
+		if budget < 0 {
+			if l.unsaid == nil {
+				l.unsaid = map[string]struct{}{}
+			}
+			l.unsaid[key] = struct{}{}
+			continue
+		}
+		versions[e.name] = e.version
+	}
+	return versions
+}
+
+// record notes a change that the store has taken.
+func (l *ledger) record(c *change) {
+	for key := range c.gone {
+		l.bytes -= l.entries[key].bytes
+		delete(l.entries, key)
+		delete(l.refused, key)
+	}
+	for key, e := range c.set {
+		l.bytes += e.bytes - l.entries[key].bytes
+		l.entries[key] = e
+		delete(l.refused, key)
+	}
+	for _, name := range c.refusals.names {
+		if _, held := l.find(name); !held && len(l.refused) < maxRefused {
+			l.refused[name] = struct{}{}
+		}
+	}
+	l.unsaid = nil
+}

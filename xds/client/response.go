@@ -1,0 +1,263 @@
+package client
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+	"istio.io/istio/pkg/workloadapi"
+	"istio.io/istio/pkg/workloadapi/security"
+
+	"github.com/warren-mesh/warren/xds/workload"
+)
+
+const (
+	maxName    = 4 << 10 // far above cluster, kind, namespace and name
+	maxVersion = 1 << 10
+	// maxResource is above what an API server stores as one object.
+	maxResource = 4 << 20
+	maxReason   = 512
+	maxNack     = 16 << 10
+	maxDepth    = 64 // nesting of a resource
+)
+
+// change is a response as the store takes it.
+type change struct {
+	kind     kind
+	nonce    string
+	batch    workload.Batch
+	set      map[string]entry    // by key
+	gone     map[string]struct{} // keys
+	refusals refusals
+	received int    // bytes of the resources
+	growth   limits // of the ledger, the keys that go away not counted
+}
+
+// read turns a response into a change. Nothing is changed yet.
+func (l *ledger) read(k kind, r *discovery.DeltaDiscoveryResponse) *change {
+	c := &change{
+		kind: k, nonce: r.GetNonce(),
+		set: make(map[string]entry, len(r.GetResources())), gone: map[string]struct{}{},
+	}
+	for _, name := range r.GetRemovedResources() {
+		// Unknown names are usual: Istio's control plane also names here what was
+		// never there.
+		if key, ok := l.find(name); ok {
+			c.gone[key] = struct{}{}
+		}
+	}
+	for _, res := range r.GetResources() {
+		c.received += len(res.GetResource().GetValue())
+		if err := c.take(l, res); err != nil {
+			c.refusals.add(res.GetName(), err)
+		}
+	}
+	c.sweep(l)
+	removed := slices.AppendSeq(make([]string, 0, len(c.gone)), maps.Keys(c.gone))
+	if k == addresses {
+		c.batch.RemovedAddresses = append(c.batch.RemovedAddresses, removed...)
+	} else {
+		c.batch.RemovedPolicies = removed
+	}
+	return c
+}
+
+// sweep removes what the control plane was not told we have and has not repeated.
+func (c *change) sweep(l *ledger) {
+	if len(l.unsaid) == 0 {
+		return
+	}
+	repeated := map[string]struct{}{} // but not taken: the earlier version stays
+	for _, name := range c.refusals.names {
+		if key, ok := l.find(name); ok {
+			repeated[key] = struct{}{}
+		}
+	}
+	for key := range l.unsaid {
+		_, again := repeated[key]
+		if _, set := c.set[key]; !set && !again {
+			c.gone[key] = struct{}{}
+		}
+	}
+}
+
+// take adds one resource to the change, or says why not.
+func (c *change) take(l *ledger, res *discovery.Resource) error {
+	switch name := res.GetName(); {
+	case name == "":
+		return errors.New("a resource without a name")
+	case len(name) > maxName:
+		return fmt.Errorf("a name of %d bytes, the limit is %d", len(name), maxName)
+	case len(res.GetVersion()) > maxVersion:
+		return fmt.Errorf("a version of %d bytes, the limit is %d", len(res.GetVersion()), maxVersion)
+	case len(res.GetResource().GetValue()) > maxResource:
+		return fmt.Errorf("%d bytes, the limit is %d", len(res.GetResource().GetValue()), maxResource)
+	}
+	o, err := decode(c.kind, res.GetResource())
+	if err != nil {
+		return err
+	}
+	e := entry{
+		name: res.GetName(), version: res.GetVersion(),
+		service: o.service != nil, bytes: len(res.GetResource().GetValue()),
+	}
+	key := o.key()
+	if key != e.name && !e.isFor(key) {
+		// It could not be removed by its name later.
+		return fmt.Errorf("it holds %s", clip(key, maxReason))
+	}
+	_, twice := c.set[key]
+	if _, named := find(c.set, e.name); twice || named {
+		return errors.New("it is in the response twice")
+	}
+	if err := c.grow(l, key, e); err != nil {
+		return err
+	}
+	if old, held := l.entries[key]; held && old.service != e.service {
+		c.batch.RemovedAddresses = append(c.batch.RemovedAddresses, key)
+	}
+	if old, held := l.find(e.name); held && old != key {
+		c.gone[old] = struct{}{}
+	}
+	c.set[key] = e
+	o.appendTo(&c.batch)
+	return nil
+}
+
+// grow counts a resource, unless it is one too many.
+func (c *change) grow(l *ledger, key string, e entry) error {
+	old, held := l.entries[key]
+	more := limits{resources: c.growth.resources, bytes: c.growth.bytes + e.bytes - old.bytes}
+	if !held {
+		more.resources++
+	}
+	switch {
+	case !held && len(l.entries)+more.resources > l.limit.resources:
+		return fmt.Errorf("more than %d resources", l.limit.resources)
+	case e.bytes > old.bytes && l.bytes+more.bytes > l.limit.bytes:
+		return fmt.Errorf("more than %d bytes of resources", l.limit.bytes)
+	}
+	c.growth = more
+	return nil
+}
+
+// isFor reports whether the entry is a service whose name differs from the key
+// only as hostnames may.
+func (e entry) isFor(key string) bool {
+	if !e.service {
+		return false
+	}
+	h, err := workload.ParseNamespacedHostname(e.name)
+	return err == nil && h.String() == key
+}
+
+// object is a converted resource: one of the three.
+type object struct {
+	workload *workload.Workload
+	service  *workload.Service
+	policy   *workload.Policy
+}
+
+func decode(k kind, packed *anypb.Any) (object, error) {
+	var o object
+	if packed == nil {
+		return o, errors.New("no resource inside")
+	}
+	if packed.GetTypeUrl() != k.typeURL() {
+		return o, fmt.Errorf("a resource of type %q inside", clip(packed.GetTypeUrl(), 128))
+	}
+	// Unknown fields would only be kept in memory; that a newer control plane may
+	// send some is the purpose of the format.
+	opts := proto.UnmarshalOptions{DiscardUnknown: true, RecursionLimit: maxDepth}
+	if k == policies {
+		p := &security.Authorization{}
+		if err := opts.Unmarshal(packed.GetValue(), p); err != nil {
+			return o, err
+		}
+		var err error
+		o.policy, err = workload.PolicyFromProto(p)
+		return o, err
+	}
+	a := &workloadapi.Address{}
+	if err := opts.Unmarshal(packed.GetValue(), a); err != nil {
+		return o, err
+	}
+	var err error
+	o.workload, o.service, err = workload.AddressFromProto(a)
+	return o, err
+}
+
+func (o object) key() string {
+	switch {
+	case o.workload != nil:
+		return o.workload.ResourceName()
+	case o.service != nil:
+		return o.service.ResourceName()
+	default:
+		return o.policy.ResourceName()
+	}
+}
+
+func (o object) appendTo(b *workload.Batch) {
+	switch {
+	case o.workload != nil:
+		b.Workloads = append(b.Workloads, o.workload)
+	case o.service != nil:
+		b.Services = append(b.Services, o.service)
+	default:
+		b.Policies = append(b.Policies, o.policy)
+	}
+}
+
+// refusals are the resources of a response that were not taken.
+type refusals struct {
+	all   []string
+	names []string // of all, those fit to be remembered
+	text  strings.Builder
+	more  int // not in the text
+}
+
+func (r *refusals) add(name string, err error) {
+	r.all = append(r.all, name)
+	if name != "" && len(name) <= maxName {
+		r.names = append(r.names, name)
+	}
+	reason := clip(name, maxReason) + ": " + clip(err.Error(), maxReason)
+	if r.text.Len()+len(reason) > maxNack {
+		r.more++
+		return
+	}
+	if r.text.Len() > 0 {
+		r.text.WriteString("; ")
+	}
+	r.text.WriteString(reason)
+}
+
+// message is the text of a NACK, empty for an ACK. Protobuf sends valid UTF-8 only.
+func (r *refusals) message() string {
+	if len(r.all) == 0 {
+		return ""
+	}
+	text := strings.ToValidUTF8(r.text.String(), "?")
+	if r.more > 0 {
+		text += fmt.Sprintf("; and %d more", r.more)
+	}
+	return text
+}
+
+// clip shortens a text of the peer's, between two characters.
+func clip(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	for n > 0 && !utf8.RuneStart(s[n]) {
+		n--
+	}
+	return s[:n] + "…"
+}

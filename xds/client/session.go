@@ -1,0 +1,227 @@
+package client
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
+
+	"github.com/warren-mesh/warren/xds/workload"
+)
+
+const maxNonce = 4 << 10
+
+// stream is what a session needs of gRPC's.
+type stream interface {
+	Send(*discovery.DeltaDiscoveryRequest) error
+	Recv() (*discovery.DeltaDiscoveryResponse, error)
+}
+
+// session is one stream. Its run is in Run's goroutine; a second one receives.
+type session struct {
+	c      *Client
+	stream stream
+	cancel context.CancelCauseFunc
+
+	firstAt time.Time // of the first response
+	seen    [kinds]bool
+
+	// held waits for policies: it is applied when they come, or at the deadline.
+	held     *change
+	deadline <-chan time.Time
+}
+
+func newSession(c *Client, st stream, cancel context.CancelCauseFunc) *session {
+	return &session{c: c, stream: st, cancel: cancel}
+}
+
+// run subscribes and takes responses until the stream fails or the context ends.
+// The error is never nil.
+func (s *session) run(ctx context.Context) error {
+	var receiving sync.WaitGroup
+	defer receiving.Wait()
+	defer s.cancel(nil)
+	for k := range kind(kinds) {
+		if err := s.send(ctx, &discovery.DeltaDiscoveryRequest{
+			Node: s.c.node, TypeUrl: k.typeURL(), InitialResourceVersions: s.c.ledgers[k].initial(initialBudget),
+		}); err != nil {
+			return err
+		}
+	}
+	in := make(chan received) // unbuffered: what is not handled yet stays with gRPC, which has a window
+	receiving.Go(func() { s.receive(ctx, in) })
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case m := <-in:
+			if m.err != nil {
+				return fmt.Errorf("xds: %w", cause(ctx, m.err))
+			}
+			if err := s.take(ctx, m.response); err != nil {
+				return err
+			}
+		case <-s.deadline:
+			s.c.cfg.Log.Warn("policies that workloads name have not come; these workloads refuse everything until they do")
+			if err := s.release(ctx, nil); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+type received struct {
+	response *discovery.DeltaDiscoveryResponse
+	err      error // the last one
+}
+
+func (s *session) receive(ctx context.Context, in chan<- received) {
+	for {
+		r, err := s.stream.Recv()
+		select {
+		case in <- received{response: r, err: err}:
+		case <-ctx.Done():
+			return
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// send does not wait forever for a peer that answers pings but reads nothing.
+func (s *session) send(ctx context.Context, r *discovery.DeltaDiscoveryRequest) error {
+	slow := time.AfterFunc(s.c.times.write, func() { s.cancel(errNotRead) })
+	defer slow.Stop()
+	if err := s.stream.Send(r); err != nil {
+		if ctx.Err() != nil {
+			return fmt.Errorf("xds: %w", context.Cause(ctx))
+		}
+		// gRPC says io.EOF here, and why only when receiving.
+		if _, why := s.stream.Recv(); why != nil {
+			err = why
+		}
+		return fmt.Errorf("xds: %w", cause(ctx, err))
+	}
+	return nil
+}
+
+// take handles one response.
+func (s *session) take(ctx context.Context, r *discovery.DeltaDiscoveryResponse) error {
+	if s.firstAt.IsZero() {
+		s.firstAt = time.Now()
+		s.c.line.set(Connected)
+		s.c.cfg.Log.Info("connected to the control plane", "address", s.c.cfg.Address)
+	}
+	if len(r.GetNonce()) > maxNonce {
+		return fmt.Errorf("xds: the control plane sent a nonce of %d bytes, the limit is %d", len(r.GetNonce()), maxNonce)
+	}
+	k, ok := kindOf(r.GetTypeUrl())
+	if !ok {
+		s.c.cfg.Log.Error("the control plane sent a type that was not asked for", "type", clip(r.GetTypeUrl(), 128))
+		return s.send(ctx, &discovery.DeltaDiscoveryRequest{TypeUrl: r.GetTypeUrl(), ResponseNonce: r.GetNonce()})
+	}
+	if k == addresses && s.held != nil {
+		// Changes of one type keep their order.
+		if err := s.release(ctx, nil); err != nil {
+			return err
+		}
+	}
+	c := s.c.ledgers[k].read(k, r)
+	if s.c.cfg.Observer != nil {
+		s.c.cfg.Observer.Received(k.typeURL(), c.received)
+	}
+	if k == policies {
+		return s.release(ctx, c)
+	}
+	if wait := s.lacking(c); wait > 0 {
+		s.held, s.deadline = c, time.After(wait)
+		return nil
+	}
+	return s.apply(ctx, c)
+}
+
+// lacking is how long a change should wait for policies that it needs: not at all
+// if none, or none that could be on its way.
+func (s *session) lacking(c *change) time.Duration {
+	if len(c.batch.Workloads) == 0 {
+		return 0
+	}
+	if !s.seen[policies] {
+		return s.c.times.first
+	}
+	view, refused := s.c.store.View(), s.c.ledgers[policies].refused
+	for _, w := range c.batch.Workloads {
+		for _, name := range w.Policies {
+			if _, no := refused[name]; no || view.Policy(name) != nil {
+				continue
+			}
+			// If it was missing before, this change makes it no worse.
+			if old := view.WorkloadByUID(w.UID); old == nil || !slices.Contains(old.Policies, name) {
+				return s.c.times.policy
+			}
+		}
+	}
+	return 0
+}
+
+// release applies what is held together with a change of policies, which may be
+// nil.
+func (s *session) release(ctx context.Context, c *change) error {
+	held := s.held
+	s.held, s.deadline = nil, nil
+	var changes []*change
+	for _, x := range []*change{held, c} {
+		if x != nil {
+			changes = append(changes, x)
+		}
+	}
+	return s.apply(ctx, changes...)
+}
+
+// apply makes changes, each of another type, visible as one, then answers.
+func (s *session) apply(ctx context.Context, changes ...*change) error {
+	var b workload.Batch
+	for _, c := range changes {
+		b.Merge(c.batch)
+	}
+	s.c.store.Apply(b)
+	for _, c := range changes {
+		s.c.ledgers[c.kind].record(c)
+		s.seen[c.kind] = true
+	}
+	s.c.applied(changes)
+	for _, c := range changes {
+		if err := s.answer(ctx, c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *session) answer(ctx context.Context, c *change) error {
+	ack := &discovery.DeltaDiscoveryRequest{TypeUrl: c.kind.typeURL(), ResponseNonce: c.nonce}
+	if text := c.refusals.message(); text != "" {
+		ack.ErrorDetail = &rpcstatus.Status{Message: text}
+		s.c.cfg.Log.Warn("resources refused; their earlier versions stay", "type", c.kind.typeURL(),
+			"refused", len(c.refusals.all), "taken", len(c.set), "err", clip(text, maxLastError))
+	} else {
+		s.c.cfg.Log.Debug("response taken", "type", c.kind.typeURL(), "set", len(c.set), "removed", len(c.gone))
+	}
+	return s.send(ctx, ack)
+}
+
+// applied notes that changes are in the store.
+func (c *Client) applied(changes []*change) {
+	c.line.succeeded()
+	for _, x := range changes {
+		c.answered[x.kind] = true
+	}
+	if c.answered[addresses] && c.answered[policies] {
+		c.once.Do(func() { close(c.synced) })
+	}
+}
