@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"runtime"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
@@ -44,6 +45,7 @@ func bulk(b *testing.B, n int, open func() *net.TCPConn) {
 		conns[i] = open()
 	}
 	buf := make([]byte, 256<<10)
+	share := make([]int, n) // writes of each connection
 	work := make(chan struct{}, b.N*4)
 	for range b.N * 4 {
 		work <- struct{}{}
@@ -54,20 +56,22 @@ func bulk(b *testing.B, n int, open func() *net.TCPConn) {
 	b.ResetTimer()
 	start := cpu()
 	var wg sync.WaitGroup
-	for _, c := range conns {
+	for i, c := range conns {
 		wg.Go(func() {
 			for range work {
 				if _, err := c.Write(buf); err != nil {
 					b.Error(err)
 					return
 				}
+				share[i]++
 			}
 			_ = c.CloseWrite()
 			_, _ = c.Read(buf[:1]) // the sink closes when it has everything
 		})
 	}
 	wg.Wait()
-	b.ReportMetric((cpu()-start).Seconds()*1000/float64(b.N), "cpu-s/GiB")
+	b.ReportMetric((cpu()-start).Seconds()*1024/float64(b.N), "cpu-s/GiB")
+	b.ReportMetric(float64(slices.Min(share))/float64(slices.Max(share)), "min/max")
 }
 
 // BenchmarkRequest is one byte there and one byte back, with as many in flight

@@ -67,13 +67,13 @@ type quiet struct{ testing.TB }
 func (quiet) Fatal(...any) { runtime.Goexit() }
 func (quiet) Helper()      {}
 
-// TestStockClient: x/net's Transport speaks through our server.
+// TestStockClient: the standard library's Transport speaks through our server.
 func TestStockClient(t *testing.T) {
 	r := newRig(t, "", nil)
 	backend := serveApp(t, echo)
 	client := r.pki.client(t, "stock")
-	tr := &http2.Transport{DialTLSContext: func(ctx context.Context, _, _ string, _ *tls.Config) (net.Conn, error) {
-		return tls.Dial("tcp", r.hbone.Addr().String(), client)
+	tr := &http.Transport{Protocols: http2Only(), DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&tls.Dialer{Config: client}).DialContext(ctx, "tcp", r.hbone.Addr().String())
 	}}
 	defer tr.CloseIdleConnections()
 	var wg sync.WaitGroup
@@ -101,33 +101,20 @@ func TestStockClient(t *testing.T) {
 	}
 	wg.Wait()
 	// Other methods are not for us.
-	resp, err := tr.RoundTrip(&http.Request{Method: "GET", URL: &url.URL{Scheme: "https", Host: "x", Path: "/"}})
+	resp, err := tr.RoundTrip(&http.Request{Method: "GET", URL: &url.URL{Scheme: "https", Host: "x", Path: "/"}, Header: http.Header{}})
 	if err != nil || resp.StatusCode != 400 {
 		t.Errorf("GET: %v, %v", resp, err)
 	}
 }
 
-// TestStockServer: our pool speaks to x/net's Server.
+// TestStockServer: our pool speaks to the standard library's server.
 func TestStockServer(t *testing.T) {
 	p := newPKI(t)
 	l := listen(t)
 	server, client := p.server(t, "stock"), p.client(t, "client")
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		for {
-			raw, err := l.Accept()
-			if err != nil {
-				return
-			}
-			wg.Go(func() {
-				c := tls.Server(raw, server)
-				if c.Handshake() != nil {
-					return
-				}
-				(&http2.Server{}).ServeConn(c, &http2.ServeConnOpts{Handler: http.HandlerFunc(stockEcho)})
-			})
-		}
-	})
+	srv := &http.Server{Handler: http.HandlerFunc(stockEcho), TLSConfig: server, Protocols: http2Only()}
+	served := make(chan error, 1)
+	go func() { served <- srv.ServeTLS(l, "", "") }()
 	pool := hbone.NewPool(hbone.Config{}, func(ctx context.Context, k hbone.Key) (net.Conn, *tls.Config, error) {
 		c, err := net.Dial("tcp", k.Dst.String())
 		return c, client, err
@@ -166,8 +153,14 @@ func TestStockServer(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	pool.Close()
-	l.Close()
-	wg.Wait()
+	srv.Close()
+	<-served
+}
+
+func http2Only() *http.Protocols {
+	p := new(http.Protocols)
+	p.SetHTTP2(true)
+	return p
 }
 
 func stockEcho(w http.ResponseWriter, r *http.Request) {

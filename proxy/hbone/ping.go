@@ -40,7 +40,13 @@ func (t *tunnel) tick() {
 		return
 	}
 	if !t.pinged.IsZero() {
-		if left := t.cfg.PingTimeout - time.Since(t.pinged); left > 0 {
+		// Anything that comes shows that the peer is there: on a slow path its
+		// answer may queue behind a lot of data.
+		last := t.pinged
+		if t.heard.After(last) {
+			last = t.heard
+		}
+		if left := t.cfg.PingTimeout - time.Since(last); left > 0 {
 			t.timer.Reset(left)
 		} else {
 			t.failLocked(fmt.Errorf("no answer to PING: %w after %s", ErrTimeout, t.cfg.PingTimeout))

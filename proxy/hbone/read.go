@@ -3,6 +3,7 @@ package hbone
 import (
 	"errors"
 	"io"
+	"time"
 
 	"github.com/warren-mesh/warren/proxy/hbone/h2"
 	"github.com/warren-mesh/warren/proxy/hbone/record"
@@ -81,6 +82,7 @@ func (t *tunnel) recordError(err error) error {
 // receive feeds the protocol and acts on what it says.
 func (t *tunnel) receive(plain []byte) error {
 	t.mu.Lock()
+	t.heard = time.Now()
 	evs, err := t.h2.Receive(t.now(), plain, t.evs[:0])
 	for i := range evs {
 		// Before mu is released: every stream of h2's has an owner.
@@ -96,12 +98,25 @@ func (t *tunnel) receive(plain []byte) error {
 		}
 		t.handle(&evs[i])
 	}
-	clear(evs)
-	t.evs = evs[:0]
+	t.keep(evs)
 	t.mu.Lock()
 	t.changedLocked()
 	t.kick(false)
 	return err
+}
+
+// keptEvents is how many events' room a tunnel keeps: a peer that sends DATA by
+// the byte must not make us hold megabytes.
+const keptEvents = 256
+
+// keep saves the memory of evs for the next time, without what it refers to.
+func (t *tunnel) keep(evs []h2.Event) {
+	clear(evs)
+	t.evs = evs[:0]
+	if cap(evs) > keptEvents {
+		t.evs, t.segs = nil, nil
+	}
+	clear(t.segs)
 }
 
 // deliver hands the run of Data events at i to its stream, as one piece, and

@@ -23,7 +23,7 @@ type Stream struct {
 	header []hpack.HeaderField // of the response, until Attach
 	answer chan error          // client: the outcome of the CONNECT, capacity 1
 	gone   chan struct{}       // server: closed when an unanswered request is over
-	early  [][]byte            // what came before Attach, at most one window
+	early  []byte              // what came before Attach, at most one window
 	ends   []error             // likewise: calls of end that are due
 	muted  bool                // over: nothing is called back any more
 	pull   func([]byte) (int, error)
@@ -75,10 +75,10 @@ func (s *Stream) Attach(pull func(dst []byte) (int, error), push func(bufs [][]b
 	s.pull = pull
 	// Until s.push is set the reader goes on adding to early: the order holds.
 	for len(s.early) > 0 && !s.muted {
-		bufs := s.early
+		bytes := s.early
 		s.early = nil
 		t.mu.Unlock()
-		s.pushed(push, bufs)
+		s.pushed(push, [][]byte{bytes})
 		t.mu.Lock()
 	}
 	s.push, s.end, s.early = push, end, nil
@@ -115,7 +115,7 @@ func (s *Stream) deliver(segs [][]byte) {
 		return
 	case s.push == nil:
 		for _, b := range segs {
-			s.early = append(s.early, append([]byte(nil), b...))
+			s.early = append(s.early, b...)
 		}
 		s.t.mu.Unlock()
 		return

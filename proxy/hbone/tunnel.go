@@ -41,13 +41,14 @@ type tunnel struct {
 
 	mu      sync.Mutex
 	h2      *h2.Conn
-	err     error // why it ended; set once
-	writing bool  // the writer role is taken
-	bulk    bool  // the last write filled its buffer
-	closing bool  // in good order: no streams, GOAWAY and close_notify next
-	closed  bool  // close_notify is out
-	greeted bool  // the peer's SETTINGS came
-	pinged  time.Time
+	err     error       // why it ended; set once
+	writing bool        // the writer role is taken
+	bulk    bool        // the last write filled its buffer
+	closing bool        // in good order: no streams, GOAWAY and close_notify next
+	closed  bool        // close_notify is out
+	greeted bool        // the peer's SETTINGS came
+	pinged  time.Time   // when the unanswered PING was sent; zero: none is
+	heard   time.Time   // when anything came last
 	timer   *time.Timer // ping, or the first SETTINGS
 	drain   drainState
 

@@ -3,6 +3,7 @@ package hbone
 import (
 	"errors"
 	"io"
+	"runtime"
 	"time"
 
 	"github.com/warren-mesh/warren/proxy/hbone/h2"
@@ -28,7 +29,13 @@ func (t *tunnel) kick(inline bool) {
 		return
 	}
 	t.writing = true
+	alone := t.h2.Streams() < 2
 	t.mu.Unlock()
+	if inline && !alone {
+		// Let whoever else has become ready say so first: one record and one
+		// system call then carry several small messages.
+		runtime.Gosched()
+	}
 	if !inline || t.writeOnce() {
 		go t.writeAll()
 	}

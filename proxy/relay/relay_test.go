@@ -8,6 +8,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"runtime"
 	"sync"
 	"syscall"
 	"testing"
@@ -109,8 +110,9 @@ func TestHalfClose(t *testing.T) {
 		end(t, j.backend)
 		write(t, j.backend, "late answer")
 		read(t, j.app, "late answer")
-		if s, r := j.counters.Sent.Load(), j.counters.Received.Load(); s != 8 || r != 11 {
-			t.Errorf("counted %d and %d while open", s, r)
+		// Counted while open; the count follows the write, so it may lag a moment.
+		for j.counters.Sent.Load() != 8 || j.counters.Received.Load() != 11 {
+			runtime.Gosched()
 		}
 		_ = j.backend.CloseWrite()
 		end(t, j.app)

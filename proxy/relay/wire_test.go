@@ -38,7 +38,6 @@ type wire struct {
 	att   bool
 	ready bool
 	over  bool
-	sent  bool // our direction has ended
 	win   int
 	pull  func([]byte) (int, error)
 	push  func([][]byte) (int, error)
