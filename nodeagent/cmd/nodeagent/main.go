@@ -1,0 +1,31 @@
+// Command nodeagent takes the pods of one node into the mesh.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/warren-mesh/warren/nodeagent"
+)
+
+func main() { os.Exit(run()) }
+
+func run() int {
+	// The second signal ends the process the hard way.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop)
+	err := nodeagent.Command().ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	exit := &nodeagent.ExitError{Code: 1, Err: err}
+	errors.As(err, &exit)
+	if exit.Err != nil {
+		fmt.Fprintln(os.Stderr, "nodeagent:", exit.Err)
+	}
+	return exit.Code
+}

@@ -1,0 +1,142 @@
+package nodeagent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+const (
+	adminTimeout = 1500 * time.Millisecond
+	maxAdmin     = 32 << 20 // bytes of an answer
+)
+
+// errNoAdmin says that the proxy has no administration socket, as Istio's has
+// none. What only the proxy knows is then unknown.
+var errNoAdmin = errors.New("the proxy has no administration socket")
+
+// proxyAdmin reads the proxy's administration socket. It implements
+// enroll.Flows.
+type proxyAdmin struct {
+	path   string
+	client *http.Client
+}
+
+func newProxyAdmin(zdsSocket string) *proxyAdmin {
+	path := filepath.Join(filepath.Dir(zdsSocket), adminSocket)
+	return &proxyAdmin{path: path, client: &http.Client{
+		Timeout:   adminTimeout,
+		Transport: unixTransport(path),
+	}}
+}
+
+// unixTransport talks to one Unix socket, a connection a request: these are few,
+// and the other end may be another process each time.
+func unixTransport(path string) *http.Transport {
+	return &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", path)
+		},
+	}
+}
+
+// adminPod is an element of /debug/pods.
+type adminPod struct {
+	UID       string     `json:"uid"`
+	State     string     `json:"state"` // Up or Pending
+	Listeners []string   `json:"listeners"`
+	Identity  string     `json:"identity"`
+	CertState string     `json:"certState"`
+	Expires   *time.Time `json:"expires"`
+	Inbound   int        `json:"inbound"`
+	Outbound  int        `json:"outbound"`
+	Error     string     `json:"error"`
+}
+
+// adminLine is what the proxy knows of a line to something it depends on.
+type adminLine struct {
+	Address     string     `json:"address"`
+	State       string     `json:"state"`
+	Since       *time.Time `json:"since"`
+	LastError   string     `json:"lastError"`
+	LastSuccess *time.Time `json:"lastSuccess"`
+}
+
+// adminLines are the top keys of /debug/connections; the rest is left out.
+type adminLines struct {
+	XDS adminLine `json:"xds"`
+	CA  adminLine `json:"ca"`
+}
+
+func (p *proxyAdmin) pods(ctx context.Context) (map[string]adminPod, error) {
+	var list []adminPod
+	if err := p.get(ctx, "/debug/pods", &list); err != nil {
+		return nil, err
+	}
+	pods := make(map[string]adminPod, len(list))
+	for _, pod := range list {
+		pods[pod.UID] = pod
+	}
+	return pods, nil
+}
+
+func (p *proxyAdmin) lines(ctx context.Context) (l adminLines, err error) {
+	return l, p.get(ctx, "/debug/connections", &l)
+}
+
+// Flows counts the connections of one pod.
+func (p *proxyAdmin) Flows(ctx context.Context, uid string) (int, error) {
+	pods, err := p.pods(ctx)
+	if err != nil {
+		return 0, err
+	}
+	pod, ok := pods[uid]
+	if !ok {
+		return 0, fmt.Errorf("nodeagent: the proxy does not serve uid %s", uid)
+	}
+	return pod.Inbound + pod.Outbound, nil
+}
+
+func (p *proxyAdmin) get(ctx context.Context, path string, v any) error {
+	if _, err := os.Stat(p.path); errors.Is(err, fs.ErrNotExist) {
+		return errNoAdmin
+	}
+	return getJSON(ctx, p.client, "http://proxy"+path, maxAdmin, v)
+}
+
+// getJSON fetches a document of at most limit bytes.
+func getJSON(ctx context.Context, client *http.Client, url string, limit int64, v any) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s: %s", url, resp.Status)
+	}
+	b, err := io.ReadAll(io.LimitReader(resp.Body, limit+1))
+	if err != nil {
+		return fmt.Errorf("%s: %w", url, err)
+	}
+	if int64(len(b)) > limit {
+		return fmt.Errorf("%s: more than %d bytes", url, limit)
+	}
+	if err := json.Unmarshal(b, v); err != nil {
+		return fmt.Errorf("%s: %w", url, err)
+	}
+	return nil
+}

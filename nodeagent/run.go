@@ -1,0 +1,241 @@
+package nodeagent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/net/netutil"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/warren-mesh/warren/cni/event"
+	"github.com/warren-mesh/warren/cni/redirect"
+	"github.com/warren-mesh/warren/internal/netns"
+	"github.com/warren-mesh/warren/nodeagent/enroll"
+	"github.com/warren-mesh/warren/nodeagent/podwatch"
+	"github.com/warren-mesh/warren/nodeagent/zds"
+	"github.com/warren-mesh/warren/xds/translate"
+)
+
+const (
+	stopWithin  = 3 * time.Second // for HTTP requests under way at the end
+	maxRequests = 64              // at a time, of each HTTP server
+)
+
+// Run runs an agent until ctx ends; it returns nil then.
+func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
+	a, err := New(cfg, log)
+	if err != nil {
+		return err
+	}
+	return a.Run(ctx)
+}
+
+// Agent is one that has its sockets and has found its pods, and does not run
+// yet.
+type Agent struct {
+	cfg     Config
+	log     *slog.Logger
+	started time.Time
+
+	watch   *podwatch.Watcher
+	proxies *zds.Server
+	enroll  *enroll.Enroller
+	backend redirect.Backend
+	admin   *proxyAdmin
+	metrics *metrics
+
+	zdsListener *zds.Listener
+	cniListener *net.UnixListener
+	http        []httpServer
+	closers     []func() error // of what is open, in the order of opening
+}
+
+type httpServer struct {
+	listener net.Listener
+	handler  http.Handler
+}
+
+// New checks the config and the machine, opens the sockets and takes up what an
+// earlier agent left. Run closes what it opened.
+func New(cfg Config, log *slog.Logger) (_ *Agent, err error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	log.Info("configuration", "config", fmt.Sprintf("%+v", cfg))
+	if err := netns.SelfTest(); err != nil {
+		return nil, fmt.Errorf("nodeagent: %w", err)
+	}
+	a := &Agent{cfg: cfg, log: log, started: time.Now(), admin: newProxyAdmin(cfg.ZDSSocket)}
+	if a.backend, err = redirect.Detect(); err != nil {
+		return nil, fmt.Errorf("nodeagent: choose what programs the pods' rules: %w", err)
+	}
+	log.Info("chose what programs the pods' rules", "backend", a.backend.Name())
+	if err := errors.Join(os.MkdirAll(cfg.RunDir, 0o755), os.MkdirAll(cfg.StateDir, 0o755)); err != nil {
+		return nil, fmt.Errorf("nodeagent: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, a.close())
+		}
+	}()
+	// The first socket also tells whether another agent runs here.
+	if a.zdsListener, err = zds.Listen("unixpacket", cfg.ZDSSocket); err != nil {
+		return nil, err
+	}
+	a.closers = append(a.closers, a.zdsListener.Close)
+	if err := a.assemble(); err != nil {
+		return nil, err
+	}
+	// Before anybody can ask: a snapshot that lacks a pod ends its connections.
+	if err := a.enroll.Recover(context.Background()); err != nil {
+		return nil, err
+	}
+	return a, a.listen()
+}
+
+// assemble makes the parts and connects them.
+func (a *Agent) assemble() error {
+	selectors, err := translate.ParseSelectors(a.cfg.Selectors, a.cfg.ExcludeNamespaces...)
+	if err != nil {
+		return err
+	}
+	a.watch, err = podwatch.New(podwatch.Config{Dir: a.cfg.KubeDir, Log: a.log, View: enroll.ViewOptions{
+		Node: a.cfg.NodeName, OwnNamespace: a.cfg.OwnNamespace, ExcludeNamespaces: a.cfg.ExcludeNamespaces, Selectors: selectors,
+	}})
+	if err != nil {
+		return err
+	}
+	a.proxies = zds.NewServer(a.cfg.ZDSSocket, func() []zds.Workload { return a.enroll.Snapshot() }, a.log)
+	a.metrics = newMetrics(a.proxies, func() []enroll.Report { return a.enroll.Report() })
+	a.enroll, err = enroll.New(enroll.Config{
+		StateDir: a.cfg.StateDir, HostRoot: a.cfg.HostRoot, BootID: bootID(),
+		Redirect: event.Redirect{IPv6: a.cfg.IPv6, DNS: a.cfg.DNSCapture, ProbeIP4: redirect.ProbeIP4(), ProbeIP6: redirect.ProbeIP6()},
+		Backend:  a.backend, Named: redirect.Named,
+		Proxy: a.proxies, World: a.watch, Flows: a.admin, Observe: a.metrics.observe, Log: a.log,
+		Times: enroll.Times{Drain: a.cfg.DrainDeadline},
+	})
+	if err != nil {
+		return err
+	}
+	a.closers = append(a.closers, func() error { a.enroll.Close(); return nil })
+	return nil
+}
+
+// bootID tells one run of the kernel from the next; empty where it is hidden.
+func bootID() string {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}
+
+// listen opens the other sockets.
+func (a *Agent) listen() (err error) {
+	if a.cniListener, err = event.Listen(filepath.Join(a.cfg.RunDir, event.SocketName)); err != nil {
+		return err
+	}
+	a.closers = append(a.closers, ignoreClosed(a.cniListener.Close))
+	for _, s := range []struct {
+		name    string
+		handler http.Handler
+	}{
+		{pluginSocket, a.istioHandler()}, {statusSocket, a.statusHandler()},
+	} {
+		l, err := zds.Listen("unix", filepath.Join(a.cfg.RunDir, s.name))
+		if err != nil {
+			return err
+		}
+		a.serveHTTP(l, s.handler)
+	}
+	for _, s := range []struct {
+		address string
+		handler http.Handler
+	}{
+		{a.cfg.HealthListen, a.healthHandler()}, {a.cfg.MetricsListen, a.metrics.handler()},
+	} {
+		if s.address == "" {
+			continue
+		}
+		l, err := net.Listen("tcp", s.address)
+		if err != nil {
+			return fmt.Errorf("nodeagent: listen at %s: %w", s.address, err)
+		}
+		a.serveHTTP(l, s.handler)
+	}
+	return nil
+}
+
+func (a *Agent) serveHTTP(l net.Listener, h http.Handler) {
+	a.closers = append(a.closers, ignoreClosed(l.Close))
+	a.http = append(a.http, httpServer{netutil.LimitListener(l, maxRequests), h})
+}
+
+func ignoreClosed(closeIt func() error) func() error {
+	return func() error {
+		if err := closeIt(); !errors.Is(err, net.ErrClosed) {
+			return err
+		}
+		return nil
+	}
+}
+
+// close closes in the reverse order of opening. Pods stay as they are.
+func (a *Agent) close() error {
+	var errs []error
+	for i := len(a.closers) - 1; i >= 0; i-- {
+		errs = append(errs, a.closers[i]())
+	}
+	return errors.Join(errs...)
+}
+
+// Run serves until ctx ends or a part fails, and stops all parts then. Pods in
+// the mesh stay in it: the proxy goes on, and the next agent takes over.
+func (a *Agent) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return a.watch.Run(ctx) })
+	group.Go(func() error { return a.proxies.Serve(ctx, a.zdsListener) })
+	group.Go(func() error { return a.enroll.Run(ctx) })
+	group.Go(func() error { return event.Serve(ctx, a.cniListener, a.enroll, a.log) })
+	for _, s := range a.http {
+		group.Go(func() error { return serve(ctx, s, a.log) })
+	}
+	a.log.Info("the agent runs", "node", a.cfg.NodeName)
+	err := group.Wait()
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		err = nil
+	}
+	return errors.Join(err, a.close())
+}
+
+func serve(ctx context.Context, s httpServer, log *slog.Logger) error {
+	srv := &http.Server{
+		Handler: s.handler, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute,
+		MaxHeaderBytes: 16 << 10,
+	}
+	stopped := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(stopped)
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopWithin)
+		defer cancel()
+		if srv.Shutdown(grace) != nil {
+			srv.Close()
+		}
+	})
+	err := srv.Serve(s.listener)
+	if !errors.Is(err, http.ErrServerClosed) {
+		stop()
+		return fmt.Errorf("nodeagent: serve %s: %w", s.listener.Addr(), err)
+	}
+	<-stopped
+	return nil
+}
