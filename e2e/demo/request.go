@@ -168,6 +168,7 @@ func (s *story) cutLive(ctx context.Context) error {
 		return fmt.Errorf("the connection was not cut in 10 s")
 	}
 	took := time.Since(changed)
+	conn.Close() // the client's own end; its proxy then reports
 	lines, err := logs.Wait(ctx, st.from.IPs, st.to.IPs, st.wantLines())
 	if err != nil {
 		return err

@@ -132,6 +132,7 @@ func (m *Mesh) connectPodNetworks() error {
 }
 
 // writeTokens gives each node a secret of its own, known to the control plane.
+// No newline: ztunnel sends the file as it is.
 func (m *Mesh) writeTokens() error {
 	var all []byte
 	for _, n := range m.Nodes {
@@ -139,7 +140,7 @@ func (m *Mesh) writeTokens() error {
 		rand.Read(secret[:]) // never fails (crypto/rand)
 		token := hex.EncodeToString(secret[:])
 		all = fmt.Appendf(all, "%s %s\n", token, n.Name)
-		if err := os.WriteFile(n.tokenFile(), []byte(token+"\n"), 0o600); err != nil {
+		if err := os.WriteFile(n.tokenFile(), []byte(token), 0o600); err != nil {
 			return err
 		}
 	}
