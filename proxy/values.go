@@ -102,3 +102,15 @@ func (e *environ) threads() int {
 	}
 	return int(e.number(name, 0, 0, 1024))
 }
+
+func itoa(n int) string { return strconv.Itoa(n) }
+
+func cmpText(a, b string) int { return strings.Compare(a, b) }
+
+// orNone is an error's text for a log.
+func orNone(err error) string {
+	if err == nil {
+		return "none"
+	}
+	return err.Error()
+}

@@ -2,6 +2,7 @@ package workload
 
 import (
 	"cmp"
+	"iter"
 	"slices"
 	"strings"
 )
@@ -67,6 +68,17 @@ func (v *View) Local(name, namespace, serviceAccount, node string) *Workload {
 		}
 	}
 	return best
+}
+
+// LocalTo goes through the workloads of a node, in no order. It looks at all.
+func (v *View) LocalTo(node string) iter.Seq[*Workload] {
+	return func(yield func(*Workload) bool) {
+		for _, w := range v.byUID.all() {
+			if w.Node == node && !yield(w) {
+				return
+			}
+		}
+	}
 }
 
 // Service finds a service by its key.

@@ -1,0 +1,79 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/warren-mesh/warren/proxy/sockopt"
+	"github.com/warren-mesh/warren/proxy/track"
+)
+
+// Pauses after an accept that failed, for want of descriptors most likely.
+const (
+	acceptPauseMin = 5 * time.Millisecond
+	acceptPauseMax = time.Second
+)
+
+// accept hands each connection to handle, on a goroutine of its own, until the
+// listener is closed.
+func (p *pod) accept(l *net.TCPListener, handle func(*net.TCPConn)) {
+	var pause time.Duration
+	for {
+		c, err := l.AcceptTCP()
+		switch {
+		case err == nil:
+			pause = 0
+			p.work.Go(func() { handle(c) })
+		case errors.Is(err, net.ErrClosed):
+			return
+		default:
+			pause = min(max(2*pause, acceptPauseMin), acceptPauseMax)
+			p.log.Warn("accepting failed, trying again", "err", err, "pause", pause)
+			wait(p.soft, pause)
+		}
+	}
+}
+
+// wait waits d, or until ctx ends.
+func wait(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
+// addrOf is a socket's address, unmapped.
+func addrOf(a net.Addr) netip.AddrPort {
+	t, ok := a.(*net.TCPAddr)
+	if !ok {
+		return netip.AddrPort{}
+	}
+	ap := t.AddrPort()
+	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+}
+
+// opened counts an accepted socket; what it returns is called at its end.
+func (p *pod) opened(d track.Direction) func() {
+	n := &p.s.metrics.sockets[d]
+	n.Add(1)
+	return func() { n.Add(-1) }
+}
+
+// dialApp connects to the application on behalf of client, from the client's
+// own address where possible.
+func (p *pod) dialApp(ctx context.Context, client netip.Addr, target netip.AddrPort, transparent bool) (*net.TCPConn, error) {
+	if !transparent || client == target.Addr() || client.Is4() != target.Addr().Is4() {
+		client = netip.Addr{} // a pod that calls itself cannot answer itself elsewhere
+	}
+	c, err := p.sockets.Dial(ctx, client, target)
+	if err != nil && errors.Is(err, sockopt.ErrSource) && p.s.cfg.Sockets.Transparent != sockopt.On {
+		p.log.Warn("the client's address could not be kept", "src.addr", client, "dst.addr", target, "err", err)
+		c, err = p.sockets.Dial(ctx, netip.Addr{}, target)
+	}
+	return c, err
+}

@@ -1,0 +1,92 @@
+package proxy
+
+import (
+	"log/slog"
+	"net/netip"
+	"strconv"
+	"time"
+
+	"github.com/warren-mesh/warren/proxy/track"
+)
+
+// accessScope is the scope by which RUST_LOG=access=… filters these lines.
+const accessScope = "access"
+
+// accessLine is what the access log says of one connection. What is empty is
+// left out.
+type accessLine struct {
+	l              *labels
+	srcPod, dstPod string
+	src, dst       netip.AddrPort
+	hbone          string // the authority of the CONNECT
+	sent, received int64  // as the pod sees it
+	duration       time.Duration
+	ended          bool
+	err            error
+}
+
+// access writes the line of a connection: one when it ends, and at level debug
+// one when it opens.
+func (l *logs) access(a *accessLine) {
+	level, msg := slog.LevelInfo, "connection complete"
+	switch {
+	case !a.ended:
+		level, msg = slog.LevelDebug, "connection opened"
+	case a.err != nil:
+		level = slog.LevelError
+	}
+	if !l.enabled(accessScope, level) {
+		return
+	}
+	l.write(time.Now(), level, accessScope, msg, nil, a.attrs(make([]slog.Attr, 0, 18)))
+}
+
+// early writes the line of a connection that was refused before anything was
+// known of it.
+func (l *logs) early(d track.Direction, src, dst netip.AddrPort, err error) {
+	if !l.enabled(accessScope, slog.LevelWarn) {
+		return
+	}
+	l.write(time.Now(), slog.LevelWarn, accessScope, "connection failed", nil, []slog.Attr{
+		slog.Any("src.addr", src), slog.Any("dst.addr", dst), slog.String("direction", d.String()), slog.String("error", err.Error()),
+	})
+}
+
+// attrs are the keys of ztunnel's access log, in its order.
+func (a *accessLine) attrs(list []slog.Attr) []slog.Attr {
+	add := func(key, value string) {
+		if value != "" {
+			list = append(list, slog.String(key, value))
+		}
+	}
+	end := func(side, pod string, p *party) {
+		if pod == "" {
+			pod = p.canonicalService
+		}
+		add(side+".workload", pod)
+		add(side+".namespace", p.namespace)
+		if a.l.mtls {
+			add(side+".identity", p.principal)
+		}
+		add(side+".cluster", p.cluster)
+	}
+	list = append(list, slog.Any("src.addr", a.src))
+	end("src", a.srcPod, &a.l.src)
+	list = append(list, slog.Any("dst.addr", a.dst))
+	if ap, err := netip.ParseAddrPort(a.hbone); err == nil {
+		list = append(list, slog.Any("dst.hbone_addr", ap))
+	} else {
+		add("dst.hbone_addr", a.hbone) // a hostname, which came from outside: quoted
+	}
+	add("dst.service", a.l.service)
+	end("dst", a.dstPod, &a.l.dst)
+	add("direction", a.l.direction.String())
+	if a.ended {
+		list = append(list, slog.Int64("bytes_sent", a.sent), slog.Int64("bytes_recv", a.received),
+			slog.String("duration", strconv.FormatInt(a.duration.Milliseconds(), 10)+"ms"))
+	}
+	if a.err != nil {
+		add("error", a.err.Error())
+	}
+	return list
+}

@@ -1,0 +1,140 @@
+package admin
+
+import (
+	"github.com/warren-mesh/warren/proxy/track"
+	"github.com/warren-mesh/warren/xds/workload"
+)
+
+type dumpJSON struct {
+	Certificates   []certJSON                         `json:"certificates"`
+	Config         map[string]any                     `json:"config"`
+	Policies       []policyJSON                       `json:"policies"`
+	Services       []serviceJSON                      `json:"services"`
+	StagedServices map[string]map[string]endpointJSON `json:"stagedServices"`
+	StaticConfig   staticJSON                         `json:"staticConfig"`
+	Version        map[string]string                  `json:"version"`
+	WorkloadState  map[string]stateJSON               `json:"workloadState"`
+	Workloads      []workloadJSON                     `json:"workloads"`
+}
+
+type staticJSON struct {
+	Policies  []policyJSON   `json:"policies"`
+	Services  []serviceJSON  `json:"services"`
+	Workloads []workloadJSON `json:"workloads"`
+}
+
+type stateJSON struct {
+	Connections *connections `json:"connections,omitempty"`
+	Info        infoJSON     `json:"info"`
+	State       string       `json:"state"`
+}
+
+type infoJSON struct {
+	Name           string `json:"name"`
+	Namespace      string `json:"namespace"`
+	ServiceAccount string `json:"serviceAccount"`
+}
+
+type connections struct {
+	Inbound  []connection `json:"inbound"`
+	Outbound []connection `json:"outbound"`
+}
+
+type connection struct {
+	Dst      string  `json:"actualDst"`
+	Original *string `json:"originalDst"`
+	Protocol string  `json:"protocol"`
+	Src      string  `json:"src"`
+}
+
+func newConnections(facts []track.Facts) connections {
+	c := connections{Inbound: []connection{}, Outbound: []connection{}}
+	for _, f := range facts {
+		j := connection{Dst: f.Dst.String(), Protocol: f.Protocol, Src: f.Src.String()}
+		if f.Original != "" {
+			j.Original = &f.Original
+		}
+		if f.Direction == track.Outbound {
+			c.Outbound = append(c.Outbound, j)
+		} else {
+			c.Inbound = append(c.Inbound, j)
+		}
+	}
+	return c
+}
+
+// dump is the whole state; format "legacy" is the shape of Istio 1.18.
+func (s Source) dump(format string) any {
+	v := s.View()
+	if format == "legacy" {
+		return s.legacy(v)
+	}
+	d := dumpJSON{
+		Certificates: newCerts(s.Certs()), Config: s.Config(), Policies: []policyJSON{}, Services: []serviceJSON{},
+		StagedServices: staged(v), StaticConfig: static(s.Static()), Version: s.Version,
+		WorkloadState: make(map[string]stateJSON), Workloads: []workloadJSON{},
+	}
+	for _, w := range v.Workloads() {
+		d.Workloads = append(d.Workloads, newWorkload(w))
+	}
+	for _, svc := range v.Services() {
+		d.Services = append(d.Services, newService(svc, endpoints(v, svc)))
+	}
+	for _, p := range v.Policies() {
+		d.Policies = append(d.Policies, newPolicy(p))
+	}
+	facts := s.Connections()
+	for _, p := range s.Pods() {
+		st := stateJSON{Info: infoJSON{Name: p.Name, Namespace: p.Namespace, ServiceAccount: p.ServiceAccount}, State: p.State}
+		if p.State == "Up" {
+			c := newConnections(facts[p.UID])
+			st.Connections = &c
+		}
+		d.WorkloadState[p.UID] = st
+	}
+	return d
+}
+
+// endpoints are those that may be used: unhealthy ones only where the service
+// takes them.
+func endpoints(v *workload.View, s *workload.Service) map[string]endpointJSON {
+	out := make(map[string]endpointJSON)
+	for _, e := range v.Endpoints(s).All() {
+		if s.Usable(e.Workload.Status) {
+			out[e.Workload.UID] = newEndpoint(e.Workload, e.Ports)
+		}
+	}
+	return out
+}
+
+// staged are endpoints of services that are not known, by service.
+func staged(v *workload.View) map[string]map[string]endpointJSON {
+	out := make(map[string]map[string]endpointJSON)
+	for _, w := range v.Workloads() {
+		for key, ports := range w.Services {
+			if v.Service(key) != nil {
+				continue
+			}
+			name := key.String()
+			if out[name] == nil {
+				out[name] = make(map[string]endpointJSON)
+			}
+			out[name][w.UID] = newEndpoint(w, ports)
+		}
+	}
+	return out
+}
+
+func static(b workload.Batch) staticJSON {
+	j := staticJSON{Policies: []policyJSON{}, Services: []serviceJSON{}, Workloads: []workloadJSON{}}
+	for _, w := range b.Workloads {
+		j.Workloads = append(j.Workloads, newWorkload(w))
+	}
+	for _, s := range b.Services {
+		j.Services = append(j.Services, newService(s, map[string]endpointJSON{}))
+	}
+	for _, p := range b.Policies {
+		j.Policies = append(j.Policies, newPolicy(p))
+	}
+	return j
+}

@@ -1,0 +1,53 @@
+// Command proxy is the data plane of one node. It takes the arguments and the
+// environment of ztunnel, so that its image can stand in ztunnel's place.
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/warren-mesh/warren/proxy"
+)
+
+// version is set when it is built.
+var version = "dev"
+
+const usage = `usage: proxy [proxy [ztunnel] | version | help]
+
+proxy (the default) serves the mesh pods of this node. It is configured by
+environment variables; README.md lists them.
+`
+
+func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+
+func run(args []string, stdout, stderr io.Writer) int {
+	switch {
+	case len(args) == 0, args[0] == "proxy" && (len(args) == 1 || len(args) == 2 && args[1] == "ztunnel"):
+	case len(args) == 1 && args[0] == "version":
+		fmt.Fprintln(stdout, version)
+		return 0
+	case len(args) == 1 && args[0] == "help":
+		fmt.Fprint(stdout, usage)
+		return 0
+	default:
+		fmt.Fprintf(stderr, "proxy: unknown arguments %q\n%s", args, usage)
+		return 2
+	}
+	cfg, err := proxy.FromEnviron(os.Environ())
+	if err != nil {
+		fmt.Fprintln(stderr, "proxy: configuration:\n"+err.Error())
+		return 1
+	}
+	// The second signal ends the process the hard way.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop)
+	if err = proxy.Main(ctx, cfg, version, stdout); err != nil {
+		fmt.Fprintln(stderr, "proxy:", err)
+		return 1
+	}
+	return 0
+}

@@ -1,0 +1,154 @@
+package proxy
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/warren-mesh/warren/proxy/relay"
+	"github.com/warren-mesh/warren/proxy/track"
+)
+
+// connection is one proxied connection from the moment it is known whose it is
+// until its line in the access log is written.
+type connection struct {
+	p     *pod
+	ctx   context.Context // ends when the connection is cut
+	abort context.CancelCauseFunc
+	start time.Time
+	guard *track.Guard
+	// clientNear: the client is the near end of the relay, so that what it sends
+	// counts as sent.
+	clientNear bool
+
+	// Set before open, constant afterwards.
+	src, dst       netip.AddrPort
+	hbone          string
+	srcPod, dstPod string
+	series         *series
+
+	mu           sync.Mutex
+	flow         *relay.Flow
+	cut          error // why it was cut, once it was
+	ended        bool
+	sent, recved int64 // what settle has counted
+}
+
+// track registers a connection of the pod. It may be cut from then on; end must
+// be called.
+func (p *pod) track(f track.Facts) (*connection, error) {
+	c := &connection{p: p, start: time.Now(), src: f.Src, dst: f.Dst}
+	c.ctx, c.abort = context.WithCancelCause(p.hard)
+	g, err := p.s.tracked.Add(f, c, c.cutFor)
+	if err != nil {
+		c.abort(nil)
+		return nil, err
+	}
+	c.guard = g
+	return c, nil
+}
+
+// open counts the connection, under its labels.
+func (c *connection) open(l labels) {
+	s := c.p.s.metrics.of(l)
+	s.opened.Add(1)
+	c.mu.Lock()
+	c.series = s
+	c.mu.Unlock()
+	c.p.s.logs.access(c.line(nil, false))
+}
+
+// cutFor ends the connection for reason, whatever it is doing.
+func (c *connection) cutFor(reason error) {
+	c.mu.Lock()
+	if c.cut == nil {
+		c.cut = reason
+	}
+	flow := c.flow
+	c.mu.Unlock()
+	c.abort(reason)
+	if flow != nil {
+		flow.Cut(reason)
+	}
+}
+
+// cutReason is why the connection was cut, nil if it was not.
+func (c *connection) cutReason() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.cut
+}
+
+// relay moves the bytes between near and far, which it owns, and ends the
+// connection when that is over. It returns at once.
+func (c *connection) relay(near *net.TCPConn, far relay.Far, done func()) {
+	flow := relay.Start(near, far, (*relay.Counters)(&c.guard.Bytes), func(r relay.Result) {
+		c.end(r.Err)
+		done()
+	})
+	c.mu.Lock()
+	c.flow = flow
+	cut := c.cut
+	c.mu.Unlock()
+	if cut != nil { // before there was a flow to cut
+		flow.Cut(cut)
+	}
+}
+
+// end counts and logs the end of the connection; err is what it ended with, if
+// that was not in good order. Only the first call counts.
+func (c *connection) end(err error) {
+	c.mu.Lock()
+	if c.ended {
+		c.mu.Unlock()
+		return
+	}
+	c.ended = true
+	if c.cut != nil {
+		err = c.cut // the rest is only its consequence
+	}
+	c.flow = nil
+	c.mu.Unlock()
+	c.abort(nil)
+	c.settle()
+	c.guard.Release()
+	if c.series == nil {
+		return // it was never opened; who ends it logs that
+	}
+	c.series.closed[flagOf(err)].Add(1)
+	c.p.s.logs.access(c.line(err, true))
+}
+
+// settle adds what the connection carried since the last time to its series.
+func (c *connection) settle() {
+	c.mu.Lock()
+	if c.series == nil {
+		c.mu.Unlock()
+		return
+	}
+	sent, recved := c.guard.Bytes.Sent.Load(), c.guard.Bytes.Received.Load()
+	newSent, newRecved := sent-c.sent, recved-c.recved
+	c.sent, c.recved = sent, recved
+	c.mu.Unlock()
+	if !c.clientNear {
+		newSent, newRecved = newRecved, newSent
+	}
+	c.series.fromClient.Add(newSent)
+	c.series.fromServer.Add(newRecved)
+}
+
+func (c *connection) line(err error, ended bool) *accessLine {
+	l := &accessLine{
+		l: &c.series.labels, srcPod: c.srcPod, dstPod: c.dstPod, src: c.src, dst: c.dst, hbone: c.hbone, ended: ended, err: err,
+	}
+	if ended {
+		l.duration = time.Since(c.start)
+		l.sent, l.received = c.guard.Bytes.Sent.Load(), c.guard.Bytes.Received.Load()
+		if c.clientNear && c.series.labels.direction == track.Inbound {
+			l.sent, l.received = l.received, l.sent // the pod is the far end
+		}
+	}
+	return l
+}

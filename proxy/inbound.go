@@ -1,0 +1,250 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/warren-mesh/warren/ca/mtls"
+	"github.com/warren-mesh/warren/proxy/hbone"
+	"github.com/warren-mesh/warren/proxy/rbac"
+	"github.com/warren-mesh/warren/proxy/route"
+	"github.com/warren-mesh/warren/proxy/track"
+	"github.com/warren-mesh/warren/xds/workload"
+)
+
+// tunnel is one accepted HBONE connection.
+type tunnel struct {
+	p           *pod
+	src, dst    netip.AddrPort
+	transparent bool
+
+	drain  context.CancelFunc
+	seen   atomic.Bool // a request came, so the handshake was good
+	expiry sync.Once
+	timer  *time.Timer // runs until the peer's certificate ends; set by expiry
+}
+
+// inbound serves a tunnel until it ends. It owns conn.
+func (p *pod) inbound(conn *net.TCPConn, transparent bool) {
+	defer p.opened(track.Inbound)()
+	if p.tunnels.Add(1) > maxTunnels {
+		p.tunnels.Add(-1)
+		refuse(conn)
+		return
+	}
+	defer p.tunnels.Add(-1)
+	ctx, drain := context.WithCancel(p.soft)
+	defer drain()
+	t := &tunnel{p: p, src: addrOf(conn.RemoteAddr()), dst: addrOf(conn.LocalAddr()), transparent: transparent, drain: drain}
+	stop := context.AfterFunc(p.hard, func() { _ = conn.Close() })
+	defer stop()
+	err := hbone.Serve(ctx, conn, p.serverTLS, p.hboneConfig(), t)
+	t.expiry.Do(func() {}) // no timer is set from here on
+	if t.timer != nil {
+		t.timer.Stop()
+	}
+	if err == nil || p.hard.Err() != nil {
+		return
+	}
+	var tlsErr *hbone.TLSError
+	switch {
+	case errors.As(err, &tlsErr) && !t.seen.Load():
+		p.s.logs.early(track.Inbound, t.src, t.dst, &wordedError{word: "tls handshake error: ", err: err, cause: tlsErr.Err})
+	default:
+		p.log.Debug("tunnel ended", "src.addr", t.src, "dst.addr", t.dst, "err", err)
+	}
+}
+
+// Connect implements hbone.Handler.
+func (t *tunnel) Connect(in *hbone.Incoming) {
+	t.seen.Store(true)
+	t.expiry.Do(func() { t.timer = t.endWith(in) })
+	t.p.work.Go(func() { t.serve(in) })
+}
+
+// endWith has the tunnel drain when a certificate of its ends: the next one is
+// made with a new certificate.
+func (t *tunnel) endWith(in *hbone.Incoming) *time.Timer {
+	certs := in.TLS().PeerCertificates
+	if len(certs) == 0 {
+		return nil
+	}
+	return time.AfterFunc(time.Until(certs[0].NotAfter), t.drain)
+}
+
+// serve answers one CONNECT: where it goes, whether it may, connect, 200, relay.
+func (t *tunnel) serve(in *hbone.Incoming) {
+	r, refusal := t.resolve(in)
+	if refusal != nil {
+		t.p.s.logs.early(track.Inbound, t.src, t.dst, refusal.Err)
+		in.Reject(refusal.Status)
+		return
+	}
+	c := r.conn
+	stop := context.AfterFunc(c.ctx, func() { in.Reject(http.StatusServiceUnavailable) })
+	defer stop()
+	if err := t.p.authorize(c, r.self); err != nil {
+		in.Reject(http.StatusUnauthorized)
+		c.end(err)
+		return
+	}
+	app, err := t.p.dialInbound(c, in, r.target, t.transparent)
+	if err == nil && !stop() {
+		_ = app.Close() // cut, and answered, in this moment
+		err = context.Cause(c.ctx)
+	}
+	if err != nil {
+		in.Reject(http.StatusServiceUnavailable)
+		c.end(err)
+		return
+	}
+	var header [][2]string
+	if b := route.BaggageOf(r.self).String(); t.p.s.cfg.ResponseBaggage && b != "" {
+		header = [][2]string{{"baggage", b}}
+	}
+	t.p.work.Add(1)
+	c.relay(app, in.Accept(header), t.p.work.Done)
+}
+
+// resolved is a CONNECT whose target is known.
+type resolved struct {
+	conn   *connection
+	self   *workload.Workload
+	target netip.AddrPort
+}
+
+func (t *tunnel) resolve(in *hbone.Incoming) (resolved, *route.Refusal) {
+	unavailable := func(err error) (resolved, *route.Refusal) {
+		return resolved{}, &route.Refusal{Status: http.StatusServiceUnavailable, Err: err}
+	}
+	peer, err := mtls.Peer(in.TLS())
+	if err != nil { // the handshake would have failed
+		return resolved{}, &route.Refusal{Status: http.StatusUnauthorized, Err: err}
+	}
+	view, self, err := t.p.local(t.p.hard)
+	if err != nil {
+		return unavailable(err)
+	}
+	d, refusal := route.Inbound(view, self, t.dst, in.Authority)
+	if refusal != nil {
+		return resolved{}, refusal
+	}
+	if route.IllegalPort(d.Target.Port()) {
+		return unavailable(errRecursive)
+	}
+	host := route.ParseForwarded(in.Header("forwarded"))
+	c, err := t.p.track(track.Facts{
+		Pod: t.p.uid, Direction: track.Inbound, Src: t.src, Dst: d.Target, Peer: peer,
+		Protocol: route.HBONE.String(), Original: host,
+	})
+	if err != nil {
+		return unavailable(err)
+	}
+	c.dst, c.hbone, c.dstPod = t.dst, in.Authority, self.Name
+	l := labels{direction: track.Inbound, dst: partyOf(self), mtls: true}
+	l.src, c.srcPod = t.source(in, view)
+	l.src.principal, l.dst.principal = principal(peer), principal(self.Identity())
+	service := d.Service
+	if service == nil {
+		service = serviceOf(view, self, host, d.Target.Port())
+	}
+	l.withService(service)
+	c.open(l)
+	return resolved{conn: c, self: self, target: d.Target}, nil
+}
+
+// source describes the client for telemetry. A gateway of another network speaks
+// for clients whose addresses mean nothing here: then its baggage is believed,
+// else what is known of the address.
+func (t *tunnel) source(in *hbone.Incoming, view *workload.View) (party, string) {
+	network := t.p.s.cfg.Network
+	gateway := in.Header("x-forwarded-network")
+	if len(gateway) == 0 || strings.EqualFold(gateway[0], network) {
+		if w := view.WorkloadByAddr(workload.NetworkAddr{Network: network, Addr: t.src.Addr()}); w != nil {
+			return partyOf(w), w.Name
+		}
+	}
+	if !t.p.s.cfg.ResponseBaggage {
+		return party{}, ""
+	}
+	b := route.ParseBaggage(in.Header("baggage"))
+	return party{
+		workload: b.WorkloadName, canonicalService: b.Service, canonicalRevision: b.Version, namespace: b.Namespace,
+		app: b.Service, version: b.Version, cluster: b.Cluster, region: b.Region, zone: b.Zone,
+	}, ""
+}
+
+// serviceOf guesses for telemetry which service was addressed: the one that the
+// client says, if the pod belongs to it, else the first with that port.
+func serviceOf(v *workload.View, self *workload.Workload, host string, port uint16) *workload.Service {
+	var best *workload.Service
+	for key, own := range self.Services {
+		s := v.Service(key)
+		if s == nil {
+			continue
+		}
+		if host != "" && strings.EqualFold(s.Hostname, host) {
+			return s
+		}
+		if serves(s, own, port) && (best == nil || cmpText(s.ResourceName(), best.ResourceName()) < 0) {
+			best = s
+		}
+	}
+	return best
+}
+
+func serves(s *workload.Service, own workload.PortMap, target uint16) bool {
+	for _, p := range s.Ports {
+		t := p.Target
+		if o, ok := own.Target(p.Service); ok {
+			t = o
+		}
+		if t == target {
+			return true
+		}
+	}
+	return false
+}
+
+// authorize asks the policies of the present moment. The connection is tracked
+// already, so an update that comes after it cuts it.
+func (p *pod) authorize(c *connection, self *workload.Workload) error {
+	view := p.s.store.View()
+	if now := p.find(view); now != nil {
+		self = now
+	}
+	f := c.guard.Facts
+	v := rbac.Evaluate(view, self, rbac.Connection{Src: f.Src, Dst: f.Dst, Peer: f.Peer})
+	p.s.logVerdict(f, v)
+	if !v.Allowed {
+		return &policyError{v.Reason}
+	}
+	return nil
+}
+
+// dialInbound connects to the application; it gives up when the peer does.
+func (p *pod) dialInbound(c *connection, in *hbone.Incoming, target netip.AddrPort, transparent bool) (*net.TCPConn, error) {
+	ctx, cancel := context.WithCancel(c.ctx)
+	defer cancel()
+	if in != nil {
+		go func() {
+			select {
+			case <-in.Done():
+				cancel()
+			case <-ctx.Done():
+			}
+		}()
+	}
+	app, err := p.dialApp(ctx, c.src.Addr(), target, transparent)
+	if err != nil {
+		return nil, &connectError{err}
+	}
+	return app, nil
+}

@@ -1,0 +1,180 @@
+package proxy
+
+import (
+	"net/http"
+	"sync"
+	"sync/atomic"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/warren-mesh/warren/proxy/track"
+)
+
+// maxSeries bounds how many different sets of labels are kept; connections
+// beyond are counted together, under labels that are all unknown.
+const maxSeries = 100_000
+
+// series counts the connections of one set of labels.
+type series struct {
+	labels                 labels
+	opened                 atomic.Int64
+	closed                 [flagCount]atomic.Int64
+	fromClient, fromServer atomic.Int64 // bytes; see metrics.collectBytes
+}
+
+// metrics are the proxy's own. Bytes of live connections are read when somebody
+// asks, so that carrying them costs nothing.
+type metrics struct {
+	registry *prometheus.Registry
+	tracked  *track.Registry
+	sockets  [2]atomic.Int64 // accepted and open, by direction
+
+	started, stopped prometheus.Counter
+	active, pending  prometheus.Gauge
+
+	certs, certFailures prometheus.Counter
+
+	mu     sync.Mutex
+	series map[labels]*series
+	rest   map[track.Direction]*series
+}
+
+func newMetrics(tracked *track.Registry, lost func() int, version string) *metrics {
+	m := &metrics{
+		registry: prometheus.NewRegistry(), tracked: tracked, series: make(map[labels]*series),
+		rest:    make(map[track.Direction]*series),
+		started: counter("workload_manager_proxies_started_total", "Pods that were served (unstable)."),
+		stopped: counter("workload_manager_proxies_stopped_total", "Pods that are not served any more (unstable)."),
+		active:  gauge("workload_manager_active_proxy_count", "Pods served now (unstable)."),
+		pending: gauge("workload_manager_pending_proxy_count", "Pods whose listeners could not be opened yet (unstable)."),
+
+		certs:        counter("warren_svid_issued_total", "Certificates that the CA issued (unstable)."),
+		certFailures: counter("warren_svid_failures_total", "Certificate requests that failed (unstable)."),
+	}
+	for _, d := range []track.Direction{track.Inbound, track.Outbound} {
+		m.rest[d] = &series{labels: labels{direction: d}}
+	}
+	build := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "istio_build", Help: "The component's version.",
+		ConstLabels: prometheus.Labels{"component": "ztunnel", "tag": version},
+	})
+	build.Set(1)
+	dropped := prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "warren_log_lines_dropped_total", Help: "Log lines that were dropped because the log was not read fast enough (unstable).",
+	}, func() float64 { return float64(lost()) })
+	m.registry.MustRegister(build, dropped, m.started, m.stopped, m.active, m.pending, m.certs, m.certFailures, connectionCollector{m},
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), collectors.NewGoCollector())
+	return m
+}
+
+func counter(name, help string) prometheus.Counter {
+	return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
+}
+
+func gauge(name, help string) prometheus.Gauge {
+	return prometheus.NewGauge(prometheus.GaugeOpts{Name: name, Help: help})
+}
+
+// of returns the series of these labels.
+func (m *metrics) of(l labels) *series {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := m.series[l]
+	if s == nil {
+		if len(m.series) >= maxSeries {
+			return m.rest[l.direction]
+		}
+		s = &series{labels: l}
+		m.series[l] = s
+	}
+	return s
+}
+
+// all returns every series that has counted anything.
+func (m *metrics) all() []*series {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	out := make([]*series, 0, len(m.series)+len(m.rest))
+	for _, s := range m.series {
+		out = append(out, s)
+	}
+	for _, s := range m.rest {
+		if s.opened.Load() > 0 {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// handler answers in OpenMetrics' text or the older one, compressed when asked.
+func (m *metrics) handler() http.Handler {
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{EnableOpenMetrics: true, MaxRequestsInFlight: 4})
+}
+
+// family is one metric of connections, with and without the labels of places.
+type family struct {
+	plain, located *prometheus.Desc
+}
+
+func newFamily(name, help string) family {
+	full := append(append([]string(nil), labelNames...), localityNames...)
+	return family{
+		plain:   prometheus.NewDesc(name, help, labelNames, nil),
+		located: prometheus.NewDesc(name, help, full, nil),
+	}
+}
+
+func (f family) metric(s *series, flag flag, v int64) prometheus.Metric {
+	desc := f.plain
+	if s.labels.located() {
+		desc = f.located
+	}
+	return prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(v), s.labels.values(flag)...)
+}
+
+// connectionCollector makes metrics of the series. It describes nothing: the
+// labels of one name differ.
+type connectionCollector struct{ m *metrics }
+
+func (connectionCollector) Describe(chan<- *prometheus.Desc) {}
+
+func (c connectionCollector) Collect(ch chan<- prometheus.Metric) {
+	var (
+		opened   = newFamily("istio_tcp_connections_opened_total", "Connections opened.")
+		closed   = newFamily("istio_tcp_connections_closed_total", "Connections closed.")
+		failed   = newFamily("istio_tcp_connections_failed_total", "Connections that ended with an error (unstable).")
+		received = newFamily("istio_tcp_received_bytes_total", "Bytes from client to server.")
+		sent     = newFamily("istio_tcp_sent_bytes_total", "Bytes from server to client.")
+		open     = prometheus.NewDesc("istio_tcp_sockets_open", "Accepted sockets that are open (unstable).", []string{"reporter"}, nil)
+	)
+	c.m.collectBytes()
+	for _, s := range c.m.all() {
+		ch <- opened.metric(s, flagNone, s.opened.Load())
+		ch <- received.metric(s, flagNone, s.fromClient.Load())
+		ch <- sent.metric(s, flagNone, s.fromServer.Load())
+		for f := range flagCount {
+			n := s.closed[f].Load()
+			if n == 0 {
+				continue
+			}
+			ch <- closed.metric(s, f, n)
+			if f != flagNone {
+				ch <- failed.metric(s, f, n)
+			}
+		}
+	}
+	for d, reporter := range map[track.Direction]string{track.Inbound: "destination", track.Outbound: "source"} {
+		ch <- prometheus.MustNewConstMetric(open, prometheus.GaugeValue, float64(c.m.sockets[d].Load()), reporter)
+	}
+}
+
+// collectBytes adds what live connections have carried since the last time.
+func (m *metrics) collectBytes() {
+	m.tracked.Each(func(g *track.Guard) {
+		if c, ok := g.Owner.(*connection); ok {
+			c.settle()
+		}
+	})
+}

@@ -1,0 +1,142 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/warren-mesh/warren/proxy/hbone"
+	"github.com/warren-mesh/warren/proxy/relay"
+	"github.com/warren-mesh/warren/proxy/route"
+	"github.com/warren-mesh/warren/proxy/sockopt"
+	"github.com/warren-mesh/warren/proxy/track"
+	"github.com/warren-mesh/warren/xds/workload"
+)
+
+// outbound carries a connection that the pod made. It owns app and returns when
+// the relay runs or all is over.
+func (p *pod) outbound(app *net.TCPConn) {
+	done := p.opened(track.Outbound)
+	src := addrOf(app.RemoteAddr())
+	dst, err := sockopt.OriginalDst(app)
+	var c *connection
+	var d route.Decision
+	var self *workload.Workload
+	if err == nil {
+		c, d, self, err = p.decideOutbound(app, src, dst)
+	}
+	if err != nil {
+		p.s.logs.early(track.Outbound, src, dst, err)
+		refuse(app)
+		done()
+		return
+	}
+	far, err := c.dialOut(d, self)
+	if err != nil {
+		c.end(err)
+		refuse(app)
+		done()
+		return
+	}
+	p.work.Add(1)
+	c.relay(app, far, func() { done(); p.work.Done() })
+}
+
+// refuse closes an application's connection so that it sees an error and not
+// the end of an answer.
+func refuse(app *net.TCPConn) {
+	_ = app.SetLinger(0) // fails on what is closed already
+	_ = app.Close()
+}
+
+// decideOutbound says where the connection goes, and counts it as opened.
+func (p *pod) decideOutbound(app *net.TCPConn, src, dst netip.AddrPort) (*connection, route.Decision, *workload.Workload, error) {
+	var none route.Decision
+	if route.Recursive(dst) || dst == addrOf(app.LocalAddr()) && dst.Port() == OutboundPort {
+		return nil, none, nil, errRecursive // nobody redirected this: it was made to our port
+	}
+	view, self, err := p.local(p.hard)
+	if err != nil {
+		return nil, none, nil, err
+	}
+	d, err := route.Outbound(view, self, route.Options{Network: p.s.cfg.Network}, src, dst)
+	if err != nil {
+		return nil, none, nil, err
+	}
+	switch {
+	case d.Protocol == route.DoubleHBONE:
+		return nil, none, nil, fmt.Errorf("%s is in another network: %w", dst, route.ErrUnsupported)
+	case d.Hostname != "":
+		return nil, none, nil, fmt.Errorf("workload with hostname %s instead of an address: %w", d.Hostname, route.ErrUnsupported)
+	}
+	c, err := p.track(track.Facts{
+		Pod: p.uid, Direction: track.Outbound, Src: src, Dst: d.Dial, Protocol: d.Protocol.String(), Original: dst.String(),
+	})
+	if err != nil {
+		return nil, none, nil, err
+	}
+	c.clientNear = true
+	c.srcPod, c.hbone = self.Name, d.Authority
+	if d.Destination != nil {
+		c.dstPod = d.Destination.Name
+	}
+	c.open(outboundLabels(self, d))
+	return c, d, self, nil
+}
+
+func outboundLabels(self *workload.Workload, d route.Decision) labels {
+	l := labels{direction: track.Outbound, src: partyOf(self), dst: partyOf(d.Destination), mtls: d.Protocol != route.TCP}
+	if l.mtls {
+		l.src.principal = principal(self.Identity())
+	}
+	if d.Destination != nil {
+		l.dst.principal = principal(d.Destination.Identity())
+	}
+	l.withService(d.Service)
+	return l
+}
+
+// dialOut carries a decision out.
+func (c *connection) dialOut(d route.Decision, self *workload.Workload) (relay.Far, error) {
+	if d.Protocol == route.TCP {
+		far, err := c.p.sockets.Dial(c.ctx, netip.Addr{}, d.Dial)
+		if err != nil {
+			return nil, &upstreamError{err}
+		}
+		return relay.TCP(far), nil
+	}
+	if _, err := c.p.hold(self); err != nil { // a warm tunnel would do without
+		return nil, err
+	}
+	key := hbone.Key{Src: self.Identity(), Expected: joinIDs(d.Expected), Dst: d.Dial, SrcIP: c.src.Addr()}
+	far, err := c.p.pool.Open(c.ctx, key, hbone.Request{Authority: d.Authority, Header: connectHeader(c.src, self, d)})
+	if err != nil {
+		return nil, c.openError(d, err)
+	}
+	return far, nil
+}
+
+func (c *connection) openError(d route.Decision, err error) error {
+	if errors.Is(err, hbone.ErrClosed) {
+		if context.Cause(c.p.hard) != nil {
+			return errDrain
+		}
+		return errors.New("pool draining")
+	}
+	return tunnelError(d.Dial, err)
+}
+
+// connectHeader is what the peer is told about who calls whom.
+func connectHeader(client netip.AddrPort, self *workload.Workload, d route.Decision) [][2]string {
+	host := ""
+	if d.ServiceAddressed && d.Service != nil {
+		host = d.Service.Hostname
+	}
+	return [][2]string{
+		{"baggage", route.BaggageOf(self).String()},
+		{"forwarded", route.Forwarded(client, host)},
+		{"traceparent", newTrace().String()},
+	}
+}

@@ -1,0 +1,147 @@
+package proxy
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/warren-mesh/warren/proxy/rbac"
+	"github.com/warren-mesh/warren/proxy/track"
+	"github.com/warren-mesh/warren/xds/workload"
+)
+
+// prefetchEvery spaces the searches for new local workloads, which look at all.
+const prefetchEvery = time.Second
+
+// watch follows the world until ctx ends: after each change it judges live
+// connections anew and sees to certificates.
+func (s *Server) watch(ctx context.Context) {
+	var judged = make(map[*pod]guarded)
+	var searched time.Time
+	for {
+		v := s.store.View()
+		s.recheck(v, judged)
+		pause := time.Until(searched.Add(prefetchEvery))
+		if pause <= 0 {
+			s.prefetch(v)
+			searched, pause = time.Now(), time.Hour
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case <-v.Superseded():
+		case <-timer.C:
+		case <-s.podsChanged: // a new pod wants its certificate
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		}
+		timer.Stop()
+	}
+}
+
+// guarded is what a pod's connections were judged by.
+type guarded struct {
+	self *workload.Workload
+	set  workload.PolicySet
+}
+
+func (g guarded) equal(o guarded) bool {
+	return g.self == o.self && slices.Equal(g.set.Global, o.set.Global) && slices.Equal(g.set.Namespace, o.set.Namespace) &&
+		slices.Equal(g.set.Selected, o.set.Selected) && slices.Equal(g.set.Missing, o.set.Missing)
+}
+
+// recheck cuts the connections that v does not allow any more. Pods for which
+// nothing has changed are passed over.
+func (s *Server) recheck(v *workload.View, judged map[*pod]guarded) {
+	changed := make(map[string]guarded)
+	pods := s.pods.list()
+	for _, p := range pods {
+		self := p.current(v)
+		if self == nil {
+			continue
+		}
+		_, _ = p.hold(self) // an identity that is none is reported by those that need it
+		now := guarded{self: self, set: v.PoliciesFor(self)}
+		if !now.equal(judged[p]) {
+			changed[p.uid] = now
+			judged[p] = now
+		}
+	}
+	for p := range judged {
+		if !slices.Contains(pods, p) {
+			delete(judged, p)
+		}
+	}
+	if len(changed) == 0 {
+		return
+	}
+	s.tracked.Recheck(track.Inbound, func(f track.Facts) error {
+		g, ok := changed[f.Pod]
+		if !ok {
+			return nil
+		}
+		verdict := rbac.Evaluate(v, g.self, rbac.Connection{Src: f.Src, Dst: f.Dst, Peer: f.Peer})
+		if verdict.Allowed {
+			return nil
+		}
+		s.rbacLog.Info("connection closed because it's no longer allowed after a policy update", "conn", connText(f), "uid", f.Pod, "policy", verdict.Policy)
+		return errPolicyChange
+	})
+}
+
+// prefetch asks for the certificates of the workloads of this node before
+// anybody needs them, and lets go of those that have left.
+func (s *Server) prefetch(v *workload.View) {
+	if s.cfg.NodeName == "" {
+		return
+	}
+	here := make(map[string]bool)
+	for w := range v.LocalTo(s.cfg.NodeName) {
+		if w.Protocol != workload.HBONE && !w.NativeTunnel {
+			continue
+		}
+		id := w.Identity()
+		if id.IsZero() {
+			continue
+		}
+		holder := "xds:" + w.UID + "=" + id.String()
+		here[holder] = true
+		if !s.fetched[holder] {
+			s.certs.Prefetch(id, holder)
+		}
+	}
+	for holder := range s.fetched {
+		if !here[holder] {
+			s.certs.Forget(holder)
+		}
+	}
+	s.fetched = here
+}
+
+// connText is a connection in one word: who from where to where.
+func connText(f track.Facts) string {
+	id := ""
+	if !f.Peer.IsZero() {
+		id = "(" + f.Peer.String() + ")"
+	}
+	return f.Src.String() + id + "->" + f.Dst.String()
+}
+
+// logVerdict says how policies decided.
+func (s *Server) logVerdict(f track.Facts, v rbac.Verdict) {
+	level := slog.LevelDebug
+	if s.cfg.PolicyInfoLog {
+		level = slog.LevelInfo
+	}
+	if !v.Allowed {
+		s.rbacLog.Info("RBAC rejected", "conn", connText(f), "policy", v.Policy, "reason", v.Reason)
+	}
+	if !s.rbacLog.Enabled(context.Background(), level) {
+		return
+	}
+	for _, d := range v.DryRun {
+		s.rbacLog.Log(context.Background(), level, d.Message, "conn", connText(f), "policy", d.Policy)
+	}
+	s.rbacLog.Log(context.Background(), level, v.Message, "conn", connText(f), "policy", v.Policy)
+}

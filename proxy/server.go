@@ -1,0 +1,276 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"path/filepath"
+	"runtime"
+	"sync"
+
+	"github.com/warren-mesh/warren/ca/svid"
+	"github.com/warren-mesh/warren/internal/netns"
+	"github.com/warren-mesh/warren/nodeagent/zds"
+	"github.com/warren-mesh/warren/proxy/admin"
+	"github.com/warren-mesh/warren/proxy/hbone"
+	"github.com/warren-mesh/warren/proxy/track"
+	"github.com/warren-mesh/warren/xds/client"
+	"github.com/warren-mesh/warren/xds/workload"
+)
+
+// What readiness waits for, in ztunnel's words.
+const (
+	taskState = "state manager"
+	taskProxy = "proxy"
+	taskPods  = "workload proxy manager"
+)
+
+// windowBudget caps the sum of what the windows of all tunnels may grow by.
+const windowBudget = 1 << 30
+
+// AdminSocket is the name of the administration socket, beside the node agent's.
+const AdminSocket = "admin.sock"
+
+// Options are what a Server is given besides its configuration. The zero value
+// is a program's.
+type Options struct {
+	Out     io.Writer // where logs go; required
+	Version string
+	Signer  svid.Signer // where certificates come from; nil: what Config says
+}
+
+// Server is the proxy of one node.
+type Server struct {
+	cfg     Config
+	version string
+	logs    *logs
+	log     *slog.Logger
+	rbacLog *slog.Logger
+	store   *workload.Store
+	static  workload.Batch
+	xds     *client.Client // nil: off
+	ca      io.Closer      // the signer, if it is ours
+	certs   *svid.Manager
+	tracked *track.Registry
+	metrics *metrics
+	budget  *hbone.Budget
+	ready   *admin.Readiness
+	pods    *pods
+	lines   lines
+	asked   chan struct{} // closed when somebody asks for the end
+	once    sync.Once     // closes asked
+
+	podsChanged chan struct{}
+	fetched     map[string]bool // holders of prefetched certificates; watch's own
+}
+
+// New makes a server. Run or Close must follow.
+func New(cfg Config, o Options) (s *Server, err error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	l, err := newLogs(cfg.Log, o.Out)
+	if err != nil {
+		return nil, err
+	}
+	s = &Server{
+		cfg: cfg, version: o.Version, logs: l, log: l.scope("proxy"), rbacLog: l.scope("rbac"), store: workload.NewStore(),
+		tracked: track.New(maxConnections, maxPodConnections), budget: hbone.NewBudget(windowBudget),
+		ready: admin.NewReadiness(taskState, taskProxy, taskPods), asked: make(chan struct{}),
+		podsChanged: make(chan struct{}, 1), fetched: make(map[string]bool),
+	}
+	defer func() {
+		if err != nil {
+			s.Close()
+			s = nil
+		}
+	}()
+	s.metrics = newMetrics(s.tracked, l.sink.Lost, s.tag())
+	s.pods = newPods(s)
+	s.lines.zds.address(cfg.ZDSPath)
+	if err := s.newState(); err != nil {
+		return s, err
+	}
+	return s, s.newCerts(o.Signer)
+}
+
+// Close releases what New took. It is for a server that is not run.
+func (s *Server) Close() {
+	if s.ca != nil {
+		_ = s.ca.Close()
+	}
+	s.logs.sink.Close()
+}
+
+// Handler is what the node agent speaks to.
+func (s *Server) Handler() zds.Handler { return s.pods }
+
+// Quit begins the end of Run, as the end of its context does.
+func (s *Server) Quit() { s.once.Do(func() { close(s.asked) }) }
+
+// crew are goroutines that Run started. The first error of one ends Run.
+type crew struct {
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	wg     sync.WaitGroup
+}
+
+func newCrew(ctx context.Context) *crew {
+	c := &crew{}
+	c.ctx, c.cancel = context.WithCancelCause(ctx)
+	return c
+}
+
+func (c *crew) start(f func(context.Context) error) {
+	c.wg.Go(func() {
+		if err := f(c.ctx); err != nil && c.ctx.Err() == nil {
+			c.cancel(err)
+		}
+	})
+}
+
+func (c *crew) stop() {
+	c.cancel(nil)
+	c.wg.Wait()
+}
+
+// Run serves until ctx ends or Quit is called, drains, and returns. It returns
+// an error when it could not start or something broke that it cannot do without.
+func (s *Server) Run(ctx context.Context) error {
+	defer s.Close()
+	if err := netns.SelfTest(); err != nil {
+		return fmt.Errorf("proxy: %w", err)
+	}
+	if s.cfg.Threads > 0 {
+		runtime.GOMAXPROCS(s.cfg.Threads)
+	}
+	s.log.Info("version", "version", s.version, "go", runtime.Version())
+	s.log.Info("configuration", "config", configText(s.cfg))
+	front, err := s.listenAll()
+	if err != nil {
+		return err
+	}
+	// back goes on while connections drain: their policies still change.
+	back := newCrew(context.WithoutCancel(ctx))
+	defer back.stop()
+	s.runBack(back)
+	ends := newCrew(ctx)
+	s.runFront(ends, front)
+	s.ready.Set(taskProxy, true)
+	select {
+	case <-ends.ctx.Done():
+		err = context.Cause(ends.ctx)
+	case <-back.ctx.Done():
+		err = context.Cause(back.ctx)
+	case <-s.asked:
+	}
+	if ctx.Err() != nil {
+		err = nil
+	}
+	s.log.Info("shutting down", "deadline", s.cfg.DrainDeadline, "connections", s.tracked.Len(), "err", orNone(err))
+	ends.stop()
+	deadline, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.DrainDeadline)
+	defer cancel()
+	s.pods.drain(deadline)
+	s.log.Info("shut down")
+	return err
+}
+
+// runBack starts what lives until the last connection has ended.
+func (s *Server) runBack(c *crew) {
+	c.start(s.certs.Run)
+	if s.xds != nil {
+		c.start(s.xds.Run)
+	}
+	c.start(func(ctx context.Context) error { s.watch(ctx); return nil })
+}
+
+// runFront starts what ends when the proxy is told to end.
+func (s *Server) runFront(c *crew, listeners []served) {
+	for _, l := range listeners {
+		c.start(func(ctx context.Context) error { return admin.Serve(ctx, l.listener, l.handler, s.log) })
+	}
+	c.start(func(ctx context.Context) error { s.pods.retry(ctx); return nil })
+	c.start(func(ctx context.Context) error {
+		if !s.synced(ctx) {
+			return nil
+		}
+		s.ready.Set(taskState, true)
+		agent := &zds.Client{Path: s.cfg.ZDSPath, Handler: s.pods, Log: s.pods.log, OnState: s.pods.state}
+		return agent.Run(ctx)
+	})
+}
+
+// synced waits for the world to be known: to a proxy that does not know who is
+// in the mesh everybody would be outside of it, and get plaintext.
+func (s *Server) synced(ctx context.Context) bool {
+	if s.xds == nil {
+		return true
+	}
+	select {
+	case <-s.xds.Synced():
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// served is a listener and who answers on it.
+type served struct {
+	listener net.Listener
+	handler  http.Handler
+}
+
+// listenAll opens the listeners of the proxy's own namespace.
+func (s *Server) listenAll() (all []served, err error) {
+	defer func() {
+		if err != nil {
+			for _, l := range all {
+				err = errors.Join(err, l.listener.Close())
+			}
+		}
+	}()
+	administration := admin.Handler(s.source())
+	open := func(addr string, h http.Handler) error {
+		l, err := net.Listen("tcp", addr)
+		if err != nil {
+			return fmt.Errorf("proxy: %w", err)
+		}
+		all = append(all, served{l, h})
+		return nil
+	}
+	if err := open(s.cfg.Admin.String(), administration); err != nil {
+		return all, err
+	}
+	if s.cfg.IPv6 && s.cfg.Admin.Addr().IsLoopback() {
+		if err := open(fmt.Sprintf("[::1]:%d", s.cfg.Admin.Port()), administration); err != nil {
+			s.log.Info("no administration port on IPv6", "err", err)
+		}
+	}
+	if err := open(s.cfg.Stats.String(), admin.MetricsHandler(s.metrics.handler())); err != nil {
+		return all, err
+	}
+	if err := open(s.cfg.Ready.String(), admin.ReadyHandler(s.ready)); err != nil {
+		return all, err
+	}
+	path := filepath.Join(filepath.Dir(s.cfg.ZDSPath), AdminSocket)
+	unix, err := admin.ListenUnix(path)
+	if err != nil { // the agent's folder may come later, and nothing but its status needs this
+		s.log.Warn("no administration socket: the node agent cannot show what this proxy does", "path", path, "err", err)
+		return all, nil
+	}
+	return append(all, served{unix, administration}), nil
+}
+
+// Main makes a server and runs it.
+func Main(ctx context.Context, cfg Config, version string, out io.Writer) error {
+	s, err := New(cfg, Options{Out: out, Version: version})
+	if err != nil {
+		return err
+	}
+	return s.Run(ctx)
+}
