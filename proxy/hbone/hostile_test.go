@@ -241,6 +241,26 @@ func TestAPeerThatStopsReading(t *testing.T) {
 	}
 }
 
+// TestABusyPeerIsAlive: as long as anything comes, no PONG is missed.
+func TestABusyPeerIsAlive(t *testing.T) {
+	p := newPKI(t)
+	o := serveOne(t, p, impatient, nil)
+	f := o.framed(t, p)
+	for start := time.Now(); time.Since(start) < 3*impatient.PingTimeout; {
+		if err := f.fr.WriteWindowUpdate(0, 1); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case err := <-o.served:
+			t.Fatalf("dropped: %v", err)
+		case <-time.After(impatient.PingTimeout / 10):
+		}
+	}
+	if err := o.wait(t); !errors.Is(err, hbone.ErrTimeout) {
+		t.Errorf("then silent: %v", err)
+	}
+}
+
 // TestRequestsTakenBack: a dial for a request that is gone can stop.
 func TestRequestsTakenBack(t *testing.T) {
 	p := newPKI(t)

@@ -277,6 +277,41 @@ func TestPoolReleasesIdleTunnels(t *testing.T) {
 	}
 }
 
+// TestPoolRetiresTunnels: when the time of a tunnel is over its streams go on, and
+// new ones get a new tunnel.
+func TestPoolRetiresTunnels(t *testing.T) {
+	r := newRig(t, "", func(r *rig) { r.answer = acceptAll })
+	var asked atomic.Int64
+	p := newCountingPool(t, r, hbone.Config{Until: func(k hbone.Key, cs tls.ConnectionState) time.Time {
+		if k != r.key() || len(cs.PeerCertificates) != 1 {
+			t.Error("asked about another tunnel")
+		}
+		if asked.Add(1) > 1 {
+			return time.Time{}
+		}
+		return time.Now().Add(100 * time.Millisecond)
+	}})
+	s, err := p.Open(context.Background(), r.key(), request())
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop := discard(s)
+	var stops []func()
+	waitUntil(t, "a second tunnel", func() bool {
+		s, err := p.Open(context.Background(), r.key(), request())
+		if err != nil {
+			t.Fatal(err)
+		}
+		stops = append(stops, discard(s))
+		return p.Stats().Tunnels == 2
+	})
+	for _, stop := range stops[:len(stops)-1] {
+		stop()
+	}
+	stop()
+	waitUntil(t, "the first tunnel ends", func() bool { return p.Stats() == hbone.Stats{Keys: 1, Tunnels: 1, Streams: 1} })
+}
+
 // TestPoolRetries: a stream that the peer did nothing with goes to a fresh
 // tunnel, as does one whose tunnel had been lying there dead; once.
 func TestPoolRetries(t *testing.T) {

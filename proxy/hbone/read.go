@@ -10,8 +10,13 @@ import (
 	"golang.org/x/net/http2"
 )
 
-// idleRead is the read buffer of a tunnel that carries little.
-const idleRead = 4 << 10
+// idleRead is the read buffer of a tunnel that carries little; idleAfter is how
+// long a larger one is kept without need. The PONG that comes every few seconds
+// is what makes an idle tunnel shrink.
+const (
+	idleRead  = 4 << 10
+	idleAfter = time.Second
+)
 
 // read takes bytes from the socket until it fails. The buffer it waits with
 // follows the traffic: four times as large when a read filled it, back to the
@@ -20,8 +25,8 @@ func (t *tunnel) read() error {
 	if err := t.opened(nil); err != nil { // what came along with the handshake
 		return err
 	}
-	size, small := idleRead, 0
-	in := make([]byte, size)
+	in := make([]byte, idleRead)
+	var needed time.Time // when a read last used the size of in
 	for {
 		n, err := t.conn.Read(in)
 		if n > 0 {
@@ -32,17 +37,16 @@ func (t *tunnel) read() error {
 		if err != nil {
 			return err
 		}
+		size := len(in)
 		switch {
 		case n == size && size < bulkPlain:
-			size = min(size*4, bulkPlain)
-			in, small = make([]byte, size), 0
-		case n >= size/8 || size == idleRead:
-			small = 0
-		default:
-			if small++; small == 64 {
-				size = idleRead
-				in, small = make([]byte, size), 0
-			}
+			in = make([]byte, min(size*4, bulkPlain))
+			needed = time.Now()
+		case size == idleRead:
+		case n >= size/8:
+			needed = time.Now()
+		case time.Since(needed) > idleAfter:
+			in = make([]byte, idleRead)
 		}
 	}
 }

@@ -12,8 +12,8 @@ type cutter interface{ fail(error) }
 
 // Start relays between app and far until both directions have ended. It
 // returns at once and takes ownership of both: they are closed when done is
-// called, which happens exactly once, from any goroutine; done must not block.
-// c may be nil.
+// called, which happens exactly once, from any goroutine and possibly before
+// Start returns; done must not block. c may be nil.
 func Start(app *net.TCPConn, far Far, c *Counters, done func(Result)) *Flow {
 	if c == nil {
 		c = new(Counters)
