@@ -12,6 +12,7 @@ import (
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc/metadata"
 
 	"github.com/warren-mesh/warren/xds/workload"
@@ -30,6 +31,10 @@ type Client struct {
 	running atomic.Bool
 	synced  chan struct{}
 	once    sync.Once // closes synced
+
+	// complaints about responses, as many as the log can take from a peer that
+	// never stops giving reason.
+	complaints rate.Sometimes
 
 	// Of Run's goroutine: what the store was given, over all connections.
 	ledgers  [kinds]*ledger
@@ -67,7 +72,8 @@ func New(cfg Config, store *workload.Store) (*Client, error) {
 	c := &Client{
 		cfg: cfg, target: t, node: node, store: store, times: defaultTimes(),
 		dial: dialer().DialContext, synced: make(chan struct{}),
-		line: line{s: Status{Address: cfg.Address, State: Idle, Since: time.Now()}},
+		complaints: rate.Sometimes{First: 20, Interval: time.Second},
+		line:       line{s: Status{Address: cfg.Address, State: Idle, Since: time.Now()}},
 	}
 	for k := range c.ledgers {
 		c.ledgers[k] = newLedger(limits{resources: maxResources, bytes: maxBytes})
@@ -90,18 +96,7 @@ func (c *Client) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil
 		}
-		reason := reasonOf(lasted >= 0, err)
-		if c.cfg.Observer != nil {
-			c.cfg.Observer.Ended(reason)
-		}
-		if lasted >= stable {
-			pause.reset()
-		}
-		wait := pause.wait()
-		c.line.failed(err)
-		c.line.set(Waiting)
-		c.cfg.Log.Warn("no connection to the control plane", "address", c.cfg.Address,
-			"reason", string(reason), "retry", wait, "err", clip(err.Error(), maxLastError))
+		wait := c.ended(ctx, &pause, lasted, err)
 		timer := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
@@ -110,6 +105,27 @@ func (c *Client) Run(ctx context.Context) error {
 		case <-timer.C:
 		}
 	}
+}
+
+// ended takes note of a failure and says how long to wait.
+func (c *Client) ended(ctx context.Context, pause *pace, lasted time.Duration, err error) time.Duration {
+	reason := reasonOf(lasted >= 0, err)
+	if c.cfg.Observer != nil {
+		c.cfg.Observer.Ended(reason)
+	}
+	if lasted >= stable {
+		pause.reset()
+	}
+	wait := pause.wait()
+	c.line.failed(err)
+	c.line.set(Waiting)
+	level := slog.LevelWarn
+	if reason == Reconnect || reason == Complete {
+		level = slog.LevelInfo // control planes restart, and limit the age of connections
+	}
+	c.cfg.Log.Log(ctx, level, "no connection to the control plane", "address", c.cfg.Address,
+		"reason", string(reason), "retry", wait, "err", clip(err.Error(), maxLastError))
+	return wait
 }
 
 // attempt is one connection, from its beginning to its end. lasted is the time

@@ -119,6 +119,9 @@ func (c *change) take(l *ledger, res *discovery.Resource) error {
 	if err := c.grow(l, key, e); err != nil {
 		return err
 	}
+	if key == e.name {
+		e.name = key // one string in memory instead of two
+	}
 	if old, held := l.entries[key]; held && old.service != e.service {
 		c.batch.RemovedAddresses = append(c.batch.RemovedAddresses, key)
 	}
@@ -217,14 +220,14 @@ func (o object) appendTo(b *workload.Batch) {
 
 // refusals are the resources of a response that were not taken.
 type refusals struct {
-	all   []string
-	names []string // of all, those fit to be remembered
+	count int
+	names []string // those fit to be remembered
 	text  strings.Builder
 	more  int // not in the text
 }
 
 func (r *refusals) add(name string, err error) {
-	r.all = append(r.all, name)
+	r.count++
 	if name != "" && len(name) <= maxName {
 		r.names = append(r.names, name)
 	}
@@ -241,7 +244,7 @@ func (r *refusals) add(name string, err error) {
 
 // message is the text of a NACK, empty for an ACK. Protobuf sends valid UTF-8 only.
 func (r *refusals) message() string {
-	if len(r.all) == 0 {
+	if r.count == 0 {
 		return ""
 	}
 	text := strings.ToValidUTF8(r.text.String(), "?")

@@ -2,7 +2,9 @@ package client
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"sync"
 	"time"
@@ -57,7 +59,7 @@ func (s *session) run(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return fmt.Errorf("xds: %w", context.Cause(ctx))
 		case m := <-in:
 			if m.err != nil {
 				return fmt.Errorf("xds: %w", cause(ctx, m.err))
@@ -66,7 +68,7 @@ func (s *session) run(ctx context.Context) error {
 				return err
 			}
 		case <-s.deadline:
-			s.c.cfg.Log.Warn("policies that workloads name have not come; these workloads refuse everything until they do")
+			s.c.cfg.Log.Warn("policies have not come in time; workloads that name missing ones refuse everything until they do")
 			if err := s.release(ctx, nil); err != nil {
 				return err
 			}
@@ -97,17 +99,11 @@ func (s *session) receive(ctx context.Context, in chan<- received) {
 func (s *session) send(ctx context.Context, r *discovery.DeltaDiscoveryRequest) error {
 	slow := time.AfterFunc(s.c.times.write, func() { s.cancel(errNotRead) })
 	defer slow.Stop()
-	if err := s.stream.Send(r); err != nil {
-		if ctx.Err() != nil {
-			return fmt.Errorf("xds: %w", context.Cause(ctx))
-		}
-		// gRPC says io.EOF here, and why only when receiving.
-		if _, why := s.stream.Recv(); why != nil {
-			err = why
-		}
-		return fmt.Errorf("xds: %w", cause(ctx, err))
+	err := s.stream.Send(r)
+	if err == nil || errors.Is(err, io.EOF) {
+		return nil // at io.EOF the stream is over, and receive is told why
 	}
-	return nil
+	return fmt.Errorf("xds: send: %w", cause(ctx, err))
 }
 
 // take handles one response.
@@ -122,7 +118,9 @@ func (s *session) take(ctx context.Context, r *discovery.DeltaDiscoveryResponse)
 	}
 	k, ok := kindOf(r.GetTypeUrl())
 	if !ok {
-		s.c.cfg.Log.Error("the control plane sent a type that was not asked for", "type", clip(r.GetTypeUrl(), 128))
+		s.c.complaints.Do(func() {
+			s.c.cfg.Log.Error("the control plane sent a type that was not asked for", "type", clip(r.GetTypeUrl(), 128))
+		})
 		return s.send(ctx, &discovery.DeltaDiscoveryRequest{TypeUrl: r.GetTypeUrl(), ResponseNonce: r.GetNonce()})
 	}
 	if k == addresses && s.held != nil {
@@ -207,8 +205,10 @@ func (s *session) answer(ctx context.Context, c *change) error {
 	ack := &discovery.DeltaDiscoveryRequest{TypeUrl: c.kind.typeURL(), ResponseNonce: c.nonce}
 	if text := c.refusals.message(); text != "" {
 		ack.ErrorDetail = &rpcstatus.Status{Message: text}
-		s.c.cfg.Log.Warn("resources refused; their earlier versions stay", "type", c.kind.typeURL(),
-			"refused", len(c.refusals.all), "taken", len(c.set), "err", clip(text, maxLastError))
+		s.c.complaints.Do(func() {
+			s.c.cfg.Log.Warn("resources refused; their earlier versions stay", "type", c.kind.typeURL(),
+				"refused", c.refusals.count, "taken", len(c.set), "err", clip(text, maxLastError))
+		})
 	} else {
 		s.c.cfg.Log.Debug("response taken", "type", c.kind.typeURL(), "set", len(c.set), "removed", len(c.gone))
 	}
