@@ -164,7 +164,7 @@ func TestAddRefusedByTheProxy(t *testing.T) {
 	nstest.LeakCheck(t)
 	n := newNode(t).start()
 	f, _ := n.proxy()
-	f.OnAdd = func(context.Context, string, zds.Info) error { return errors.New("port 15001 is taken") }
+	f.OnAdd(func(context.Context, string, zds.Info) error { return errors.New("port 15001 is taken") })
 	n.world.pod("app", "a", "uid-a")
 	s := n.sandbox("app", "a", "uid-a", "c1")
 	s.howProgrammed = event.ByAgent

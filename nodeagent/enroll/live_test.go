@@ -42,10 +42,10 @@ func TestRunningPodComesAndGoes(t *testing.T) {
 	f, _ := n.proxy()
 	s := n.outside("p", "uid-p", "c1")
 	var early atomic.Bool
-	f.OnAdd = func(context.Context, string, zds.Info) error {
+	f.OnAdd(func(context.Context, string, zds.Info) error {
 		early.Store(n.captured(s))
 		return nil
-	}
+	})
 	n.world.pod("plain", "p", "uid-p", labelled("ambient"))
 	n.until("the pod is in the mesh", func() bool { return n.phase("uid-p") == enroll.PhaseEnrolled })
 	if early.Load() || !n.captured(s) || len(f.Pods()) != 1 {
@@ -118,7 +118,7 @@ func TestRunningPodThatCannotComeStaysAsItWas(t *testing.T) {
 	nstest.LeakCheck(t)
 	n := newNode(t).start()
 	f, _ := n.proxy()
-	f.OnAdd = func(context.Context, string, zds.Info) error { return errors.New("port 15006 is taken") }
+	f.OnAdd(func(context.Context, string, zds.Info) error { return errors.New("port 15006 is taken") })
 	s := n.outside("p", "uid-p", "c1")
 	n.world.pod("plain", "p", "uid-p", labelled("ambient"))
 	n.until("the reason is reported", func() bool {

@@ -20,13 +20,10 @@ type FakePod struct {
 // FakeProxy is a proxy for tests of the node agent: it does what the protocol
 // asks of one, keeps the pods it was told of, and serves nothing.
 type FakeProxy struct {
-	// OnAdd, if set, is called for each Add before it takes effect; its error is
-	// the answer. It may block to be a slow proxy.
-	OnAdd func(ctx context.Context, uid string, info Info) error
-
 	path string
 
 	mu      sync.Mutex
+	onAdd   func(ctx context.Context, uid string, info Info) error
 	synced  bool
 	named   map[string]bool // in the snapshot under way
 	pods    map[string]FakePod
@@ -37,6 +34,14 @@ type FakeProxy struct {
 // NewFakeProxy makes a proxy for the agent's socket at path.
 func NewFakeProxy(path string) *FakeProxy {
 	return &FakeProxy{path: path, named: make(map[string]bool), pods: make(map[string]FakePod), changed: make(chan struct{})}
+}
+
+// OnAdd sets what is called for each Add before it takes effect; its error is
+// the answer. It may block, to be a slow proxy.
+func (f *FakeProxy) OnAdd(fn func(ctx context.Context, uid string, info Info) error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.onAdd = fn
 }
 
 // Run keeps it connected until ctx ends. It may be called again: the pods stay,
@@ -107,8 +112,11 @@ func (f *FakeProxy) change(event string, do func()) {
 // Add implements Handler.
 func (f *FakeProxy) Add(ctx context.Context, w Workload) error {
 	defer w.NS.Close()
-	if f.OnAdd != nil {
-		if err := f.OnAdd(ctx, w.UID, w.Info); err != nil {
+	f.mu.Lock()
+	onAdd := f.onAdd
+	f.mu.Unlock()
+	if onAdd != nil {
+		if err := onAdd(ctx, w.UID, w.Info); err != nil {
 			return err
 		}
 	}

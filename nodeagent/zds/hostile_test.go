@@ -233,7 +233,7 @@ func TestClientAnswersHandlerErrors(t *testing.T) {
 	nstest.LeakCheck(t)
 	agent := newFakeAgent(t)
 	f := NewFakeProxy(agent.l.path)
-	f.OnAdd = func(context.Context, string, Info) error { return errors.New(strings.Repeat("long ", 1000)) }
+	f.OnAdd(func(context.Context, string, Info) error { return errors.New(strings.Repeat("long ", 1000)) })
 	stop := start(t, f.Run)
 	c := agent.accept()
 	ns, _ := nstest.NewNS(t, "one")

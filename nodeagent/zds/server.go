@@ -61,11 +61,11 @@ func (s *Server) Run(ctx context.Context) error {
 func (s *Server) Serve(ctx context.Context, l *Listener) error {
 	defer s.stop()
 	defer l.Close()
-	defer context.AfterFunc(ctx, func() { l.Close() })()
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // ends the sessions that wg waits for
+	defer context.AfterFunc(ctx, func() { l.Close() })()
 	wait := time.Duration(0)
 	for {
 		c, err := l.AcceptUnix()

@@ -218,14 +218,14 @@ func TestAddIsWithdrawn(t *testing.T) {
 
 	f := NewFakeProxy(a.path)
 	hold, held := make(chan struct{}), make(chan struct{})
-	f.OnAdd = func(ctx context.Context, uid string, _ Info) error {
+	f.OnAdd(func(ctx context.Context, uid string, _ Info) error {
 		close(held)
 		select {
 		case <-hold:
 		case <-ctx.Done():
 		}
 		return nil
-	}
+	})
 	start(t, f.Run)
 	eventually(t, func() bool { return a.Connected() == 1 })
 	if got := uids(f); got != "" {
@@ -255,7 +255,7 @@ func TestAckErrorReachesTheCaller(t *testing.T) {
 	nstest.Require(t)
 	a := newAgent(t)
 	f := NewFakeProxy(a.path)
-	f.OnAdd = func(context.Context, string, Info) error { return errors.New("port 15001 is taken") }
+	f.OnAdd(func(context.Context, string, Info) error { return errors.New("port 15001 is taken") })
 	start(t, f.Run)
 	err := a.Add(within(t), pod(t, "one"))
 	var ack *AckError
