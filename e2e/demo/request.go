@@ -49,6 +49,9 @@ func (s *story) request(ctx context.Context, st step) error {
 }
 
 func (s *story) attempt(ctx context.Context, st step) (bool, error) {
+	if err := s.mesh.Capture.Quiet(ctx, 25*time.Millisecond); err != nil {
+		return false, err
+	}
 	marker := "plain-" + rand.Text()
 	s.mesh.Capture.Mark(marker)
 	before := s.mesh.Capture.Counts()

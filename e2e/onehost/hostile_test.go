@@ -142,6 +142,9 @@ func connect(fr *http2.Framer, stream uint32, authority string) (string, error) 
 		if err != nil {
 			return "", err
 		}
+		if id := f.Header().StreamID; id != 0 && id != stream {
+			continue // the end of an earlier request
+		}
 		switch f := f.(type) {
 		case *http2.MetaHeadersFrame:
 			return f.PseudoValue("status"), nil

@@ -260,8 +260,8 @@ func TestAwayAgent(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, 20*time.Second, "status is healthy again", func() error { return healthy(n) })
-	if left, _ := filepath.Glob(filepath.Join(n.StateDir(), "attachments", "*")); len(left) > 0 {
-		t.Errorf("attachments of deleted pods remain: %v", left)
+	if left, _ := filepath.Glob(filepath.Join(n.StateDir(), "attachments", "*")); len(left) != len(n.Pods) {
+		t.Errorf("attachments of deleted pods remain: %v, pods: %d", left, len(n.Pods))
 	}
 }
 

@@ -117,6 +117,9 @@ func TestPaths(t *testing.T) {
 				dst = netip.AddrPortFrom(tc.to.IP6(), 7)
 			}
 			const secret = "can-you-read-this"
+			if err := m.Capture.Quiet(testContext(t), 30*time.Millisecond); err != nil {
+				t.Fatal(err)
+			}
 			m.Capture.Mark(secret)
 			before, logs := m.Capture.Counts(), m.AccessLogs()
 			if err := roundTrip(tc.from, dst, secret); err != nil {

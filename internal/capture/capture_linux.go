@@ -2,6 +2,7 @@ package capture
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -9,6 +10,8 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -50,6 +53,7 @@ type Capture struct {
 	port   uint16
 	ignore netip.Prefix
 	done   chan struct{}
+	frames atomic.Int64
 
 	mu     sync.Mutex
 	counts Counts        // guarded by mu
@@ -110,6 +114,25 @@ func (c *Capture) Counts() Counts {
 	return n
 }
 
+// Quiet waits until no frame has come for d, so that what follows is not mixed
+// with the end of what came before. It gives up at ctx' end.
+func (c *Capture) Quiet(ctx context.Context, d time.Duration) error {
+	seen, since := c.frames.Load(), time.Now()
+	tick := time.NewTicker(d / 5)
+	defer tick.Stop()
+	for time.Since(since) < d {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("the wire did not become quiet: %w", ctx.Err())
+		case <-tick.C:
+		}
+		if n := c.frames.Load(); n != seen {
+			seen, since = n, time.Now()
+		}
+	}
+	return nil
+}
+
 // Close ends the capture and waits for its goroutine.
 func (c *Capture) Close() error {
 	err := c.f.Close()
@@ -125,6 +148,7 @@ func (c *Capture) run() {
 		if err != nil {
 			return
 		}
+		c.frames.Add(1)
 		c.frame(buf[:n])
 		c.drops()
 	}
