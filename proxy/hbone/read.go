@@ -156,7 +156,7 @@ func (t *tunnel) handle(e *h2.Event) {
 		t.pong(e.Ping)
 	case h2.GoAway:
 		if e.Code != http2.ErrCodeNo {
-			t.cfg.Log.Info("peer ends HBONE tunnel", "peer.addr", t.conn.RemoteAddr().String(), "err", e.Code.String())
+			t.cfg.Log.Info("peer ends HBONE tunnel", t.peer(), "err", e.Code.String())
 		}
 	case h2.Data: // in deliver
 	}

@@ -219,7 +219,7 @@ func (s *Stream) Reset(err error) {
 	t := s.t
 	t.mu.Lock()
 	if !s.h.Done() && !errors.Is(err, io.EOF) {
-		t.cfg.Log.Debug("HBONE stream reset", "peer.addr", t.conn.RemoteAddr().String(), "err", err)
+		t.cfg.Log.Debug("HBONE stream reset", t.peer(), "err", err)
 	}
 	s.resetLocked(http2.ErrCodeConnect)
 	t.changedLocked()

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"sync"
 	"time"
@@ -31,6 +32,7 @@ type tunnel struct {
 	cfg   Config
 	conn  net.Conn
 	rec   record.Layer
+	role  string // the log's name for the peer: src.addr or dst.addr
 	start time.Time
 	done  chan struct{} // closed when run has returned
 
@@ -68,7 +70,7 @@ func newTunnel(ctx context.Context, conn net.Conn, tc *tls.Config, cfg Config, c
 		conn.Close()
 		return nil, &TLSError{Peer: conn.RemoteAddr().String(), Err: err}
 	}
-	t := &tunnel{cfg: cfg, conn: conn, rec: rec, start: start, done: make(chan struct{})}
+	t := &tunnel{cfg: cfg, conn: conn, rec: rec, role: "src.addr", start: start, done: make(chan struct{})}
 	hc := h2.Config{
 		StreamWindow:  cfg.StreamWindow,
 		InitialWindow: cfg.InitialWindow,
@@ -79,6 +81,7 @@ func newTunnel(ctx context.Context, conn net.Conn, tc *tls.Config, cfg Config, c
 		Budget:        cfg.Budget,
 	}
 	if client {
+		t.role = "dst.addr"
 		hc.MaxStreams, hc.MaxHeaderList = uint32(cfg.PoolStreams), clientHeaderList
 		t.h2 = h2.NewClient(hc)
 	} else {
@@ -175,3 +178,8 @@ func (t *tunnel) lastWords(err error) {
 
 // state is the TLS state of the tunnel.
 func (t *tunnel) state() tls.ConnectionState { return t.rec.State() }
+
+// peer is the peer's address for the log.
+func (t *tunnel) peer() slog.Attr {
+	return slog.String(t.role, t.conn.RemoteAddr().String())
+}

@@ -144,9 +144,6 @@ func (c *Conn) GoingAway() bool {
 	return c.err != nil || c.peerGone || c.draining || c.nextID > maxWindow
 }
 
-// Err returns why the connection is dead, or nil.
-func (c *Conn) Err() error { return c.err }
-
 // Each calls f for every open stream. f must not call back into c.
 func (c *Conn) Each(f func(*Stream)) {
 	for _, s := range c.streams {
