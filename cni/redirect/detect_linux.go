@@ -63,6 +63,7 @@ func lookupBoth() (nft, legacy *iptables, err error) {
 	}
 	if errNFT == nil && errLegacy == nil {
 		nft.other, legacy.other = legacy, nft
+		legacy.turns = nft.turns
 	}
 	return nft, legacy, nil
 }
@@ -71,7 +72,7 @@ func lookupBoth() (nft, legacy *iptables, err error) {
 // plain one if that is the variant.
 func lookup(name string) (*iptables, error) {
 	_, variant, _ := strings.Cut(name, "-")
-	b := &iptables{name: name, tools: map[Family]tool{}, timeout: OpTimeout}
+	b := &iptables{name: name, tools: map[Family]tool{}, timeout: OpTimeout, patience: lockPatience, turns: &turns{}}
 	t, err := lookupTool("iptables", variant)
 	if err != nil {
 		return nil, err

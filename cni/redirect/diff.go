@@ -21,6 +21,17 @@ func diffRules(f Family, want []Table, have state) (diffs []string) {
 	return diffs
 }
 
+// maxDiffs bounds Verify's answer: the rules are the pod's to add to.
+const maxDiffs = 50
+
+// cutDiffs keeps the first ones, and says how many there were.
+func cutDiffs(diffs []string) []string {
+	if len(diffs) <= maxDiffs {
+		return diffs
+	}
+	return append(diffs[:maxDiffs:maxDiffs], fmt.Sprintf("and %d more", len(diffs)-maxDiffs))
+}
+
 // tableNames lists the tables that we may have rules in.
 func tableNames() []string { return []string{"mangle", "raw", "nat"} }
 
@@ -53,14 +64,14 @@ func diffJumps(own, builtin string, have table) (diffs []string) {
 			switch {
 			case !leadsTo(r, own):
 			case c.name != builtin || r != "-j "+own:
-				diffs = append(diffs, fmt.Sprintf("%s: rule %d should not lead to %s: %s", c.name, i+1, own, r))
+				diffs = append(diffs, fmt.Sprintf("%s: rule %d should not lead to %s: %s", shown(c.name), i+1, own, shown(r)))
 			case right > 0:
 				diffs = append(diffs, fmt.Sprintf("%s: rule %d jumps to %s once more", builtin, i+1, own))
 			default:
 				right++
 				if i > 0 {
 					diffs = append(diffs, fmt.Sprintf("%s: the jump to %s is rule %d; before it stands: %s",
-						builtin, own, i+1, strings.Join(c.rules[:i], "; ")))
+						builtin, own, i+1, shown(strings.Join(c.rules[:min(i, maxDiffs)], "; "))))
 				}
 			}
 		}
@@ -83,7 +94,7 @@ func diffChain(want []Rule, have []string) (diffs []string) {
 		n := normalize(r)
 		at := slices.Index(left, n)
 		if at < 0 {
-			diffs = append(diffs, fmt.Sprintf("rule %d should not be there: %s", i+1, r))
+			diffs = append(diffs, fmt.Sprintf("rule %d should not be there: %s", i+1, shown(r)))
 			continue
 		}
 		left = slices.Delete(left, at, at+1)
@@ -111,7 +122,7 @@ func foreign(f Family, have state) (found []string) {
 	for _, t := range have {
 		for _, c := range t.chains {
 			if strings.HasPrefix(c.name, foreignPrefix) {
-				found = append(found, fmt.Sprintf("%s %s %s", f, t.name, c.name))
+				found = append(found, fmt.Sprintf("%s %s %s", f, shown(t.name), shown(c.name)))
 			}
 		}
 	}

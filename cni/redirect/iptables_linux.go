@@ -19,7 +19,6 @@ const (
 	// OpTimeout bounds each call of a Backend. The plugin gives up at 10 s and
 	// needs time to undo.
 	OpTimeout = 4 * time.Second
-	lockPoll  = 5 * time.Millisecond
 	// maxOutput bounds what we read of a program: what is in a pod's
 	// namespace is the pod's to choose.
 	maxOutput = 4 << 20
@@ -35,10 +34,12 @@ const (
 // iptables is the Backend over iptables-save and iptables-restore, in one of
 // their variants.
 type iptables struct {
-	name    string
-	tools   map[Family]tool // IPv6 may be missing
-	other   *iptables       // the other variant, where the host has both
-	timeout time.Duration   // OpTimeout
+	name     string
+	tools    map[Family]tool // IPv6 may be missing
+	other    *iptables       // the other variant, where the host has both
+	timeout  time.Duration   // OpTimeout
+	patience time.Duration   // lockPatience
+	turns    *turns          // shared by both variants
 }
 
 // tool is one family's programs, as paths.
@@ -87,7 +88,7 @@ func (b *iptables) Verify(ns *netns.NS, c Config) (diffs []string, err error) {
 		diffs = append(diffs, more...)
 		return err
 	})
-	return diffs, err
+	return cutDiffs(diffs), err
 }
 
 func (b *iptables) Remove(ns *netns.NS) error {
@@ -106,31 +107,17 @@ func (b *iptables) Foreign(ns *netns.NS) (found []string, err error) {
 			if variant == nil {
 				continue
 			}
-			more, err := (&session{variant, s.ns, s.routes}).foreign(ctx)
+			more, err := (&session{variant, s.ns, s.routes, s.locked}).foreign(ctx)
 			if err != nil {
 				return err
 			}
 			found = append(found, more...)
 		}
-		return nil
+		more, err := foreignTables(ctx, s.ns)
+		found = append(found, more...)
+		return err
 	})
-	return found, err
-}
-
-func (s *session) foreign(ctx context.Context) (found []string, err error) {
-	if s.name == NameLegacy {
-		if used, err := legacyInUse(s.ns.Do); err != nil || !used {
-			return nil, err
-		}
-	}
-	for _, f := range s.families() {
-		have, err := s.save(ctx, f)
-		if err != nil {
-			return nil, err
-		}
-		found = append(found, foreign(f, have)...)
-	}
-	return found, nil
+	return cutDiffs(found), err
 }
 
 // families are those that the host has programs for, and the kernel support.
@@ -148,12 +135,18 @@ type session struct {
 	*iptables
 	ns     *netns.NS
 	routes *routes
+	locked bool // nobody else of ours is at work in ns
 }
 
 func (b *iptables) session(ns *netns.NS, what string, fn func(context.Context, *session) error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), b.timeout)
 	defer cancel()
-	unlock, err := lock(ctx, ns)
+	done, err := b.turns.take(ctx, ns.ID())
+	if err != nil {
+		return fmt.Errorf("redirect: %s in %s: %w", what, ns.ID(), err)
+	}
+	defer done()
+	unlock, locked, err := lock(ctx, ns, b.patience)
 	if err != nil {
 		return fmt.Errorf("redirect: %s in %s: %w", what, ns.ID(), err)
 	}
@@ -163,38 +156,10 @@ func (b *iptables) session(ns *netns.NS, what string, fn func(context.Context, *
 		return fmt.Errorf("redirect: %s in %s: %w", what, ns.ID(), err)
 	}
 	defer r.close()
-	if err := fn(ctx, &session{b, ns, r}); err != nil {
+	if err := fn(ctx, &session{b, ns, r, locked}); err != nil {
 		return fmt.Errorf("redirect: %s in %s with %s: %w", what, ns.ID(), b.name, err)
 	}
 	return nil
-}
-
-// lock takes the namespace for one caller of this package, on the whole
-// machine. The lock is on the namespace itself, so that there is no file to
-// agree on or to leave behind.
-func lock(ctx context.Context, ns *netns.NS) (unlock func(), err error) {
-	own, err := ns.Reopen()
-	if err != nil {
-		return nil, err
-	}
-	tick := time.NewTicker(lockPoll)
-	defer tick.Stop()
-	for {
-		err := unix.Flock(int(own.File().Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return func() { own.Close() }, nil
-		}
-		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			own.Close()
-			return nil, os.NewSyscallError("flock", err)
-		}
-		select {
-		case <-ctx.Done():
-			own.Close()
-			return nil, fmt.Errorf("another process is at work in the namespace: %w", ctx.Err())
-		case <-tick.C:
-		}
-	}
 }
 
 // usable leaves out of c what cannot be done and is not needed: IPv6 where the
@@ -215,16 +180,27 @@ func (s *session) usable(c Config) (Config, error) {
 	return c, nil
 }
 
-// apply makes one family's tables those wanted, unless they are already.
+// apply makes one family's tables those wanted, unless they are already. It
+// tries again when somebody changed them between our look and our change: the
+// pod, or another of us if we could not have the lock.
 func (s *session) apply(ctx context.Context, f Family, want []Table) error {
-	have, err := s.save(ctx, f)
-	if err != nil {
-		return err
+	const tries = 3
+	err := errors.New("they were changed again, each time that they were set")
+	for range tries {
+		have, saveErr := s.save(ctx, f)
+		if saveErr != nil {
+			return saveErr
+		}
+		if len(diffRules(f, want, have)) == 0 {
+			return nil
+		}
+		if restoreErr := s.restore(ctx, f, transition(f, want, have)); restoreErr != nil {
+			err = restoreErr
+		} else if s.locked {
+			return nil
+		}
 	}
-	if len(diffRules(f, want, have)) == 0 {
-		return nil
-	}
-	return s.restore(ctx, f, transition(f, want, have))
+	return err
 }
 
 // transition is the document that leads from a state to the wanted tables.
@@ -312,7 +288,7 @@ func runTool(ctx context.Context, within func(func() error) error, stdin, path s
 		err = fmt.Errorf("gave up: %w", ctx.Err())
 	}
 	if err != nil {
-		return "", fmt.Errorf("%s: %w: %s", path, err, strings.Join(strings.Fields(errs.String()), " "))
+		return "", fmt.Errorf("%s: %w: %s", path, err, shown(strings.Join(strings.Fields(errs.String()), " ")))
 	}
 	return out.String(), nil
 }

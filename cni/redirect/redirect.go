@@ -64,7 +64,8 @@ func validInterface(name string) bool {
 
 // Backend makes the state of a pod's namespace match a Config. It is safe for
 // use by several goroutines, also on one namespace. The namespace stays the
-// caller's. Every call ends within OpTimeout.
+// caller's. Every call gives up after OpTimeout, and returns at most a second
+// later (programs are killed then).
 type Backend interface {
 	// Name says which backend it is, for logs and for Named.
 	Name() string

@@ -6,9 +6,11 @@ import (
 	"strings"
 )
 
-// ownChains lists our chains with the built-in chain that each is reached from.
-func ownChains() []struct{ name, builtin string } {
-	return []struct{ name, builtin string }{
+// ownChain is a chain of ours with the built-in chain that it is reached from.
+type ownChain struct{ name, builtin string }
+
+func ownChains() []ownChain {
+	return []ownChain{
 		{ChainPrerouting, "PREROUTING"},
 		{ChainOutput, "OUTPUT"},
 	}
@@ -115,15 +117,20 @@ func (d *document) fill(t Table, have table) {
 			d.line(":%s - [0:0]", own.name)
 		}
 	}
+	var unwanted, missing []ownChain
 	for _, own := range ownChains() {
 		wanted := len(t.chain(own.name)) > 0
 		if wanted && have.jumpsRight(own.name, own.builtin) {
 			continue
 		}
-		d.unjump(have, own.name)
+		unwanted = append(unwanted, own)
 		if wanted {
-			d.line("-I %s 1 -j %s", own.builtin, own.name)
+			missing = append(missing, own)
 		}
+	}
+	d.unjump(have, unwanted) // before anything is inserted: it counts rules
+	for _, own := range missing {
+		d.line("-I %s 1 -j %s", own.builtin, own.name)
 	}
 	for _, own := range ownChains() {
 		rules := t.chain(own.name)
@@ -145,9 +152,7 @@ func (d *document) clear(have table) {
 		return
 	}
 	d.line("*%s", have.name)
-	for _, own := range ownChains() {
-		d.unjump(have, own.name)
-	}
+	d.unjump(have, ownChains())
 	for _, verb := range []string{"-F", "-X"} { // all empty before the first goes: one may jump to the other
 		for _, own := range ownChains() {
 			if have.chain(own.name) != nil {
@@ -158,17 +163,38 @@ func (d *document) clear(have table) {
 	d.line("COMMIT")
 }
 
-// unjump deletes the rules that lead to one of our chains, however they came to
-// be. Those in our own chains go when the chain is emptied.
-func (d *document) unjump(have table, own string) {
+// unjump deletes the rules that lead to some of our chains, however they came
+// to be. Those in our own chains go when the chain is emptied.
+//
+// Nothing of a rule's text gets into the document. A pod may write rules, and
+// with them words that iptables-restore, which we run as the host's root, takes
+// for options (--modprobe names a program to start). A rule that is not our own
+// plain jump goes by its number, the last first, so that the numbers hold.
+func (d *document) unjump(have table, owns []ownChain) {
 	for _, c := range have.chains {
-		if isOwn(c.name) {
+		if isOwn(c.name) || !plainChain(c.name) { // one that is not plain keeps ours in use, and iptables says so
 			continue
 		}
-		for _, r := range c.rules {
-			if leadsTo(r, own) {
-				d.line("-D %s %s", c.name, r)
+		var plain []string
+		for i := len(c.rules) - 1; i >= 0; i-- {
+			for _, own := range owns {
+				switch r := c.rules[i]; {
+				case r == "-j "+own.name:
+					plain = append(plain, own.name)
+				case leadsTo(r, own.name):
+					d.line("-D %s %d", c.name, i+1)
+				}
 			}
 		}
+		for _, own := range plain {
+			d.line("-D %s -j %s", c.name, own)
+		}
 	}
+}
+
+// plainChain says whether a chain's name is one word and no option, for
+// iptables-restore. The kernel takes any bytes.
+func plainChain(name string) bool {
+	const letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._:-"
+	return name != "" && name[0] != '-' && strings.Trim(name, letters) == ""
 }

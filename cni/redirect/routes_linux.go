@@ -103,11 +103,11 @@ func (r *routes) diff(c Config) (diffs []string, err error) {
 		if !containsRule(rules, markRule(f)) {
 			diffs = append(diffs, fmt.Sprintf("%s rule: missing: fwmark %#x/%#x lookup %d pref %d", f, MarkConn, MarkMask, RouteTable, RulePriority))
 		}
-		found, err := r.h.RouteListFiltered(f.af(), &netlink.Route{Table: RouteTable}, netlink.RT_FILTER_TABLE)
+		found, err := r.hasRoute(f)
 		if err != nil {
 			return diffs, fmt.Errorf("list %s routes: %w", f, err)
 		}
-		if !containsRoute(found, localRoute(f)) {
+		if !found {
 			diffs = append(diffs, fmt.Sprintf("%s route: missing in table %d: local default dev lo", f, RouteTable))
 		}
 	}
@@ -123,14 +123,20 @@ func containsRule(rules []netlink.Rule, want *netlink.Rule) bool {
 	return false
 }
 
-func containsRoute(routes []netlink.Route, want *netlink.Route) bool {
-	for _, r := range routes {
-		all := r.Dst == nil || r.Dst.String() == want.Dst.String()
-		if all && r.Type == want.Type && r.LinkIndex == want.LinkIndex {
-			return true
-		}
+// hasRoute looks for localRoute. It keeps none of the others: the pod may have
+// hundreds of thousands.
+func (r *routes) hasRoute(f Family) (found bool, err error) {
+	want := localRoute(f)
+	filter := &netlink.Route{Table: RouteTable, Type: want.Type, LinkIndex: want.LinkIndex}
+	err = r.h.RouteListFilteredIter(f.af(), filter, netlink.RT_FILTER_TABLE, func(got netlink.Route) (more bool) {
+		all := got.Dst == nil || got.Dst.String() == want.Dst.String()
+		found = all && got.Type == want.Type && got.LinkIndex == want.LinkIndex
+		return !found
+	})
+	if found {
+		return true, nil
 	}
-	return false
+	return false, err
 }
 
 func (f Family) af() int {

@@ -1,9 +1,12 @@
 package redirect
 
 import (
+	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
+	"unicode"
 )
 
 // table is what iptables-save printed of one table.
@@ -22,35 +25,106 @@ type chain struct {
 // state is what iptables-save printed of one family.
 type state []table
 
-// parseSave reads iptables-save's output.
+// parseSave reads iptables-save's output, in time proportional to its length:
+// what is in it is the pod's to choose.
 func parseSave(text string) (state, error) {
 	var s state
-	for line := range strings.Lines(text) {
-		line = strings.TrimSpace(line)
+	var chains map[string]int // of the last table
+	lines := strings.SplitAfter(text, "\n")
+	for len(lines) > 0 {
+		var line string
+		if line, lines = cutRule(lines); line == "" {
+			continue
+		}
 		switch {
-		case line == "" || line[0] == '#' || line == "COMMIT":
+		case line[0] == '#':
+			if name := incompatible(line); slices.Contains(tableNames(), name) {
+				return nil, fmt.Errorf("%w: table %s", errIncompatible, name)
+			}
+			continue
+		case line == "COMMIT":
 			continue
 		case line[0] == '*':
-			s = append(s, table{name: line[1:]})
+			s, chains = append(s, table{name: line[1:]}), map[string]int{}
 			continue
 		case len(s) == 0:
-			return nil, fmt.Errorf("iptables-save printed %q before any table", line)
+			return nil, fmt.Errorf("iptables-save printed %s before any table", shown(line))
 		}
 		t := &s[len(s)-1]
 		if name, ok := strings.CutPrefix(line, ":"); ok {
 			name, _, _ = strings.Cut(name, " ")
+			chains[name] = len(t.chains)
 			t.chains = append(t.chains, chain{name: name})
 			continue
 		}
 		rest, ok := strings.CutPrefix(line, "-A ")
 		name, rule, _ := strings.Cut(rest, " ")
-		c := t.chain(name)
-		if !ok || c == nil {
-			return nil, fmt.Errorf("iptables-save printed %q, which is no rule of a known chain of table %s", line, t.name)
+		i, known := chains[name]
+		if !ok || !known {
+			return nil, fmt.Errorf("iptables-save printed %s, which is no rule of a known chain of table %s", shown(line), shown(t.name))
 		}
-		c.rules = append(c.rules, rule)
+		t.chains[i].rules = append(t.chains[i].rules, rule)
 	}
 	return s, nil
+}
+
+// errIncompatible is of a table that was changed with nft so that iptables
+// cannot say what is in it. It must not be taken for an empty one.
+var errIncompatible = errors.New("it holds what iptables cannot read; change it back with nft")
+
+// incompatible returns the table's name in iptables-nft-save's comment
+// "# Table `nat' is incompatible, use 'nft' tool."
+func incompatible(comment string) string {
+	rest, ok := strings.CutPrefix(comment, "# Table `")
+	name, rest, _ := strings.Cut(rest, "' ")
+	if !ok || !strings.Contains(rest, "incompatible") {
+		return ""
+	}
+	return name
+}
+
+// cutRule takes the first line, and those that it goes on in: a quoted text, such
+// as a comment, may contain line ends, and what follows one of them is no rule.
+func cutRule(lines []string) (rule string, rest []string) {
+	n, quoted := 1, false
+	if strings.HasPrefix(lines[0], "-A ") {
+		for quoted = endsQuoted(lines[0], false); quoted && n < len(lines); n++ {
+			quoted = endsQuoted(lines[n], quoted)
+		}
+	}
+	return strings.TrimSpace(strings.Join(lines[:n], "")), lines[n:]
+}
+
+// endsQuoted says whether the end of a line is inside a quoted text, given
+// whether its beginning is.
+func endsQuoted(line string, quoted bool) bool {
+	for i := 0; i < len(line); i++ {
+		switch {
+		case quoted && line[i] == '\\':
+			i++
+		case quoted:
+			quoted = line[i] != '"'
+		default: // only a whole word is quoted
+			quoted = line[i] == '"' && i > 0 && line[i-1] == ' '
+		}
+	}
+	return quoted
+}
+
+// maxShown bounds what is repeated of one text that a pod may have written.
+const maxShown = 300
+
+// shown makes a text that a pod may have written fit for logs and terminals.
+func shown(text string) string {
+	cut := ""
+	if len(text) > maxShown {
+		text, cut = text[:maxShown], "…"
+	}
+	text = strings.ToValidUTF8(text, "?")
+	if strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		text = strconv.Quote(text)
+	}
+	return text + cut
 }
 
 // table returns a table by name; one that is not there is empty.
