@@ -1,0 +1,59 @@
+package nodeagent
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/spf13/pflag"
+)
+
+func TestFlagsCoverTheConfig(t *testing.T) {
+	cfg := Defaults()
+	fs := pflag.NewFlagSet("test", pflag.ContinueOnError)
+	cfg.RegisterFlags(fs)
+	args := []string{
+		"--node-name=n1", "--kube-dir=k", "--run-dir=/r", "--state-dir=/s", "--zds-socket=/z/z.sock", "--host-root=/host",
+		"--redirect=iptables", "--ipv6=false", "--dns-capture", "--own-namespace=mesh", "--exclude-namespaces=a,b",
+		`--enablement-selectors=[{podSelector: {}}]`, "--drain-deadline=1m", "--health-listen=", "--metrics-listen=:1",
+	}
+	if err := fs.Parse(args); err != nil {
+		t.Fatal(err)
+	}
+	if err := cfg.Validate(); err != nil {
+		t.Error(err)
+	}
+	n := 0
+	fs.VisitAll(func(f *pflag.Flag) {
+		n++
+		if !f.Changed {
+			t.Errorf("--%s is not in this test", f.Name)
+		}
+	})
+	if n != len(args) || cfg.HealthListen != "" || cfg.IPv6 || !cfg.DNSCapture || len(cfg.ExcludeNamespaces) != 2 {
+		t.Errorf("%d flags, %+v", n, cfg)
+	}
+}
+
+func TestValidateNamesAllMistakes(t *testing.T) {
+	cfg := Defaults()
+	cfg.RunDir, cfg.StateDir, cfg.ZDSSocket, cfg.HostRoot = "run", "state", "/"+strings.Repeat("z", 110), "host"
+	cfg.Redirect, cfg.OwnNamespace, cfg.ExcludeNamespaces, cfg.Selectors = "nftables", "A_B", []string{"ok", "../x"}, "{"
+	cfg.DrainDeadline, cfg.HealthListen, cfg.MetricsListen = -1, "here", "here"
+	err := cfg.Validate()
+	if err == nil {
+		t.Fatal("no error")
+	}
+	for _, want := range []string{
+		"--node-name", "--kube-dir: must name a folder", "--run-dir", "--state-dir", "--zds-socket", "--host-root", "--redirect: the nftables backend is not there yet",
+		"--own-namespace", "--exclude-namespaces: \"../x\"", "--enablement-selectors", "--drain-deadline", "--health-listen", "--metrics-listen",
+	} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%q is missing in:\n%v", want, err)
+		}
+	}
+	cfg = Defaults()
+	cfg.NodeName, cfg.KubeDir = "n", "k"
+	if err := cfg.Validate(); err != nil {
+		t.Errorf("the defaults: %v", err)
+	}
+}
