@@ -1,6 +1,7 @@
 package workload
 
 import (
+	"maps"
 	"slices"
 	"strings"
 )
@@ -49,56 +50,48 @@ func compareEndpoint(e Endpoint, uid string) int { return strings.Compare(e.Work
 // service's list once, however many of its endpoints change.
 type endpointChanges map[string]Endpoint
 
-// with returns the set after the changes, nil if nothing is left.
+// with returns the set after the changes, nil if nothing is left. Few changes to
+// a long list cost little more than copying it.
 func (s *EndpointSet) with(changes endpointChanges) *EndpointSet {
 	old := s.All()
 	out := &EndpointSet{list: make([]Endpoint, 0, len(old)+len(changes))}
-	for _, e := range old {
-		if _, changed := changes[e.Workload.UID]; !changed {
+	for _, uid := range slices.Sorted(maps.Keys(changes)) {
+		i, found := slices.BinarySearchFunc(old, uid, compareEndpoint)
+		out.list = append(out.list, old[:i]...)
+		if found {
+			i++
+		}
+		old = old[i:]
+		if e := changes[uid]; e.Workload != nil {
 			out.list = append(out.list, e)
 		}
 	}
-	kept := len(out.list)
-	for _, e := range changes {
-		if e.Workload != nil {
-			out.list = append(out.list, e)
-		}
-	}
+	out.list = append(out.list, old...)
 	if len(out.list) == 0 {
 		return nil
 	}
-	out.list = mergeSorted(out.list, kept)
-	out.uniform = uniform(out.list)
+	out.uniform = out.isUniform(s, changes)
 	return out
 }
 
-// mergeSorted orders a list whose first kept entries are in order already.
-func mergeSorted(list []Endpoint, kept int) []Endpoint {
-	order := func(a, b Endpoint) int { return strings.Compare(a.Workload.UID, b.Workload.UID) }
-	added := slices.Clone(list[kept:])
-	if len(added) == 0 {
-		return list
+// isUniform looks at all endpoints only if it must.
+func (s *EndpointSet) isUniform(old *EndpointSet, changes endpointChanges) bool {
+	first := s.list[0].Workload.Weight()
+	if first == 0 {
+		return false
 	}
-	slices.SortFunc(added, order)
-	i, j := kept-1, len(added)-1
-	for k := len(list) - 1; j >= 0; k-- {
-		if i >= 0 && order(list[i], added[j]) > 0 {
-			list[k] = list[i]
-			i--
-		} else {
-			list[k] = added[j]
-			j--
+	if old.Uniform() && old.list[0].Workload.Weight() == first {
+		for _, e := range changes {
+			if e.Workload != nil && e.Workload.Weight() != first {
+				return false
+			}
 		}
+		return true
 	}
-	return list
-}
-
-func uniform(list []Endpoint) bool {
-	first := list[0].Workload.Weight()
-	for _, e := range list {
+	for _, e := range s.list {
 		if e.Workload.Weight() != first {
 			return false
 		}
 	}
-	return first > 0
+	return true
 }
