@@ -131,6 +131,7 @@ func TestMayNotImport(t *testing.T) {
 		{"nodeagent", "cni/redirect", true},
 		{"nodeagent/enroll", "cni/event", true},
 		{"nodeagent", "xds/file", true},
+		{"nodeagent/podwatch", "xds/file", true},
 		{"proxy", "ca/source/istio", true},
 		{"proxy/route", "xds/workload", true},
 		{"proxy/hbone", "proxy/hbone/h2", true},

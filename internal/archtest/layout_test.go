@@ -101,6 +101,8 @@ func sideways() map[string][]string {
 	return map[string][]string{
 		"proxy/hbone": {"proxy/ready"},
 		"proxy/relay": {"proxy/ready"},
+		// podwatch is the agent's reader of what xds feeds; the root only wires it.
+		"nodeagent/podwatch": {"xds/file", "xds/kube"},
 	}
 }
 
@@ -133,6 +135,9 @@ func checkImports(t *tree) (wrong []string) {
 		}
 		paths, at := s.imports()
 		for i, p := range paths {
+			if name := s.file.Imports[i].Name; name != nil && name.Name == "." {
+				wrong = append(wrong, fmt.Sprintf("%s: a dot import of %s hides whose the names are", s.at(at[i]), p))
+			}
 			to, ours := strings.CutPrefix(p, module+"/")
 			if !ours {
 				continue
@@ -191,5 +196,5 @@ func checkLinks(program string, deps []string, never ...string) (wrong []string)
 
 // notInThePlugin is what no package below cni/ may link.
 func notInThePlugin() []string {
-	return []string{"k8s.io", "sigs.k8s.io", "istio.io", "google.golang.org", "github.com/envoyproxy"}
+	return []string{"k8s.io", "sigs.k8s.io", "istio.io", "google.golang.org", "github.com/golang/protobuf", "github.com/gogo/protobuf", "github.com/envoyproxy"}
 }

@@ -3,6 +3,8 @@ package archtest
 import (
 	"fmt"
 	"go/ast"
+	"path"
+	"slices"
 	"strings"
 )
 
@@ -20,14 +22,19 @@ func execPackages() []string { return []string{"cni/redirect", "nodeagent/probe"
 func (s *source) free() bool { return s.test || kindOf(s.dir()) == support }
 
 // checkSystemCalls keeps the kernel's edge where it is looked at with care. The
-// names of signals are not system calls, and package os lacks SIGTERM.
+// names of signals are not system calls, and package os lacks SIGTERM. What is
+// not Go could do anything, so there is none.
 func checkSystemCalls(t *tree) (wrong []string) {
+	wrong = t.notGo()
 	for _, s := range t.sources {
 		if s.free() || matches(kernelPackages(), s.dir()) {
 			continue
 		}
 		paths, at := s.imports()
 		for i, p := range paths {
+			if p == "C" {
+				wrong = append(wrong, s.at(at[i])+": imports C; everything here is Go")
+			}
 			kernel := p == "unsafe" || p == "golang.org/x/sys" || strings.HasPrefix(p, "golang.org/x/sys/")
 			if kernel || p == "syscall" && !s.onlySignals() {
 				wrong = append(wrong, fmt.Sprintf("%s: imports %s, which is only for %v", s.at(at[i]), p, kernelPackages()))
@@ -49,10 +56,22 @@ func (s *source) onlySignals() bool {
 	return only
 }
 
+// notGo finds files that the go tool compiles or links beside Go's.
+func (t *tree) notGo() (wrong []string) {
+	_ = t.walk(func(p string) error { // load walked it already
+		switch path.Ext(p) {
+		case ".s", ".S", ".sx", ".c", ".cc", ".cpp", ".cxx", ".m", ".f", ".h", ".swig", ".syso":
+			wrong = append(wrong, p+": everything here is Go")
+		}
+		return nil
+	})
+	return wrong
+}
+
 // isFrom says whether an expression such as tls.Config is of that package.
 func (s *source) isFrom(sel *ast.SelectorExpr, importPath string) bool {
 	id, ok := sel.X.(*ast.Ident)
-	return ok && id.Name == s.local(importPath) && id.Name != ""
+	return ok && slices.Contains(s.locals(importPath), id.Name)
 }
 
 func checkProcesses(t *tree) (wrong []string) {
@@ -77,26 +96,26 @@ func checkProcesses(t *tree) (wrong []string) {
 	return wrong
 }
 
-// checkTLS keeps every choice about TLS in one package.
+// checkTLS keeps every choice about TLS in one package: elsewhere there are
+// pointers to configurations only, and nobody stops verifying.
 func checkTLS(t *tree) (wrong []string) {
 	for _, s := range t.sources {
 		if s.free() || s.dir() == "ca/mtls" {
 			continue
 		}
+		pointed := map[ast.Node]bool{}
 		ast.Inspect(s.file, func(n ast.Node) bool {
-			var typ ast.Expr
 			switch n := n.(type) {
-			case *ast.CompositeLit:
-				typ = n.Type
-			case *ast.ValueSpec:
-				typ = n.Type
-			case *ast.CallExpr:
-				if id, ok := n.Fun.(*ast.Ident); ok && id.Name == "new" && len(n.Args) == 1 {
-					typ = n.Args[0]
+			case *ast.StarExpr:
+				pointed[n.X] = true
+			case *ast.SelectorExpr:
+				if n.Sel.Name == "Config" && s.isFrom(n, "crypto/tls") && !pointed[n] {
+					wrong = append(wrong, s.at(n.Pos())+": makes a tls.Config; only ca/mtls does")
 				}
-			}
-			if sel, ok := typ.(*ast.SelectorExpr); ok && sel.Sel.Name == "Config" && s.isFrom(sel, "crypto/tls") {
-				wrong = append(wrong, s.at(n.Pos())+": makes a tls.Config; only ca/mtls does")
+			case *ast.Ident:
+				if n.Name == "InsecureSkipVerify" {
+					wrong = append(wrong, s.at(n.Pos())+": decides who is verified; only ca/mtls does")
+				}
 			}
 			return true
 		})

@@ -44,17 +44,19 @@ func (s *source) imports() (paths []string, at []token.Pos) {
 	return paths, at
 }
 
-// local returns the name by which the file knows an imported package, or "".
-func (s *source) local(importPath string) string {
+// locals returns the names by which the file knows an imported package: none, or
+// one for each time that it imports it.
+func (s *source) locals(importPath string) (names []string) {
 	for _, i := range s.file.Imports {
 		if p, _ := strconv.Unquote(i.Path.Value); p == importPath {
 			if i.Name != nil {
-				return i.Name.Name
+				names = append(names, i.Name.Name)
+			} else {
+				names = append(names, path.Base(p))
 			}
-			return path.Base(p)
 		}
 	}
-	return ""
+	return names
 }
 
 // tree is a repository, or one made up for a test.
