@@ -61,10 +61,12 @@ type Server struct {
 	ready   *admin.Readiness
 	pods    *pods
 	lines   lines
+	started chan struct{} // closed when everything that starts has
 	asked   chan struct{} // closed when somebody asks for the end
 	once    sync.Once     // closes asked
 
 	podsChanged chan struct{}
+	bound       []string        // addresses of our own listeners, in order of opening; set by Run
 	fetched     map[string]bool // holders of prefetched certificates; watch's own
 }
 
@@ -80,7 +82,7 @@ func New(cfg Config, o Options) (s *Server, err error) {
 	s = &Server{
 		cfg: cfg, version: o.Version, logs: l, log: l.scope("proxy"), rbacLog: l.scope("rbac"), store: workload.NewStore(),
 		tracked: track.New(maxConnections, maxPodConnections), budget: hbone.NewBudget(windowBudget),
-		ready: admin.NewReadiness(taskState, taskProxy, taskPods), asked: make(chan struct{}),
+		ready: admin.NewReadiness(taskState, taskProxy, taskPods), asked: make(chan struct{}), started: make(chan struct{}),
 		podsChanged: make(chan struct{}, 1), fetched: make(map[string]bool),
 	}
 	defer func() {
@@ -161,6 +163,7 @@ func (s *Server) Run(ctx context.Context) error {
 	ends := newCrew(ctx)
 	s.runFront(ends, front)
 	s.ready.Set(taskProxy, true)
+	close(s.started)
 	select {
 	case <-ends.ctx.Done():
 		err = context.Cause(ends.ctx)
@@ -241,6 +244,7 @@ func (s *Server) listenAll() (all []served, err error) {
 			return fmt.Errorf("proxy: %w", err)
 		}
 		all = append(all, served{l, h})
+		s.bound = append(s.bound, l.Addr().String())
 		return nil
 	}
 	if err := open(s.cfg.Admin.String(), administration); err != nil {

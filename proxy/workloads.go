@@ -100,6 +100,10 @@ func (ps *pods) start(ctx context.Context, w zds.Workload) error {
 		_ = w.NS.Close() // the pod has its own
 	}
 	ps.s.metrics.started.Inc()
+	select {
+	case ps.s.podsChanged <- struct{}{}:
+	default:
+	}
 	ps.log.Info("pod is served", "uid", w.UID, "pod", podName(w.Info), "netns", p.ns.String())
 	ps.report()
 	return nil

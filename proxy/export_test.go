@@ -1,0 +1,26 @@
+package proxy
+
+import (
+	"context"
+
+	"github.com/warren-mesh/warren/proxy/track"
+	"github.com/warren-mesh/warren/xds/workload"
+)
+
+// Store is what the control plane would write to.
+func (s *Server) Store() *workload.Store { return s.store }
+
+// Tracked are the live connections.
+func (s *Server) Tracked() *track.Registry { return s.tracked }
+
+// Addresses are where the listeners of the proxy's own namespace ended up.
+func (s *Server) Addresses() []string { return s.bound }
+
+// Started is closed when the listeners are open.
+func (s *Server) Started() <-chan struct{} { return s.started }
+
+// RetryPods is what a timer does every few seconds.
+func (s *Server) RetryPods(ctx context.Context) { s.pods.retryOnce(ctx) }
+
+// AgentState is what the client of the node agent says of its connection.
+func (s *Server) AgentState(connected, synced bool) { s.pods.state(connected, synced) }
