@@ -19,8 +19,12 @@ func (a *Agent) agentPart(ctx context.Context, now time.Time) Part {
 	if err := a.enroll.Status(ctx); err != nil {
 		return Part{Degraded, err.Error()}
 	}
-	if problems := a.watch.Problems(); len(problems) > 0 {
-		p = Part{Degraded, "not taken from the folder: " + strings.Join(problems[:min(len(problems), maxDiffs)], "; ")}
+	if problems := a.folder.Problems(); len(problems) > 0 {
+		var words []string
+		for _, problem := range problems[:min(len(problems), maxDiffs)] {
+			words = append(words, problem.String())
+		}
+		p = Part{Degraded, "not taken from the folder: " + strings.Join(words, "; ")}
 		if more := len(problems) - maxDiffs; more > 0 {
 			p.Detail += fmt.Sprintf("; and %d more", more)
 		}

@@ -21,6 +21,7 @@ import (
 	"github.com/warren-mesh/warren/nodeagent/enroll"
 	"github.com/warren-mesh/warren/nodeagent/podwatch"
 	"github.com/warren-mesh/warren/nodeagent/zds"
+	"github.com/warren-mesh/warren/xds/file"
 	"github.com/warren-mesh/warren/xds/translate"
 )
 
@@ -45,6 +46,7 @@ type Agent struct {
 	log     *slog.Logger
 	started time.Time
 
+	folder  *file.Feeder
 	watch   *podwatch.Watcher
 	proxies *zds.Server
 	enroll  *enroll.Enroller
@@ -107,9 +109,10 @@ func (a *Agent) assemble() error {
 	if err != nil {
 		return err
 	}
-	a.watch, err = podwatch.New(podwatch.Config{Dir: a.cfg.KubeDir, Log: a.log, View: enroll.ViewOptions{
+	a.folder = file.Feed(a.cfg.KubeDir, a.log)
+	a.watch, err = podwatch.New(a.folder, enroll.ViewOptions{
 		Node: a.cfg.NodeName, OwnNamespace: a.cfg.OwnNamespace, ExcludeNamespaces: a.cfg.ExcludeNamespaces, Selectors: selectors,
-	}})
+	})
 	if err != nil {
 		return err
 	}

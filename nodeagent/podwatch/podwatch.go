@@ -1,8 +1,8 @@
 // Package podwatch follows the objects that say which pods of this node belong
 // into the mesh, and makes enroll's View of them.
 //
-// They come from a folder of Kubernetes YAML (xds/file). From an API server they
-// do not come yet; asking for that is an error.
+// The objects come from a Source, which xds/file's Feeder is: a folder of
+// Kubernetes YAML. From an API server they do not come yet.
 //
 // Kind: adapter. Used by nodeagent.
 package podwatch
@@ -10,62 +10,59 @@ package podwatch
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"sync"
 
 	"github.com/warren-mesh/warren/nodeagent/enroll"
-	"github.com/warren-mesh/warren/xds/file"
+	"github.com/warren-mesh/warren/xds/translate"
 )
 
-// ErrNoKubernetes is returned for the mode that is not there yet.
-var ErrNoKubernetes = errors.New("podwatch: following the pods of an API server is not built yet: give a folder of Kubernetes YAML (--kube-dir)")
+// ErrNoSource is returned where no source of objects is given.
+var ErrNoSource = errors.New("podwatch: no source of objects: following the pods of an API server is not there yet, give a folder of Kubernetes YAML")
 
-// Config says where the objects come from and whose view is wanted.
-type Config struct {
-	Dir  string // folder of Kubernetes YAML; empty asks for an API server
-	View enroll.ViewOptions
-	Log  *slog.Logger
+// Source feeds objects.
+type Source interface {
+	// Run follows the objects until ctx ends.
+	Run(ctx context.Context) error
+	// Synced is closed once the objects are known for the first time.
+	Synced() <-chan struct{}
+	// Read returns the newest objects and a channel that is closed when they are
+	// no longer the newest.
+	Read() (translate.Objects, <-chan struct{})
 }
 
 // Watcher holds the newest view. It implements enroll.World.
 type Watcher struct {
-	cfg    Config
-	feeder *file.Feeder
+	source Source
+	opts   enroll.ViewOptions
 
 	mu      sync.Mutex
-	view    *enroll.View // nil until the folder has been read
+	view    *enroll.View // nil until the source has synced
 	changed chan struct{}
 }
 
 // New prepares a watcher; Run makes it watch.
-func New(cfg Config) (*Watcher, error) {
-	if cfg.Dir == "" {
-		return nil, ErrNoKubernetes
+func New(source Source, opts enroll.ViewOptions) (*Watcher, error) {
+	if source == nil {
+		return nil, ErrNoSource
 	}
-	return &Watcher{cfg: cfg, feeder: file.Feed(cfg.Dir, cfg.Log), changed: make(chan struct{})}, nil
+	return &Watcher{source: source, opts: opts, changed: make(chan struct{})}, nil
 }
 
-// Run follows the objects until ctx ends.
+// Run follows the objects until ctx ends; it returns what the source's Run
+// does.
 func (w *Watcher) Run(ctx context.Context) error {
-	ctx, cancel := context.WithCancel(ctx)
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	defer cancel()
-	fed := make(chan error, 1)
-	wg.Go(func() { fed <- w.feeder.Run(ctx) })
-	select {
-	case <-w.feeder.Synced():
-	case err := <-fed:
-		return err
-	}
+	done := make(chan error, 1)
+	go func() { done <- w.source.Run(ctx) }()
+	changed := w.source.Synced()
 	for {
-		objects, changed := w.feeder.Read()
-		w.publish(enroll.NewView(objects, w.cfg.View))
 		select {
 		case <-changed:
-		case err := <-fed:
+		case err := <-done:
 			return err
 		}
+		var objects translate.Objects
+		objects, changed = w.source.Read()
+		w.publish(enroll.NewView(objects, w.opts))
 	}
 }
 
@@ -82,13 +79,4 @@ func (w *Watcher) View() (*enroll.View, <-chan struct{}) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.view, w.changed
-}
-
-// Problems says in words what was not taken from the folder.
-func (w *Watcher) Problems() []string {
-	var all []string
-	for _, p := range w.feeder.Problems() {
-		all = append(all, p.String())
-	}
-	return all
 }
