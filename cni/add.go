@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
 
@@ -111,14 +110,12 @@ type programmer struct {
 func (p *programmer) program(r event.Redirect) (how string, err error) {
 	p.how, err = p.try(r)
 	if err != nil {
-		if p.failed == nil {
-			code := types.ErrInternal
-			if errors.Is(err, context.DeadlineExceeded) {
-				code = types.ErrTryAgainLater
-			}
-			p.failed = failure(code, fmt.Errorf("program the redirection in %s: %w", p.args.Netns, err),
-				"see whether the namespace still exists and iptables works on this node; what was done is undone")
+		code := types.ErrInternal
+		if errors.Is(err, context.DeadlineExceeded) {
+			code = types.ErrTryAgainLater
 		}
+		p.failed = failure(code, fmt.Errorf("program the redirection in %s: %w", p.args.Netns, err),
+			"see whether the namespace still exists and iptables works on this node; what was done is undone")
 		return "", p.failed
 	}
 	return p.how, nil
@@ -130,37 +127,23 @@ func (p *programmer) try(r event.Redirect) (how string, err error) {
 		p.log.Info("left the rules to the node agent", "reason", err.Error())
 		return event.ByAgent, nil
 	}
-	p.name = backend.Name()
 	conf := redirectConfig(r)
 	// Rules that are in place, from an ADD before, are not this one's to undo.
+	// (What another mesh has put there the agent has looked for before it answered.)
 	diffs, err := backend.Verify(p.ns, conf)
 	if errors.Is(err, redirect.ErrNoIP6Tables) {
 		p.log.Info("left the rules to the node agent", "reason", err.Error())
 		return event.ByAgent, nil
 	}
+	p.name = backend.Name()
 	if err != nil || len(diffs) == 0 {
 		return event.ByPlugin, err
-	}
-	if err := p.ours(backend); err != nil {
-		return "", err
 	}
 	if p.ctx.Err() != nil {
 		return "", context.Cause(p.ctx)
 	}
 	p.backend = backend
 	return event.ByPlugin, backend.Apply(p.ns, conf)
-}
-
-// ours refuses a pod that another mesh has captured.
-func (p *programmer) ours(backend redirect.Backend) error {
-	foreign, err := backend.Foreign(p.ns)
-	if err != nil || len(foreign) == 0 {
-		return err
-	}
-	p.failed = types.NewError(types.ErrInternal,
-		"another mesh has captured this pod already: "+strings.Join(foreign, ", "),
-		"take the pod or its namespace out of one of the two meshes")
-	return p.failed
 }
 
 // undo removes what program did, and only that. The pod's sandbox is about to

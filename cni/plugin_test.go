@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -36,8 +37,6 @@ func (b *backendStub) Name() string { return "stub" }
 func (b *backendStub) Verify(*netns.NS, redirect.Config) ([]string, error) {
 	return []string{"everything is missing"}, nil
 }
-
-func (b *backendStub) Foreign(*netns.NS) ([]string, error) { return nil, nil }
 
 func (b *backendStub) Apply(*netns.NS, redirect.Config) error {
 	b.did = append(b.did, "apply")
@@ -105,6 +104,38 @@ func TestProgrammingFails(t *testing.T) {
 			}
 			wantRecords(t, stderr.Bytes(), dir)
 		})
+	}
+}
+
+// An agent that hangs is as good as away once the plugin's time is over.
+func TestHungAgent(t *testing.T) {
+	nstest.LeakCheck(t)
+	_, path := nstest.NewNS(t, "pod")
+	dir := t.TempDir()
+	l, err := event.Listen(filepath.Join(dir, event.SocketName)) // and never accepts
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	away := event.Away{Namespaces: map[string]string{"out": event.NSOut, "in": event.NSIn}}
+	if err := event.WriteAway(filepath.Join(dir, event.AwayName), away); err != nil {
+		t.Fatal(err)
+	}
+	for namespace, admitted := range map[string]bool{"out": true, "in": false} {
+		var stdout, stderr bytes.Buffer
+		p := &Plugin{Stdout: &stdout, Stderr: &stderr, Timeout: 20 * time.Millisecond}
+		const prev = `{"cniVersion":"1.1.0"}`
+		err = p.Funcs().Add(&skel.CmdArgs{
+			ContainerID: "c", IfName: "eth0", Netns: path, Args: "K8S_POD_NAME=a;K8S_POD_NAMESPACE=" + namespace,
+			StdinData: fmt.Appendf(nil, `{"cniVersion":"1.1.0","name":"n","runDir":%q,"stateDir":%q,"prevResult":%s}`, dir, dir, prev),
+		})
+		var e *types.Error
+		switch {
+		case admitted && (err != nil || stdout.String() != prev):
+			t.Errorf("%s: %v, printed %q", namespace, err, &stdout)
+		case !admitted && (!errors.As(err, &e) || e.Code != types.ErrTryAgainLater || stdout.Len() > 0):
+			t.Errorf("%s: %v, printed %q", namespace, err, &stdout)
+		}
 	}
 }
 

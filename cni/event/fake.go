@@ -9,8 +9,9 @@ import (
 )
 
 // Fake is an agent for tests of what speaks to one. Its answers are functions;
-// where one is nil, pods are left alone and everything succeeds. It records
-// what it was asked and closes the namespaces that it is given.
+// where one is nil, pods are left alone and everything succeeds. While it runs
+// they are changed by Change only. It records what it was asked and closes the
+// namespaces that it is given.
 type Fake struct {
 	OnAdd        func(ctx context.Context, add Add, ns *netns.NS) (Answer, error)
 	OnProgrammed func(ctx context.Context, how string) error
@@ -50,6 +51,13 @@ func (f *Fake) Run(ctx context.Context, path string, ready chan<- struct{}) erro
 	return Serve(ctx, l, f, slog.New(slog.DiscardHandler))
 }
 
+// Change lets fn change the answers; fn is not called while one is looked up.
+func (f *Fake) Change(fn func(*Fake)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	fn(f)
+}
+
 // Calls returns what the Fake was asked so far.
 func (f *Fake) Calls() []FakeCall {
 	f.mu.Lock()
@@ -57,21 +65,31 @@ func (f *Fake) Calls() []FakeCall {
 	return append([]FakeCall(nil), f.calls...)
 }
 
-func (f *Fake) record(c FakeCall) {
+// record returns the answers as they are at the time of the call.
+func (f *Fake) record(c FakeCall) fakeAnswers {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.calls = append(f.calls, c)
+	return fakeAnswers{f.OnAdd, f.OnProgrammed, f.OnDel, f.OnCheck, f.OnGC, f.OnStatus}
+}
+
+type fakeAnswers struct {
+	add        func(ctx context.Context, add Add, ns *netns.NS) (Answer, error)
+	programmed func(ctx context.Context, how string) error
+	del        func(key Key, podUID string) error
+	check      func(key Key) (Answer, error)
+	gc         func(network string, valid []Key) error
+	status     func() error
 }
 
 // Decide is Handler's.
 func (f *Fake) Decide(ctx context.Context, add Add, ns *netns.NS) (Session, Answer, error) {
 	defer ns.Close()
-	f.record(FakeCall{Verb: "Add", Add: add, NS: ns.ID()})
-	answer := Answer{Action: Leave}
-	var err error
-	if f.OnAdd != nil {
-		answer, err = f.OnAdd(ctx, add, ns)
+	on := f.record(FakeCall{Verb: "Add", Add: add, NS: ns.ID()}).add
+	if on == nil {
+		return nil, Answer{Action: Leave}, nil
 	}
+	answer, err := on(ctx, add, ns)
 	if err != nil || answer.Action != RedirectSo {
 		return nil, answer, err
 	}
@@ -80,48 +98,43 @@ func (f *Fake) Decide(ctx context.Context, add Add, ns *netns.NS) (Session, Answ
 
 // Del is Handler's.
 func (f *Fake) Del(_ context.Context, key Key, podUID string) error {
-	f.record(FakeCall{Verb: "Del", Key: key, PodUID: podUID})
-	if f.OnDel == nil {
-		return nil
+	if on := f.record(FakeCall{Verb: "Del", Key: key, PodUID: podUID}).del; on != nil {
+		return on(key, podUID)
 	}
-	return f.OnDel(key, podUID)
+	return nil
 }
 
 // Check is Handler's.
 func (f *Fake) Check(_ context.Context, key Key) (Answer, error) {
-	f.record(FakeCall{Verb: "Check", Key: key})
-	if f.OnCheck == nil {
-		return Answer{Action: Leave}, nil
+	if on := f.record(FakeCall{Verb: "Check", Key: key}).check; on != nil {
+		return on(key)
 	}
-	return f.OnCheck(key)
+	return Answer{Action: Leave}, nil
 }
 
 // GC is Handler's.
 func (f *Fake) GC(_ context.Context, network string, valid []Key) error {
-	f.record(FakeCall{Verb: "GC", Network: network, Valid: valid})
-	if f.OnGC == nil {
-		return nil
+	if on := f.record(FakeCall{Verb: "GC", Network: network, Valid: valid}).gc; on != nil {
+		return on(network, valid)
 	}
-	return f.OnGC(network, valid)
+	return nil
 }
 
 // Status is Handler's.
 func (f *Fake) Status(context.Context) error {
-	f.record(FakeCall{Verb: "Status"})
-	if f.OnStatus == nil {
-		return nil
+	if on := f.record(FakeCall{Verb: "Status"}).status; on != nil {
+		return on()
 	}
-	return f.OnStatus()
+	return nil
 }
 
 type fakeSession struct{ f *Fake }
 
 func (s fakeSession) Programmed(ctx context.Context, how string) error {
-	s.f.record(FakeCall{Verb: "Programmed", How: how})
-	if s.f.OnProgrammed == nil {
-		return nil
+	if on := s.f.record(FakeCall{Verb: "Programmed", How: how}).programmed; on != nil {
+		return on(ctx, how)
 	}
-	return s.f.OnProgrammed(ctx, how)
+	return nil
 }
 
 func (s fakeSession) Abort(reason error) { s.f.record(FakeCall{Verb: "Abort", Reason: reason}) }
