@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -17,8 +16,7 @@ import (
 	"github.com/warren-mesh/warren/e2e/onehost"
 )
 
-// bins is the folder with the programs under test. `make test` has built them
-// and says where; otherwise they are built here.
+// bins is the folder with the programs under test.
 var bins string
 
 func TestMain(m *testing.M) {
@@ -31,25 +29,14 @@ func TestMain(m *testing.M) {
 }
 
 func run(m *testing.M) (int, error) {
-	if os.Geteuid() != 0 {
-		if os.Getenv("CI") != "" {
-			return 1, errors.New("these tests need root, or `make test`, which gets it by unshare")
-		}
-		fmt.Println("skipped: not root (`make test` runs these tests under unshare)")
-		return 0, nil
+	var done func()
+	var err error
+	if bins, done, err = onehost.Programs(); err != nil {
+		return 1, err
 	}
-	if bins = os.Getenv("WARREN_BINS"); bins == "" {
-		dir, err := os.MkdirTemp("", "warren-bins-")
-		if err != nil {
-			return 1, err
-		}
-		defer os.RemoveAll(dir)
-		bins = dir
-		build := exec.Command("make", "-s", "-C", "../..", "build", "plugins", "BIN="+dir)
-		build.Stdout, build.Stderr = os.Stdout, os.Stderr
-		if err := build.Run(); err != nil {
-			return 1, fmt.Errorf("build the programs: %w", err)
-		}
+	defer done()
+	if bins == "" {
+		return 0, nil
 	}
 	code := m.Run()
 	return code, closeShared()
