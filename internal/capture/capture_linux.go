@@ -67,7 +67,9 @@ type flow struct{ a, b netip.AddrPort } // a < b, so that both directions share 
 // (a control plane, say) are left out; the zero prefix ignores nothing. The
 // caller closes the Capture.
 func Open(ns *netns.NS, ifname string, port uint16, ignore netip.Prefix) (*Capture, error) {
-	fd, err := ns.Socket(unix.AF_PACKET, unix.SOCK_RAW, int(bigEndian(unix.ETH_P_ALL)))
+	// Without a protocol it receives nothing before it is bound: with one it
+	// would take every interface's frames until then.
+	fd, err := ns.Socket(unix.AF_PACKET, unix.SOCK_RAW, 0)
 	if err != nil {
 		return nil, fmt.Errorf("capture on %s: %w", ifname, err)
 	}
