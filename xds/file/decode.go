@@ -1,7 +1,6 @@
 package file
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/json"
 	"errors"
@@ -20,8 +19,6 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
-	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
-	"sigs.k8s.io/yaml"
 )
 
 // Bounds on one file. A folder that needs more is a cluster that needs an API server.
@@ -69,6 +66,18 @@ func versions(gk schema.GroupKind) (known []string) {
 		return []string{"v1", "v1beta1"}
 	}
 	return nil
+}
+
+// mistaken reports a kind that nobody reads and that was hardly meant to be one of those: a
+// typing mistake in the name of a policy would leave it out, where an API server would refuse it.
+func mistaken(gk schema.GroupKind) bool {
+	switch {
+	case gk.Group == securityv1.GroupName:
+		return gk.Kind != "RequestAuthentication" // for layer 7
+	case gk.Kind == "AuthorizationPolicy" || gk.Kind == "PeerAuthentication":
+		return true
+	}
+	return false
 }
 
 // decoded is what one file holds.
@@ -121,17 +130,6 @@ func split(name string, data []byte) (documents []json.RawMessage, err error) {
 	}
 }
 
-func yamlDocuments(data []byte) func() (json.RawMessage, error) {
-	r := utilyaml.NewYAMLReader(bufio.NewReader(bytes.NewReader(data)))
-	return func() (json.RawMessage, error) {
-		doc, err := r.Read()
-		if err != nil {
-			return nil, err
-		}
-		return yaml.YAMLToJSONStrict(doc)
-	}
-}
-
 func jsonDocuments(data []byte) func() (json.RawMessage, error) {
 	r := json.NewDecoder(bytes.NewReader(data))
 	return func() (json.RawMessage, error) {
@@ -149,35 +147,72 @@ type collector struct {
 }
 
 func (c *collector) document(doc json.RawMessage) error {
-	var list struct {
-		metav1.TypeMeta `json:",inline"`
-		Items           []json.RawMessage `json:"items"`
-	}
-	if err := json.Unmarshal(doc, &list); err != nil {
+	fields, meta, err := members(doc)
+	if err != nil {
 		return fmt.Errorf("not a Kubernetes object: %w", err)
 	}
-	if !strings.HasSuffix(list.Kind, "List") || list.Items == nil {
-		return c.object(list.TypeMeta, doc)
+	var items []json.RawMessage
+	if strings.HasSuffix(meta.Kind, "List") && fields["items"] != nil {
+		if err := json.Unmarshal(fields["items"], &items); err != nil {
+			return fmt.Errorf("items: %w", err)
+		}
 	}
-	if len(c.out.objects)+len(list.Items) > maxDocuments {
+	if items == nil {
+		return c.object(meta, fields)
+	}
+	if len(c.out.objects)+len(items) > maxDocuments {
 		return fmt.Errorf("more than %d objects: split the file", maxDocuments)
 	}
-	for i, item := range list.Items {
-		var meta metav1.TypeMeta
-		if err := json.Unmarshal(item, &meta); err != nil {
+	for i, item := range items {
+		fields, itemMeta, err := members(item)
+		if err != nil {
 			return fmt.Errorf("items[%d]: not a Kubernetes object: %w", i, err)
 		}
-		if meta.Kind == "" && list.Kind != "List" { // as an API server writes the items of a PodList
-			meta = metav1.TypeMeta{Kind: strings.TrimSuffix(list.Kind, "List"), APIVersion: list.APIVersion}
+		if itemMeta.Kind == "" && meta.Kind != "List" { // as an API server writes the items of a PodList
+			itemMeta = metav1.TypeMeta{Kind: strings.TrimSuffix(meta.Kind, "List"), APIVersion: meta.APIVersion}
 		}
-		if err := c.object(meta, item); err != nil {
+		if err := c.object(itemMeta, fields); err != nil {
 			return fmt.Errorf("items[%d]: %w", i, err)
 		}
 	}
 	return nil
 }
 
-func (c *collector) object(meta metav1.TypeMeta, doc json.RawMessage) error {
+// members splits a JSON object. A member that comes twice is an error: of two specs the
+// last would count, without a word.
+func members(doc json.RawMessage) (map[string]json.RawMessage, metav1.TypeMeta, error) {
+	var meta metav1.TypeMeta
+	r := json.NewDecoder(bytes.NewReader(doc))
+	if t, err := r.Token(); err != nil || t != json.Delim('{') {
+		return nil, meta, errors.Join(errors.New("want {…}"), err)
+	}
+	fields := make(map[string]json.RawMessage)
+	for r.More() {
+		t, err := r.Token()
+		if err != nil {
+			return nil, meta, err
+		}
+		name, _ := t.(string) // a member's name is nothing else
+		if _, twice := fields[name]; twice {
+			return nil, meta, fmt.Errorf("%.100q comes twice", name)
+		}
+		var value json.RawMessage
+		if err := r.Decode(&value); err != nil {
+			return nil, meta, err
+		}
+		fields[name] = value
+	}
+	for name, to := range map[string]*string{"kind": &meta.Kind, "apiVersion": &meta.APIVersion} {
+		if v := fields[name]; v != nil {
+			if err := json.Unmarshal(v, to); err != nil {
+				return nil, meta, fmt.Errorf("%s: %w", name, err)
+			}
+		}
+	}
+	return fields, meta, nil
+}
+
+func (c *collector) object(meta metav1.TypeMeta, fields map[string]json.RawMessage) error {
 	if meta.Kind == "" || meta.APIVersion == "" {
 		return errors.New("kind and apiVersion must be set")
 	}
@@ -187,11 +222,14 @@ func (c *collector) object(meta metav1.TypeMeta, doc json.RawMessage) error {
 	}
 	gvk := gv.WithKind(meta.Kind)
 	known := versions(gvk.GroupKind())
+	if known == nil && mistaken(gvk.GroupKind()) {
+		return fmt.Errorf("there is no kind %s in %s: AuthorizationPolicy and PeerAuthentication are in %s", meta.Kind, gv, securityv1.GroupName)
+	}
 	if known == nil {
 		c.out.unknown = append(c.out.unknown, gvk.String())
 		return nil
 	}
-	obj, err := c.typed(gvk, known, doc)
+	obj, err := c.typed(gvk, known, fields)
 	if err != nil {
 		return fmt.Errorf("%s: %w", meta.Kind, err)
 	}
@@ -208,7 +246,7 @@ func (c *collector) object(meta metav1.TypeMeta, doc json.RawMessage) error {
 }
 
 // typed decodes one object strictly: a field that its type does not have is an error.
-func (c *collector) typed(gvk schema.GroupVersionKind, known []string, doc json.RawMessage) (metav1.Object, error) {
+func (c *collector) typed(gvk schema.GroupVersionKind, known []string, fields map[string]json.RawMessage) (metav1.Object, error) {
 	found := false
 	for _, v := range known {
 		found = found || v == gvk.Version
@@ -218,10 +256,6 @@ func (c *collector) typed(gvk schema.GroupVersionKind, known []string, doc json.
 	}
 	// The versions listed together are equal field by field, and items of a typed
 	// list carry none: write down the one that the scheme knows.
-	var fields map[string]json.RawMessage
-	if err := json.Unmarshal(doc, &fields); err != nil {
-		return nil, err
-	}
 	gvk.Version = known[0]
 	for field, value := range map[string]string{"apiVersion": gvk.GroupVersion().String(), "kind": gvk.Kind} {
 		quoted, err := json.Marshal(value)

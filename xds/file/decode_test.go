@@ -24,6 +24,11 @@ spec:
   rules: [{from: [{source: {principals: [cluster.local/ns/x/sa/y]}}]}]
 `
 
+// alias is a document with a text of a size, repeated by aliases.
+func alias(size, times int) string {
+	return "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: x}\ndata: {a: &a " + strings.Repeat("x", size) + ", b: [" + strings.Repeat("*a,", times) + "]}\n"
+}
+
 func TestDecode(t *testing.T) {
 	for name, c := range map[string]struct {
 		file    string // default f.yaml
@@ -44,6 +49,24 @@ func TestDecode(t *testing.T) {
 		"unknown kind":        {in: "{apiVersion: apps/v1, kind: Deployment, metadata: {name: d}, spec: {x: 1}}", unknown: []string{"apps/v1, Kind=Deployment"}},
 		"same kind elsewhere": {in: "{apiVersion: serving.knative.dev/v1, kind: Service, metadata: {name: d}}", unknown: []string{"serving.knative.dev/v1, Kind=Service"}},
 
+		"request authentication": {in: "{apiVersion: security.istio.io/v1, kind: RequestAuthentication, metadata: {name: r}}", unknown: []string{"security.istio.io/v1, Kind=RequestAuthentication"}},
+		"anchor and alias":       {in: "apiVersion: v1\nkind: Namespace\nmetadata: {name: &n x, labels: {a: *n}}\n", want: []string{"Namespace x"}},
+		"end of document":        {in: podA + "...\n---\n" + policyA, want: []string{"Pod app/a", "AuthorizationPolicy app/deny"}},
+
+		// What would leave a policy out, or count another, without a word.
+		"after the end":      {in: podA + "...\n" + policyA, err: "document 1: yaml: line"},
+		"lines by CR":        {in: podA + "\r---\r" + strings.ReplaceAll(policyA, "\n", "\r"), err: "another document follows"},
+		"on the separator":   {in: podA + "--- !!map\n" + policyA, err: "separator"},
+		"kind misspelt":      {in: strings.Replace(policyA, "AuthorizationPolicy", "AuthorizationPolcy", 1), err: "there is no kind AuthorizationPolcy in security.istio.io/v1"},
+		"kind in lower case": {in: strings.Replace(policyA, "AuthorizationPolicy", "authorizationpolicy", 1), err: "there is no kind"},
+		"group misspelt":     {in: strings.Replace(policyA, "istio.io", "isto.io", 1), err: "there is no kind AuthorizationPolicy in security.isto.io/v1"},
+		"without group":      {in: strings.Replace(policyA, "security.istio.io/", "", 1), err: "there is no kind AuthorizationPolicy in v1"},
+		"two specs":          {file: "f.json", in: `{"apiVersion":"security.istio.io/v1","kind":"AuthorizationPolicy","metadata":{"name":"x"},"spec":{"action":"DENY","rules":[{}]},"spec":{"rules":[{}]}}`, err: `"spec" comes twice`},
+		"two lists":          {file: "f.json", in: `{"apiVersion":"v1","kind":"List","items":[{"apiVersion":"v1","kind":"Namespace","metadata":{"name":"x"}}],"items":[]}`, err: `"items" comes twice`},
+		"endless alias":      {in: "a: &a [*a]\n", err: "every alias written out"},
+
+		"aliases, many files": {in: strings.Repeat("---\n"+alias(1<<16, 100), 3), err: "document 3: with every alias"},
+
 		"empty":                  {in: " \n", err: "empty: delete the file"},
 		"not yaml":               {in: "a: b: c", err: "document 1"},
 		"not an object":          {in: "- a\n- b\n", err: "document 1: not a Kubernetes object"},
@@ -60,7 +83,7 @@ func TestDecode(t *testing.T) {
 		"bad namespace":          {in: strings.Replace(podA, "namespace: app", "namespace: a/b", 1), err: "metadata.namespace"},
 		"namespaced node":        {in: "{apiVersion: v1, kind: Node, metadata: {name: no1, namespace: x}}", err: "has none"},
 		"bad json":               {file: "f.json", in: `{"apiVersion":`, err: "document 1"},
-		"aliases":                {in: bomb(), err: "alias"},
+		"aliases of aliases":     {in: bomb(), err: "alias"},
 		"too large":              {in: "#" + strings.Repeat("x", maxFileBytes), err: "larger than 8 MiB"},
 		"too many":               {in: strings.Repeat("---\n{}\n", maxDocuments+1), err: "more than 20000 documents"},
 	} {

@@ -63,7 +63,7 @@ const (
 // that cannot be read is a problem to report and to try again, not an end.
 func (f *Feeder) Run(ctx context.Context) error {
 	unknown := newUnknownKinds(f.log)
-	s := &scanner{dir: f.dir, decoder: newDecoder(), files: make(map[string]*fileState), unknown: unknown.report}
+	s := newScanner(f.dir, unknown.report)
 	w := newWatch(f.dir, f.log)
 	defer w.close()
 	for {

@@ -265,7 +265,7 @@ func TestOddFiles(t *testing.T) {
 // Two writes of one length within the coarseness of file times are told apart.
 func TestQuickRewrite(t *testing.T) {
 	dir := t.TempDir()
-	s := &scanner{dir: dir, decoder: newDecoder(), files: map[string]*fileState{}, unknown: func(string, []string) {}}
+	s := newScanner(dir, func(string, []string) {})
 	path := filepath.Join(dir, "f.yaml")
 	now := time.Now()
 	for _, name := range []string{"a", "b"} {
@@ -290,4 +290,76 @@ func TestQuickRewrite(t *testing.T) {
 			t.Errorf("scan %d: changed %v, err %v, trusted %v", i, changed, err, s.files["f.yaml"].trusted)
 		}
 	}
+}
+
+// A file that is renamed while the folder is read keeps its objects at every moment.
+func TestRenameDuringScan(t *testing.T) {
+	dir := t.TempDir()
+	s := newScanner(dir, func(string, []string) {})
+	from, to := filepath.Join(dir, "a.yaml"), filepath.Join(dir, "z.yaml")
+	if err := os.WriteFile(from, []byte(policyA), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		pace := time.NewTicker(200 * time.Microsecond)
+		defer pace.Stop()
+		for {
+			if err := os.Rename(from, to); err != nil {
+				t.Errorf("rename: %v", err)
+			}
+			from, to = to, from
+			select {
+			case <-stop:
+				return
+			case <-pace.C:
+			}
+		}
+	}()
+	for i := range 10_000 {
+		if _, err := s.scan(time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		if o, _ := merge(s.files); len(o.AuthorizationPolicies) != 1 {
+			t.Errorf("scan %d: %d policies, want the one that was there all the time", i, len(o.AuthorizationPolicies))
+			break
+		}
+	}
+	close(stop)
+	<-stopped
+}
+
+// Where the folder grows too large, what is in force stays and what is new is refused.
+func TestFull(t *testing.T) {
+	dir := t.TempDir()
+	s := newScanner(dir, func(string, []string) {})
+	s.maxFiles = 2
+	write := func(name string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, name+".yaml"), []byte(pod(name)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := func(refused string, want ...string) {
+		t.Helper()
+		if _, err := s.scan(time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		if got := sortedNames(s.files); !slices.Equal(got, want) || strings.Contains(s.folder, "not taken") != (refused != "") || !strings.Contains(s.folder, refused) {
+			t.Errorf("files %v, %q; want %v, %q", got, s.folder, want, refused)
+		}
+	}
+	write("y")
+	write("z")
+	want("", "y.yaml", "z.yaml")
+	write("a")
+	want("a.yaml and files after it are not taken", "y.yaml", "z.yaml")
+	s.maxFiles, s.maxBytes = 10, 10
+	want("z.yaml and files after it are not taken", "y.yaml", "z.yaml")
+	if err := os.Remove(filepath.Join(dir, "y.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	s.maxBytes = 1 << 20
+	want("", "a.yaml", "z.yaml")
 }

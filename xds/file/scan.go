@@ -7,14 +7,15 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/cespare/xxhash/v2"
 )
 
-// maxFiles and maxTotalBytes bound the folder. Files past them, in the order of
-// their names, are not taken.
+// maxFiles and maxTotalBytes bound the folder. Files past them are not taken: new ones
+// first, in the order of their names.
 const (
 	maxFiles      = 10_000
 	maxTotalBytes = 256 << 20
@@ -41,40 +42,107 @@ type scanner struct {
 	files   map[string]*fileState
 	folder  string                            // what was wrong with the folder at the last scan
 	unknown func(file string, kinds []string) // called with every file read that holds kinds nobody reads
+
+	maxFiles, maxBytes int
+}
+
+func newScanner(dir string, unknown func(file string, kinds []string)) *scanner {
+	return &scanner{
+		dir: dir, decoder: newDecoder(), files: make(map[string]*fileState), unknown: unknown,
+		maxFiles: maxFiles, maxBytes: maxTotalBytes,
+	}
 }
 
 // scan reads what is new. It reports whether anything is different from the scan
 // before, and fails only when the folder itself cannot be read; then all it knew stays.
 func (s *scanner) scan(now time.Time) (changed bool, err error) {
-	entries, err := os.ReadDir(s.dir) // sorted by name
+	names, err := s.list()
 	if err != nil {
 		return s.complain(fmt.Sprintf("cannot read the folder: %v; what it held stays", err)), err
 	}
-	next := make(map[string]*fileState, len(entries))
-	var total int
+	var next map[string]*fileState
 	var refused string
-	for _, e := range entries {
-		name := e.Name()
-		if !wanted(name) {
-			continue
-		}
-		if len(next) == maxFiles || total > maxTotalBytes {
-			refused = fmt.Sprintf("more than %d files or %d MiB: %s and later files are not taken", maxFiles, maxTotalBytes>>20, name)
+	// A file that is renamed while the folder is listed or read can be missing under both
+	// names, and its objects must not go for that: only a list that is the same before and
+	// after counts.
+	for range maxRescans {
+		next, changed, refused = s.readAll(names, now)
+		if !s.lost(next) {
 			break
 		}
-		old := s.files[name]
-		f, different := s.look(name, old, now)
-		changed = changed || different
-		if f != nil {
-			next[name] = f
-			total += f.size
+		again, err := s.list()
+		if err != nil {
+			return s.complain(fmt.Sprintf("cannot read the folder: %v; what it held stays", err)), err
 		}
+		if len(next) == len(names) && slices.Equal(again, names) {
+			break
+		}
+		names = again
 	}
 	for name := range s.files {
 		changed = changed || next[name] == nil
 	}
 	s.files = next
 	return s.complain(refused) || changed, nil
+}
+
+// maxRescans bounds a scan of a folder that does not come to rest.
+const maxRescans = 5
+
+// list returns the names of the files that are read, sorted.
+func (s *scanner) list() ([]string, error) {
+	entries, err := os.ReadDir(s.dir)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, e := range entries {
+		if wanted(e.Name()) {
+			names = append(names, e.Name())
+		}
+	}
+	return names, nil
+}
+
+// lost reports whether a file that was known is not there any more.
+func (s *scanner) lost(next map[string]*fileState) bool {
+	for name := range s.files {
+		if next[name] == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// readAll looks at files, those that are known first: where the folder has grown too
+// large, a new file must not push out one whose objects are in force.
+func (s *scanner) readAll(names []string, now time.Time) (next map[string]*fileState, changed bool, refused string) {
+	next = make(map[string]*fileState, len(names))
+	var total int
+	for _, known := range []bool{true, false} {
+		for _, name := range names {
+			old := s.files[name]
+			if known != (old != nil) {
+				continue
+			}
+			if len(next) == s.maxFiles || total > s.maxBytes {
+				if old != nil {
+					next[name] = old
+				}
+				if refused == "" {
+					refused = fmt.Sprintf("more than %d files or %d MiB: %s and files after it are not taken", s.maxFiles, s.maxBytes>>20, name)
+				}
+				continue
+			}
+			f, different := s.look(name, old, now)
+			changed = changed || different
+			if f != nil {
+				next[name] = f
+				total += f.size
+			}
+		}
+	}
+	return next, changed, refused
 }
 
 // complain notes what is wrong with the folder and reports whether that is new.
