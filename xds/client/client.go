@@ -141,7 +141,7 @@ func (c *Client) attempt(ctx context.Context) (lasted time.Duration, err error) 
 	if err != nil {
 		return -1, err
 	}
-	defer conn.Close() //nolint:errcheck // it only complains when closed twice
+	defer func() { _ = conn.Close() }() // it only complains when closed twice
 	// Opening waits also for the peer to allow streams, which it may never do.
 	opened := time.AfterFunc(2*c.times.connect, func() { cancel(errNotOpened) })
 	stream, err := discovery.NewAggregatedDiscoveryServiceClient(conn).

@@ -295,7 +295,7 @@ func TestProtocolErrors(t *testing.T) {
 	c, _ := newClient(t, Config{Address: s.Address})
 	run(t, c)
 	x, _, _ := s.subscribed()
-	if err := x.Send(response(AddressType, strings.Repeat("n", maxNonce+1))); err != nil {
+	if err := x.Send(response(AddressType, strings.Repeat("n", maxEcho+1))); err != nil {
 		t.Fatal(err)
 	}
 	s.accept() // it hung up and came back
@@ -314,7 +314,7 @@ func TestPeerDoesNotRead(t *testing.T) {
 	stop := make(chan struct{})
 	go func() { // until the client has left
 		defer close(stop)
-		for i := 0; x.Send(response(AddressType, strings.Repeat("n", maxNonce), badPod("w", "1"))) == nil; i++ {
+		for i := 0; x.Send(response(AddressType, strings.Repeat("n", maxEcho), badPod("w", "1"))) == nil; i++ {
 		}
 	}()
 	s.accept()

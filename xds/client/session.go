@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"sync"
 	"time"
 
@@ -15,7 +14,8 @@ import (
 	"github.com/warren-mesh/warren/xds/workload"
 )
 
-const maxNonce = 4 << 10
+// maxEcho bounds what is sent back as it came: nonces and type URLs.
+const maxEcho = 4 << 10
 
 // stream is what a session needs of gRPC's.
 type stream interface {
@@ -113,8 +113,8 @@ func (s *session) take(ctx context.Context, r *discovery.DeltaDiscoveryResponse)
 		s.c.line.set(Connected)
 		s.c.cfg.Log.Info("connected to the control plane", "address", s.c.cfg.Address)
 	}
-	if len(r.GetNonce()) > maxNonce {
-		return fmt.Errorf("xds: the control plane sent a nonce of %d bytes, the limit is %d", len(r.GetNonce()), maxNonce)
+	if n := max(len(r.GetNonce()), len(r.GetTypeUrl())); n > maxEcho {
+		return fmt.Errorf("xds: the control plane sent a nonce or type of %d bytes, the limit is %d", n, maxEcho)
 	}
 	k, ok := kindOf(r.GetTypeUrl())
 	if !ok {
@@ -154,17 +154,32 @@ func (s *session) lacking(c *change) time.Duration {
 	}
 	view, refused := s.c.store.View(), s.c.ledgers[policies].refused
 	for _, w := range c.batch.Workloads {
+		var before map[string]struct{} // made when it is needed, which is rare
 		for _, name := range w.Policies {
 			if _, no := refused[name]; no || view.Policy(name) != nil {
 				continue
 			}
+			if before == nil {
+				before = named(view.WorkloadByUID(w.UID))
+			}
 			// If it was missing before, this change makes it no worse.
-			if old := view.WorkloadByUID(w.UID); old == nil || !slices.Contains(old.Policies, name) {
+			if _, was := before[name]; !was {
 				return s.c.times.policy
 			}
 		}
 	}
 	return 0
+}
+
+// named are the policies of a workload, which may be nil.
+func named(w *workload.Workload) map[string]struct{} {
+	set := map[string]struct{}{}
+	if w != nil {
+		for _, name := range w.Policies {
+			set[name] = struct{}{}
+		}
+	}
+	return set
 }
 
 // release applies what is held together with a change of policies, which may be

@@ -231,9 +231,13 @@ func pack(typeURL string, m proto.Message) *anypb.Any {
 }
 
 func pod(uid, version string, policies ...string) *discovery.Resource {
+	return podAt([]byte{10, 0, 0, 1}, uid, version, policies...)
+}
+
+func podAt(addr []byte, uid, version string, policies ...string) *discovery.Resource {
 	return &discovery.Resource{Name: uid, Version: version, Resource: pack(AddressType, &workloadapi.Address{
 		Type: &workloadapi.Address_Workload{Workload: &workloadapi.Workload{
-			Uid: uid, Name: uid, Namespace: "ns", Addresses: [][]byte{{10, 0, 0, 1}}, CanonicalRevision: version,
+			Uid: uid, Name: uid, Namespace: "ns", Addresses: [][]byte{addr}, CanonicalRevision: version,
 			AuthorizationPolicies: policies,
 		}},
 	})}
