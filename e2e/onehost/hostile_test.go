@@ -114,6 +114,7 @@ func hello(t *testing.T, from *onehost.Pod, dst netip.AddrPort, cert *tls.Certif
 		return nil, nil, err
 	}
 	fr := http2.NewFramer(conn, conn)
+	fr.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
 	if err := fr.WriteSettings(); err != nil {
 		return nil, nil, err
 	}
@@ -136,7 +137,6 @@ func connect(fr *http2.Framer, stream uint32, authority string) (string, error) 
 	if err := fr.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: block.Bytes(), EndHeaders: true}); err != nil {
 		return "", err
 	}
-	fr.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
 	for {
 		f, err := fr.ReadFrame()
 		if err != nil {
