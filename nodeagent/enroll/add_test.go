@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -378,6 +379,11 @@ func TestIstiosPlugin(t *testing.T) {
 	n.world.pod("app", "a", "uid-a")
 	n.world.pod("plain", "p", "uid-p")
 	s := n.sandbox("app", "a", "uid-a", "c1")
+	link := filepath.Join(t.TempDir(), "netns")
+	if err := os.Symlink(s.path, link); err != nil {
+		t.Fatal(err)
+	}
+	s.path = link
 	add := enroll.IstioAdd{Pod: enroll.PodName{Namespace: "app", Name: "a"}, Netns: s.path}
 	for range 2 {
 		if err := n.e.AddForIstio(within(t), add); err != nil {
@@ -400,5 +406,11 @@ func TestIstiosPlugin(t *testing.T) {
 		t.Errorf("GC took it: %v, %v", f.Pods(), err)
 	}
 	n.world.remove("app", "a")
-	n.until("it goes with its object", func() bool { return len(f.Pods()) == 0 && len(n.attachments()) == 0 })
+	if len(f.Pods()) != 1 {
+		t.Error("the pod went while its namespace was there")
+	}
+	if err := os.Remove(link); err != nil {
+		t.Fatal(err)
+	}
+	n.until("it goes with object and namespace", func() bool { return len(f.Pods()) == 0 && len(n.attachments()) == 0 })
 }

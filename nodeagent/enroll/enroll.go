@@ -92,7 +92,8 @@ const maxRetry = 30 * time.Second
 // Source says who announced an attachment.
 type Source string
 
-// The sources. Istio's plugin knows no DEL: its pods go when their object does.
+// The sources. Istio's plugin knows neither DEL nor GC: its pods go when their
+// object and their namespace are gone.
 const (
 	SourcePlugin Source = "warren-cni"
 	SourceIstio  Source = "istio-cni"
@@ -113,14 +114,6 @@ type sandbox struct {
 	path     string          // on the host
 	redirect *event.Redirect // what is (to be) programmed; nil: nothing
 	attached map[event.Key]attachment
-}
-
-// source of a sandbox is that of its attachments; they do not mix.
-func (b *sandbox) source() Source {
-	for _, a := range b.attached {
-		return a.source
-	}
-	return SourcePlugin
 }
 
 // member is a pod of this node that has (or is about to get) a sandbox. All

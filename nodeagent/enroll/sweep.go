@@ -147,26 +147,23 @@ func (e *Enroller) note(m *member, err error) {
 	m.reason = err.Error()
 }
 
-// forgetGone removes a pod that has neither object nor namespace any more, or
-// whose plugin will never say DEL.
+// forgetGone removes a pod that has neither object nor namespace any more: its
+// DEL is lost, or Istio's plugin added it, which says none. Either alone is not
+// enough: objects may be unreadable for a while, and a new mount of the host's
+// need not be seen here.
 func (e *Enroller) forgetGone(ctx context.Context, m *member) {
 	e.mu.Lock()
-	box, source := m.box, SourcePlugin
-	if box != nil {
-		source = box.source()
-	}
+	box := m.box
 	e.mu.Unlock()
 	if box == nil {
 		return
 	}
-	if source != SourceIstio {
-		ns, err := e.reopen(box.path, box.id)
-		if err == nil {
-			ns.Close()
-		}
-		if !errors.Is(err, errGone) {
-			return
-		}
+	ns, err := e.reopen(box.path, box.id)
+	if err == nil {
+		ns.Close()
+	}
+	if !errors.Is(err, errGone) {
+		return
 	}
 	select {
 	case m.busy <- struct{}{}:

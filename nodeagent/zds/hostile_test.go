@@ -284,6 +284,9 @@ func TestListen(t *testing.T) {
 	if _, err := Listen(network, path); !errors.Is(err, ErrInUse) {
 		t.Errorf("over a live socket: %v", err)
 	}
+	if _, err := Listen("unix", path); !errors.Is(err, ErrInUse) {
+		t.Errorf("over a live socket of another type: %v", err)
+	}
 	l.UnixListener.Close() // as a crash would
 	if _, err := net.Dial(network, path); err == nil {
 		t.Error("a dead socket answers")

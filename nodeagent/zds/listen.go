@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // ErrInUse says that another process serves the socket.
@@ -76,11 +78,15 @@ func vacant(network, path string) error {
 		return fmt.Errorf("there is a file that is no socket (%s): remove it", info.Mode())
 	}
 	c, err := net.DialTimeout(network, path, time.Second)
-	if err != nil {
+	switch {
+	case err == nil:
+		c.Close()
+		return fmt.Errorf("%w: stop it first", ErrInUse)
+	case errors.Is(err, unix.ECONNREFUSED), errors.Is(err, os.ErrNotExist):
 		return nil // nobody listens
+	default: // too busy to answer, or a socket of another type
+		return fmt.Errorf("%w, as it seems: stop it first, or remove the socket: %w", ErrInUse, err)
 	}
-	c.Close()
-	return fmt.Errorf("%w: stop it first", ErrInUse)
 }
 
 // Close removes the socket, unless another process has put its own there, and
