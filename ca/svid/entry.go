@@ -38,6 +38,7 @@ type entry struct {
 	at    time.Time // when due; monotonic
 	index int       // in the queue of its phase
 	born  time.Time
+	late  time.Time // monotonic; from then on a renewal is urgent
 
 	cancel   context.CancelFunc  // of the call under way
 	roots    []*x509.Certificate // of the answer that current came with

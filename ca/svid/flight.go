@@ -20,8 +20,8 @@ func (m *Manager) fly(ctx context.Context, e *entry, p Priority) {
 		m.cfg.Observer.Started(e.id, p)
 	}
 	i, roots, err := m.request(ctx, e.id)
-	err = m.land(e, i, roots, err)
 	took := time.Since(start)
+	err = m.land(e, i, roots, took, err)
 	if m.cfg.Observer != nil {
 		m.cfg.Observer.Finished(e.id, p, took, err)
 	}
@@ -61,9 +61,9 @@ func (m *Manager) request(ctx context.Context, id spiffeid.ID) (*mtls.Identity, 
 	return i, roots, nil
 }
 
-// land puts a request's result to use and plans the next one. It returns err, or ErrNotNeeded if nobody wants the
-// result any more.
-func (m *Manager) land(e *entry, i *mtls.Identity, roots []*x509.Certificate, err error) error {
+// land puts a request's result, which took so long, to use and plans the next one. It returns err, or ErrNotNeeded if
+// nobody wants the result any more.
+func (m *Manager) land(e *entry, i *mtls.Identity, roots []*x509.Certificate, took time.Duration, err error) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	defer m.wakeUp()
@@ -83,7 +83,11 @@ func (m *Manager) land(e *entry, i *mtls.Identity, roots []*x509.Certificate, er
 		e.failures = 0
 		e.current.Store(i)
 		m.trustLocked(e, roots)
-		m.restLocked(e, refreshAfter(life(i)), Background)
+		left := life(i)
+		e.late = e.lastEnd.Add(left * 3 / 4)
+		// The next answer takes as long, and must arrive while this certificate is good: certificates of ten seconds
+		// from a CA that needs three would otherwise be replaced as they end.
+		m.restLocked(e, refreshAfter(max(left-took, left/4)), Background)
 	} else {
 		e.failures++
 		m.failedLocked(e, err)

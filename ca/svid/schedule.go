@@ -32,6 +32,7 @@ func (m *Manager) step(ctx context.Context, now time.Time) time.Duration {
 		e.phase = due
 		m.due.add(e)
 	}
+	m.hurryLocked(now)
 	for m.due.Len() > 0 && len(m.flying) < m.cfg.MaxInFlight && !m.paused.After(now) {
 		e := m.due.take()
 		if m.flying[e.id] != nil { // of a forgotten predecessor: never two calls for one identity
@@ -48,6 +49,21 @@ func (m *Manager) step(ctx context.Context, now time.Time) time.Duration {
 		next = min(next, m.paused.Sub(now))
 	}
 	return max(next, 0)
+}
+
+// hurryLocked moves renewals whose certificates are in use and about to end before those that nobody waits for yet: a
+// node's worth of new pods must not make the certificates of the old ones run out.
+func (m *Manager) hurryLocked(now time.Time) {
+	var late []*entry
+	for _, e := range m.due.items {
+		if e.prio < OnDemand && e.leased() && e.current.Load() != nil && !e.late.After(now) {
+			late = append(late, e)
+		}
+	}
+	for _, e := range late {
+		e.prio = OnDemand
+		m.due.fix(e)
+	}
 }
 
 func (m *Manager) startLocked(ctx context.Context, e *entry) {

@@ -74,7 +74,7 @@ type Priority uint8
 const (
 	Background Priority = iota // renewal of a certificate that is still valid
 	WarmUp                     // a workload landed on the node, nobody waits yet
-	OnDemand                   // a connection waits
+	OnDemand                   // a connection waits, or soon would: the certificate in use is about to end
 )
 
 func (p Priority) String() string {
