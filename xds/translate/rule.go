@@ -249,13 +249,17 @@ func put[T any](yes, no *[]T, not bool, v T) {
 	}
 }
 
-// stringMatch reads a value with at most one * at its beginning or end.
+// stringMatch reads a value with at most one * at its beginning or end. Elsewhere it would
+// be compared as it stands, and no name has one: a DENY rule would deny nobody, and an
+// ALLOW rule with "not" allow everybody.
 func stringMatch(v string) (workload.StringMatch, error) {
 	switch {
 	case v == "":
 		return workload.StringMatch{}, fmt.Errorf("%q is empty", v)
 	case v == "*":
 		return workload.StringMatch{Kind: workload.Presence}, nil
+	case strings.Contains(strings.TrimSuffix(v[1:], "*"), "*") || strings.HasPrefix(v, "*") && strings.HasSuffix(v, "*"):
+		return workload.StringMatch{}, fmt.Errorf("%q: * can be the first or the last character, not both", v)
 	case strings.HasPrefix(v, "*"):
 		return workload.StringMatch{Kind: workload.Suffix, Value: v[1:]}, nil
 	case strings.HasSuffix(v, "*"):
@@ -286,7 +290,10 @@ func block(v string) (netip.Prefix, error) {
 		}
 		p = netip.PrefixFrom(ip, ip.BitLen())
 	}
-	if p.Addr().Is4In6() && p.Bits() >= 96 {
+	if p.Addr().Is4In6() {
+		if p.Bits() < 96 {
+			return netip.Prefix{}, fmt.Errorf("%q holds more than IPv4 addresses", v)
+		}
 		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
 	}
 	return p.Masked(), nil

@@ -41,6 +41,13 @@ func TestRules(t *testing.T) {
 		"not spiffe":       {`[{from: [{source: {notPrincipals: ["spiffe://td/ns/a/sa/b"]}}]}]`, "none", "{}", []string{"spec.rules[0].from[0].source.notPrincipals", "spec.rules[0]"}},
 		"empty string":     {`[{from: [{source: {namespaces: [""]}}]}]`, "none", "{}", []string{"spec.rules[0].from[0].source.namespaces", "spec.rules[0]"}},
 		"bad account":      {`[{from: [{source: {serviceAccounts: ["a/b/c"]}}]}]`, "none", "{}", []string{"spec.rules[0].from[0].source.serviceAccounts", "spec.rules[0]"}},
+		"star inside":      {`[{from: [{source: {principals: ["td/ns/*/sa/b"]}}]}]`, "none", "{}", []string{`spec.rules[0].from[0].source.principals: not understood: "td/ns/*/sa/b": * can be`, "spec.rules[0]"}},
+		"not star inside":  {`[{from: [{source: {notPrincipals: ["td/ns/*/sa/b", x]}}]}]`, "none", "{rules:[{matches:[{notPrincipals:[{exact:x}]}]}]}", []string{`spec.rules[0].from[0].source.notPrincipals`, "spec.rules[0]"}},
+		"two stars":        {`[{from: [{source: {namespaces: ["*a*"]}}]}]`, "none", "{}", []string{`spec.rules[0].from[0].source.namespaces`, "spec.rules[0]"}},
+		"only stars":       {`[{from: [{source: {namespaces: ["**"]}}]}]`, "none", "{}", []string{`spec.rules[0].from[0].source.namespaces`, "spec.rules[0]"}},
+		"stars at an end":  {`[{from: [{source: {namespaces: [a*, "*b", "*"]}}]}]`, "{rules:[{matches:[{namespaces:[{prefix:a},{suffix:b},{presence:{}}]}]}]}", "{rules:[{matches:[{namespaces:[{prefix:a},{suffix:b},{presence:{}}]}]}]}", nil},
+		"mapped block":     {`[{from: [{source: {ipBlocks: ["::ffff:10.0.0.0/104"]}}]}]`, "{rules:[{matches:[{sourceIps:[{address:CgAAAA==,length:8}]}]}]}", "{rules:[{matches:[{sourceIps:[{address:CgAAAA==,length:8}]}]}]}", nil},
+		"too wide a block": {`[{from: [{source: {ipBlocks: ["::ffff:10.0.0.0/95"]}}]}]`, "none", "{}", []string{"spec.rules[0].from[0].source.ipBlocks", "spec.rules[0]"}},
 		"starred account":  {`[{from: [{source: {serviceAccounts: ["a/*"]}}]}]`, "none", "{}", []string{"spec.rules[0].from[0].source.serviceAccounts", "spec.rules[0]"}},
 		"empty source":     {`[{from: [{}]}]`, "{rules:[{matches:[{}]}]}", "{}", nil}, // {} as a match is never true
 		"valueless key":    {`[{when: [{key: source.ip}]}]`, "{rules:[{matches:[{}]}]}", "{}", nil},
