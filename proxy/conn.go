@@ -74,13 +74,6 @@ func (c *connection) cutFor(reason error) {
 	}
 }
 
-// cutReason is why the connection was cut, nil if it was not.
-func (c *connection) cutReason() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.cut
-}
-
 // relay moves the bytes between near and far, which it owns, and ends the
 // connection when that is over. It returns at once.
 func (c *connection) relay(near *net.TCPConn, far relay.Far, done func()) {

@@ -35,9 +35,3 @@ const (
 	// again.
 	retryPods = 5 * time.Second
 )
-
-// illegalPorts are our own: a connection to one of them that we would make is a
-// loop.
-func illegalPort(port uint16) bool {
-	return port == OutboundPort || port == PlaintextPort || port == HBONEPort
-}

@@ -246,13 +246,6 @@ func (ps *pods) report() {
 	ps.s.ready.Set(taskPods, ready)
 }
 
-// get returns a pod that is served.
-func (ps *pods) get(uid string) *pod {
-	ps.mu.Lock()
-	defer ps.mu.Unlock()
-	return ps.running[uid]
-}
-
 // list returns the pods that are served, by UID.
 func (ps *pods) list() []*pod {
 	ps.mu.Lock()
