@@ -8,6 +8,7 @@ import (
 	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/keepalive"
@@ -19,6 +20,7 @@ import (
 type Config struct {
 	// Authenticate names the caller of a stream, or refuses it. Its error may carry a
 	// gRPC status; any other becomes Unauthenticated without its text, which is logged.
+	// It is called again while the stream lives.
 	Authenticate func(ctx context.Context) (caller string, err error)
 	Log          *slog.Logger
 
@@ -28,6 +30,10 @@ type Config struct {
 	// AckTimeout is how long a client may take to receive and answer a response before
 	// its stream is cut off (60 s).
 	AckTimeout time.Duration
+	// Recheck is how often a stream is authenticated again (1 min): one whose caller is
+	// refused then, or has become another, ends. Errors with a status other than
+	// Unauthenticated and PermissionDenied say nothing about the caller and are passed over.
+	Recheck time.Duration
 	// MaxStreams bounds all streams (5000), MaxStreamsPerCaller those of one caller
 	// (8): while a proxy is replaced a node has two, and each may be reconnecting.
 	MaxStreams, MaxStreamsPerCaller int
@@ -41,6 +47,7 @@ func (c Config) withDefaults() Config {
 		{&c.Debounce, 100 * time.Millisecond},
 		{&c.DebounceMax, 10 * time.Second},
 		{&c.AckTimeout, time.Minute},
+		{&c.Recheck, time.Minute},
 	} {
 		if *d.field == 0 {
 			*d.field = d.value
@@ -61,6 +68,8 @@ type Server struct {
 	cfg    Config
 	states *publisher
 	stats  counters
+	// refusals bounds log lines that callers without credentials can cause.
+	refusals *rate.Limiter
 
 	mu      sync.Mutex
 	callers map[string]int // streams open by caller
@@ -72,6 +81,11 @@ type Server struct {
 	once    sync.Once
 }
 
+const (
+	refusalRate  = 10 // log lines a second
+	refusalBurst = 100
+)
+
 // New makes a server that answers nobody before the first SetSnapshot.
 func New(cfg Config) *Server {
 	cfg = cfg.withDefaults()
@@ -80,6 +94,8 @@ func New(cfg Config) *Server {
 		states:  newPublisher(cfg.Debounce, cfg.DebounceMax),
 		callers: make(map[string]int),
 		closing: make(chan struct{}),
+
+		refusals: rate.NewLimiter(refusalRate, refusalBurst),
 	}
 }
 
@@ -139,6 +155,33 @@ func (s *Server) Stats() Stats {
 	return st
 }
 
+// authenticate names the caller of a stream, or returns the status to refuse it with.
+func (s *Server) authenticate(ctx context.Context) (string, error) {
+	caller, err := s.cfg.Authenticate(ctx)
+	if err == nil {
+		return caller, nil
+	}
+	if s.refusals.Allow() {
+		s.cfg.Log.Warn("stream refused", "err", err)
+	}
+	if _, ok := status.FromError(err); ok {
+		return "", err
+	}
+	return "", status.Error(codes.Unauthenticated, "authentication failure")
+}
+
+// recheck returns why a stream that was let in must end, nil if it may go on.
+func (s *Server) recheck(ctx context.Context, caller string) error {
+	now, err := s.authenticate(ctx)
+	switch code := status.Code(err); {
+	case err == nil && now != caller:
+		return status.Error(codes.Unauthenticated, "authentication failure")
+	case code == codes.Unauthenticated || code == codes.PermissionDenied:
+		return err
+	}
+	return nil
+}
+
 // admit lets a stream in, or says why not. The caller of a stream that was let in
 // calls release when it ends.
 func (s *Server) admit(ctx context.Context) (caller string, release func(), err error) {
@@ -147,13 +190,8 @@ func (s *Server) admit(ctx context.Context) (caller string, release func(), err 
 			s.stats.refused.Add(1)
 		}
 	}()
-	caller, err = s.cfg.Authenticate(ctx)
-	if err != nil {
-		s.cfg.Log.Warn("stream refused", "err", err)
-		if _, ok := status.FromError(err); ok {
-			return "", nil, err
-		}
-		return "", nil, status.Error(codes.Unauthenticated, "authentication failure")
+	if caller, err = s.authenticate(ctx); err != nil {
+		return "", nil, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

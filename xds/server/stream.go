@@ -24,6 +24,7 @@ func (s *Server) DeltaAggregatedResources(stream deltaStream) error {
 	defer release()
 	c := &conn{
 		server:  s,
+		caller:  caller,
 		log:     s.cfg.Log.With("caller", caller),
 		session: newSession(time.Now(), s.cfg.AckTimeout),
 		pump:    s.start(stream),
@@ -79,6 +80,7 @@ func (s *Server) start(stream deltaStream) pump {
 // conn drives a session with what happens on its stream.
 type conn struct {
 	server  *Server
+	caller  string
 	log     *slog.Logger
 	session *session
 	pump    pump
@@ -89,6 +91,8 @@ type conn struct {
 func (c *conn) serve(ctx context.Context) error {
 	timer := time.NewTimer(companion)
 	defer timer.Stop()
+	recheck := time.NewTicker(c.server.cfg.Recheck)
+	defer recheck.Stop()
 	for {
 		newest, changed := c.server.states.newest()
 		now := time.Now()
@@ -116,6 +120,10 @@ func (c *conn) serve(ctx context.Context) error {
 		case err := <-c.pump.sent:
 			c.sending = false
 			if err != nil {
+				return err
+			}
+		case <-recheck.C:
+			if err := c.server.recheck(ctx, c.caller); err != nil {
 				return err
 			}
 		case <-changed:

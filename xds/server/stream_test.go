@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -35,8 +36,14 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // start serves over loopback and returns a way to open streams as a caller.
 func start(t *testing.T, cfg Config) (*Server, func(caller string) discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesClient) {
 	t.Helper()
-	cfg.Log = slog.New(slog.DiscardHandler)
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	authenticate := cfg.Authenticate
 	cfg.Authenticate = func(ctx context.Context) (string, error) {
+		if authenticate != nil {
+			return authenticate(ctx)
+		}
 		md, _ := metadata.FromIncomingContext(ctx)
 		if who := md.Get("caller"); len(who) == 1 {
 			return who[0], nil
@@ -228,4 +235,73 @@ func TestShutdownEndsStreams(t *testing.T) {
 			t.Errorf("end = %v, want Unavailable", err)
 		}
 	}
+}
+
+// A stream ends when its caller's credentials do, and only then.
+func TestRevokedCallerIsCutOff(t *testing.T) {
+	var answer atomic.Pointer[func() (string, error)]
+	set := func(who string, err error) {
+		f := func() (string, error) { return who, err }
+		answer.Store(&f)
+	}
+	var asked atomic.Int64
+	s, open := start(t, Config{Debounce: time.Millisecond, Recheck: 5 * time.Millisecond, Authenticate: func(context.Context) (string, error) {
+		asked.Add(1)
+		return (*answer.Load())()
+	}})
+	s.SetSnapshot(world{}.snapshot(t, nil))
+	again := func() {
+		for n := asked.Load() + 2; asked.Load() < n; {
+			select {
+			case <-time.After(time.Millisecond):
+			case <-t.Context().Done():
+				return
+			}
+		}
+	}
+	for name, c := range map[string]struct {
+		who string
+		err error
+	}{
+		"refused":   {"", errors.New("secret reason")},
+		"denied":    {"", grpcstatus.Error(codes.PermissionDenied, "no")},
+		"exchanged": {"b", nil},
+	} {
+		set("a", nil)
+		st := open("a")
+		if err := st.Send(&discovery.DeltaDiscoveryRequest{TypeUrl: AuthorizationType}); err != nil {
+			t.Fatal(err)
+		}
+		receive(t, st)
+		set("", grpcstatus.Error(codes.Unavailable, "nobody to ask"))
+		again()
+		if n := s.Stats().Streams; n != 1 {
+			t.Fatalf("%s: %d streams while there is nobody to ask, want 1", name, n)
+		}
+		set(c.who, c.err)
+		if _, err := st.Recv(); grpcstatus.Code(err) != codes.Unauthenticated && grpcstatus.Code(err) != codes.PermissionDenied || strings.Contains(err.Error(), "secret") {
+			t.Errorf("%s: end = %v, want the stream refused", name, err)
+		}
+	}
+}
+
+// Callers without credentials cannot fill the log.
+func TestRefusalsAreLoggedInPart(t *testing.T) {
+	lines := &countingWriter{}
+	s := New(Config{Log: slog.New(slog.NewTextHandler(lines, nil)), Authenticate: func(context.Context) (string, error) { return "", errors.New("no") }})
+	for range 10 * refusalBurst {
+		if _, _, err := s.admit(t.Context()); grpcstatus.Code(err) != codes.Unauthenticated {
+			t.Fatalf("admit = %v", err)
+		}
+	}
+	if n := lines.n.Load(); n == 0 || n > 2*refusalBurst {
+		t.Errorf("%d lines, want at most about %d", n, refusalBurst)
+	}
+}
+
+type countingWriter struct{ n atomic.Int64 }
+
+func (w *countingWriter) Write(p []byte) (int, error) {
+	w.n.Add(1)
+	return len(p), nil
 }
