@@ -39,6 +39,7 @@ type Tokens struct {
 	loaded fs.FileInfo // as of the last reading
 	at     time.Time   // when that was
 	err    error       // why nobody is let in
+	told   string      // the mistake in the file that was logged last; callers without a token cause readings
 }
 
 // node keeps a digest, which has one length for all tokens and does not end up in a dump of memory as the token.
@@ -114,9 +115,12 @@ func (t *Tokens) current() ([]node, error) {
 		if t.err != nil {
 			t.log.Info("node tokens are read again", "path", t.path)
 		}
-		t.nodes, t.err = nodes, nil
+		t.nodes, t.err, t.told = nodes, nil, ""
 	case errors.As(err, &content):
-		t.log.Error("node tokens do not parse; the old ones stay in force", "path", t.path, "err", err)
+		if t.told != err.Error() {
+			t.log.Error("node tokens do not parse; the old ones stay in force", "path", t.path, "err", err)
+		}
+		t.told = err.Error()
 	default:
 		if t.err == nil || t.err.Error() != err.Error() {
 			t.log.Error("node tokens cannot be read; no node is let in", "path", t.path, "err", err)
@@ -130,7 +134,7 @@ func (t *Tokens) current() ([]node, error) {
 
 func (t *Tokens) unchangedLocked(now fs.FileInfo) bool {
 	return os.SameFile(t.loaded, now) && now.ModTime().Equal(t.loaded.ModTime()) && now.Size() == t.loaded.Size() &&
-		now.Mode() == t.loaded.Mode() && t.at.Sub(now.ModTime()) > settled
+		now.Mode() == t.loaded.Mode() && t.at.Sub(now.ModTime()).Abs() > settled // before or, with another clock, after
 }
 
 // contentError is a mistake in the file, as opposed to one in reaching it. It never quotes a token.

@@ -111,13 +111,37 @@ func TestTokensAreReadAgain(t *testing.T) {
 	if strings.Contains(log.String(), "0123456789") {
 		t.Errorf("the log quotes a token: %s", &log)
 	}
-	// An old file is not read in each call.
-	if err := os.Chtimes(path, time.Time{}, time.Now().Add(-time.Hour)); err != nil {
+	// An old file is not read in each call, nor one from another clock's future.
+	for _, age := range []time.Duration{-time.Hour, time.Hour} {
+		if err := os.Chtimes(path, time.Time{}, time.Now().Add(age)); err != nil {
+			t.Fatal(err)
+		}
+		in(token2)
+		if n := testing.AllocsPerRun(10, func() { in(token2) }); n > 20 {
+			t.Errorf("age %s: %v allocations a call", age, n)
+		}
+	}
+}
+
+// Whoever calls, with or without a token, cannot fill the log with a mistake in the file.
+func TestAMistakeIsLoggedOnce(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "tokens")
+	write(t, path, token1+" node-1\n", 0o600)
+	var log bytes.Buffer
+	tokens, err := server.NewTokens(path, slog.New(slog.NewTextHandler(&log, nil)))
+	if err != nil {
 		t.Fatal(err)
 	}
-	in(token2)
-	if n := testing.AllocsPerRun(10, func() { in(token2) }); n > 20 {
-		t.Errorf("%v allocations a call", n)
+	for _, text := range []string{"short x\n", token1 + "\n", token1 + " node-1\n", token1 + "\n"} {
+		write(t, path, text, 0o600)
+		for range 50 {
+			if _, err := tokens.Authenticate(with("Bearer " + token1)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if n := strings.Count(log.String(), "do not parse"); n != 3 {
+		t.Errorf("%d lines for 3 mistakes: %s", n, &log)
 	}
 }
 
