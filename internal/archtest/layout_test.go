@@ -101,8 +101,6 @@ func sideways() map[string][]string {
 	return map[string][]string{
 		"proxy/hbone": {"proxy/ready"},
 		"proxy/relay": {"proxy/ready"},
-		// podwatch is the agent's reader of what xds feeds; the root only wires it.
-		"nodeagent/podwatch": {"xds/file", "xds/kube"},
 	}
 }
 
