@@ -17,9 +17,14 @@ const (
 	acceptPauseMax = time.Second
 )
 
+// acceptor is a *net.TCPListener.
+type acceptor interface {
+	AcceptTCP() (*net.TCPConn, error)
+}
+
 // accept hands each connection to handle, on a goroutine of its own, until the
 // listener is closed.
-func (p *pod) accept(l *net.TCPListener, handle func(*net.TCPConn)) {
+func (p *pod) accept(l acceptor, handle func(*net.TCPConn)) {
 	var pause time.Duration
 	for {
 		c, err := l.AcceptTCP()

@@ -88,7 +88,7 @@ func (t *tunnel) serve(in *hbone.Incoming) {
 		return
 	}
 	c := r.conn
-	stop := context.AfterFunc(c.ctx, func() { in.Reject(http.StatusServiceUnavailable) })
+	stop := context.AfterFunc(c.ctx, func() { in.Reject(cutStatus(context.Cause(c.ctx))) })
 	defer stop()
 	if err := t.p.authorize(c, r.self); err != nil {
 		in.Reject(http.StatusUnauthorized)
@@ -111,6 +111,14 @@ func (t *tunnel) serve(in *hbone.Incoming) {
 	}
 	t.p.work.Add(1)
 	c.relay(app, in.Accept(header), t.p.work.Done)
+}
+
+// cutStatus answers a request that was cut before it was answered.
+func cutStatus(reason error) int {
+	if errors.Is(reason, errPolicyChange) {
+		return http.StatusUnauthorized
+	}
+	return http.StatusServiceUnavailable
 }
 
 // resolved is a CONNECT whose target is known.

@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/warren-mesh/warren/proxy/track"
+	"github.com/warren-mesh/warren/xds/client"
 )
 
 // maxSeries bounds how many different sets of labels are kept; connections
@@ -36,6 +37,8 @@ type metrics struct {
 
 	certs, certFailures prometheus.Counter
 
+	xdsEnds, xdsMessages, xdsBytes *prometheus.CounterVec
+
 	mu     sync.Mutex
 	series map[labels]*series
 	rest   map[track.Direction]*series
@@ -52,6 +55,10 @@ func newMetrics(tracked *track.Registry, lost func() int, version string) *metri
 
 		certs:        counter("warren_svid_issued_total", "Certificates that the CA issued (unstable)."),
 		certFailures: counter("warren_svid_failures_total", "Certificate requests that failed (unstable)."),
+
+		xdsEnds:     counters("istio_xds_connection_terminations_total", "Ends of connections to the control plane (unstable).", "reason"),
+		xdsMessages: counters("istio_xds_message_total", "Responses of the control plane (unstable).", "url"),
+		xdsBytes:    counters("istio_xds_message_bytes_total", "Bytes of resources in them (unstable).", "url"),
 	}
 	for _, d := range []track.Direction{track.Inbound, track.Outbound} {
 		m.rest[d] = &series{labels: labels{direction: d}}
@@ -64,13 +71,18 @@ func newMetrics(tracked *track.Registry, lost func() int, version string) *metri
 	dropped := prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "warren_log_lines_dropped_total", Help: "Log lines that were dropped because the log was not read fast enough (unstable).",
 	}, func() float64 { return float64(lost()) })
-	m.registry.MustRegister(build, dropped, m.started, m.stopped, m.active, m.pending, m.certs, m.certFailures, connectionCollector{m},
+	m.registry.MustRegister(build, dropped, m.started, m.stopped, m.active, m.pending, m.certs, m.certFailures,
+		m.xdsEnds, m.xdsMessages, m.xdsBytes, connectionCollector{m},
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), collectors.NewGoCollector())
 	return m
 }
 
 func counter(name, help string) prometheus.Counter {
 	return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
+}
+
+func counters(name, help, label string) *prometheus.CounterVec {
+	return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{label})
 }
 
 func gauge(name, help string) prometheus.Gauge {
@@ -178,3 +190,13 @@ func (m *metrics) collectBytes() {
 		}
 	})
 }
+
+// xdsObserver counts for xds/client.
+type xdsObserver struct{ m *metrics }
+
+func (o xdsObserver) Received(typeURL string, bytes int) {
+	o.m.xdsMessages.WithLabelValues(typeURL).Inc()
+	o.m.xdsBytes.WithLabelValues(typeURL).Add(float64(bytes))
+}
+
+func (o xdsObserver) Ended(r client.Reason) { o.m.xdsEnds.WithLabelValues(string(r)).Inc() }

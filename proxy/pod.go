@@ -78,7 +78,7 @@ func (s *Server) newPod(ctx context.Context, w zds.Workload) (p *pod, err error)
 	if err != nil {
 		return p, err
 	}
-	tunnels, _, err := p.listen(ctx, HBONEPort)
+	tunnels, transparentToo, err := p.listen(ctx, HBONEPort)
 	if err != nil {
 		return p, err
 	}
@@ -88,7 +88,7 @@ func (s *Server) newPod(ctx context.Context, w zds.Workload) (p *pod, err error)
 	p.pool = hbone.NewPool(p.hboneConfig(), p.dialTunnel)
 	p.work.Go(func() { p.accept(outbound, p.outbound) })
 	p.work.Go(func() { p.accept(plaintext, func(c *net.TCPConn) { p.passthrough(c, transparent) }) })
-	p.work.Go(func() { p.accept(tunnels, func(c *net.TCPConn) { p.inbound(c, transparent) }) })
+	p.work.Go(func() { p.accept(tunnels, func(c *net.TCPConn) { p.inbound(c, transparentToo) }) })
 	return p, nil
 }
 

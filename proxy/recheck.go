@@ -135,7 +135,8 @@ func (s *Server) logVerdict(f track.Facts, v rbac.Verdict) {
 		level = slog.LevelInfo
 	}
 	if !v.Allowed {
-		s.rbacLog.Info("RBAC rejected", "conn", connText(f), "policy", v.Policy, "reason", v.Reason)
+		// In one piece, as operators search for it.
+		s.rbacLog.Info("RBAC rejected conn="+connText(f), "policy", v.Policy, "reason", v.Reason)
 	}
 	if !s.rbacLog.Enabled(context.Background(), level) {
 		return

@@ -16,12 +16,6 @@ import (
 // version is set when it is built.
 var version = "dev"
 
-const usage = `usage: proxy [proxy [ztunnel] | version | help]
-
-proxy (the default) serves the mesh pods of this node. It is configured by
-environment variables; README.md lists them.
-`
-
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 
 func run(args []string, stdout, stderr io.Writer) int {
@@ -31,10 +25,10 @@ func run(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stdout, version)
 		return 0
 	case len(args) == 1 && args[0] == "help":
-		fmt.Fprint(stdout, usage)
+		fmt.Fprint(stdout, proxy.Usage)
 		return 0
 	default:
-		fmt.Fprintf(stderr, "proxy: unknown arguments %q\n%s", args, usage)
+		fmt.Fprintf(stderr, "proxy: unknown arguments %q\n%s", args, proxy.Usage)
 		return 2
 	}
 	cfg, err := proxy.FromEnviron(os.Environ())

@@ -1,0 +1,38 @@
+package main
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+)
+
+func TestArguments(t *testing.T) {
+	t.Setenv("XDS_ADDRESS", "")
+	t.Setenv("LOCAL_XDS_PATH", "/no/such/file")
+	for _, tt := range []struct {
+		args     string
+		code     int
+		out, err string
+	}{
+		{"version", 0, "dev\n", ""},
+		{"help", 0, "usage: proxy", ""},
+		{"proxy envoy", 2, "", "unknown arguments"},
+		{"--version", 2, "", "unknown arguments"},
+		{"proxy ztunnel", 1, "", "LOCAL_XDS_PATH: open /no/such/file"},
+		{"proxy", 1, "", "LOCAL_XDS_PATH: open /no/such/file"},
+		{"", 1, "", "LOCAL_XDS_PATH: open /no/such/file"},
+	} {
+		var out, errs bytes.Buffer
+		if code := run(strings.Fields(tt.args), &out, &errs); code != tt.code || !strings.HasPrefix(out.String(), tt.out) || !strings.Contains(errs.String(), tt.err) {
+			t.Errorf("%q: %d, out %q, err %q", tt.args, code, out.String(), errs.String())
+		}
+	}
+	t.Run("mistakes", func(t *testing.T) {
+		t.Setenv("SECRET_TTL", "never")
+		t.Setenv("PACKET_MARK", "x")
+		var out, errs bytes.Buffer
+		if code := run(nil, &out, &errs); code != 1 || !strings.Contains(errs.String(), "SECRET_TTL") || !strings.Contains(errs.String(), "PACKET_MARK") {
+			t.Errorf("%d: %s", code, errs.String())
+		}
+	})
+}

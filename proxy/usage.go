@@ -1,0 +1,29 @@
+package proxy
+
+// Usage is what `proxy help` prints.
+const Usage = `usage: proxy [proxy [ztunnel] | version | help]
+
+proxy (the default) serves the mesh pods of this node until SIGTERM, then drains.
+It is configured by environment variables, by the names that ztunnel has; one
+that is empty has the empty value.
+
+node           NODE_NAME NETWORK CLUSTER_ID CLUSTER_DOMAIN TRUST_DOMAIN POD_NAME
+               POD_NAMESPACE SERVICE_ACCOUNT INSTANCE_IP ISTIO_META_* ISTIO_METAJSON_*
+control plane  XDS_ADDRESS (empty: none) XDS_ROOT_CA ALT_XDS_HOSTNAME XDS_HEADER_*
+               LOCAL_XDS_PATH (a file, read once) PROXY_CONFIG AUTH_TOKEN
+certificates   CA_ADDRESS CA_ROOT_CA ALT_CA_HOSTNAME CA_HEADER_* SECRET_TTL
+               FAKE_CA (true: no security at all)
+pods           INPOD_UDS INPOD_PORT_REUSE PACKET_MARK ENABLE_ORIG_SRC IPV6_ENABLED
+               KEEPALIVE_ENABLED KEEPALIVE_TIME KEEPALIVE_INTERVAL KEEPALIVE_RETRIES
+               USER_TIMEOUT_ENABLED
+tunnels        HTTP2_STREAM_WINDOW_SIZE HTTP2_CONNECTION_WINDOW_SIZE HTTP2_FRAME_SIZE
+               POOL_MAX_STREAMS_PER_CONNECTION POOL_UNUSED_RELEASE_TIMEOUT
+               ENABLE_RESPONSE_BAGGAGE
+process        CONNECTION_TERMINATION_DEADLINE TERMINATION_GRACE_PERIOD_SECONDS
+               ZTUNNEL_WORKER_THREADS
+logs           RUST_LOG (info, or info,access=debug) LOG_FORMAT (plain or json)
+               AUTHZ_POLICY_INFO_LOGGING
+
+ports          in each pod 15001 outbound, 15006 plaintext inbound, 15008 HBONE;
+               15000 administration (loopback), 15020 metrics, 15021 readiness
+`
