@@ -9,10 +9,12 @@ import (
 	"testing"
 	"time"
 
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"istio.io/istio/pkg/workloadapi/security"
 
 	"github.com/warren-mesh/warren/xds/workload"
 )
@@ -321,5 +323,63 @@ func TestPeerDoesNotRead(t *testing.T) {
 	<-stop
 	if st := c.Status(); !strings.Contains(st.LastError, errNotRead.Error()) {
 		t.Errorf("status %+v", st)
+	}
+}
+
+// A refused policy must not leave what it guards open: something stands in for it
+// until a valid version comes, it is removed, or a new stream does not bring it.
+func TestRefusedPoliciesCloseWhatTheyGuard(t *testing.T) {
+	s := newStub(t)
+	c, store := newClient(t, Config{Address: s.Address})
+	run(t, c)
+	bad := func(name string, scope security.Scope) *discovery.Resource {
+		return &discovery.Resource{Name: "ns/" + name, Version: "1", Resource: pack(AuthorizationType, &security.Authorization{
+			Name: name, Namespace: "ns", Scope: scope, Action: security.Action_DENY,
+			Groups: []*security.Group{{Rules: []*security.Rules{{Matches: []*security.Match{{SourceIps: []*security.Address{{}}}}}}}},
+		})}
+	}
+	denies := func(name string) bool {
+		p := store.View().Policy("ns/" + name)
+		return p != nil && p.Action == workload.Deny && len(p.Rules) == 1 && len(p.Rules[0].Clauses) == 0
+	}
+	x, _, _ := s.subscribed()
+	x.push(response(AddressType, "a1", pod("w", "1")))
+	got := x.push(response(AuthorizationType, "p1", policy("kept", "1"),
+		bad("global", security.Scope_GLOBAL), bad("namespace", security.Scope_NAMESPACE), bad("gone", security.Scope_NAMESPACE),
+		bad("selector", security.Scope_WORKLOAD_SELECTOR)))
+	if got.GetErrorDetail() == nil {
+		t.Error("no NACK")
+	}
+	set := store.View().PoliciesFor(store.View().WorkloadByUID("w"))
+	if !denies("global") || !denies("namespace") || len(set.Global) != 1 || len(set.Namespace) != 2 || store.View().Policy("ns/selector") != nil {
+		t.Errorf("stand-ins: %+v", set)
+	}
+
+	x.push(response(AuthorizationType, "p2", badPolicy("kept")))
+	if p := store.View().Policy("ns/kept"); p == nil || denies("kept") {
+		t.Error("the earlier version did not stay")
+	}
+	r := response(AuthorizationType, "p3", badPolicy("kept"))
+	r.RemovedResources = []string{"ns/kept", "ns/gone"}
+	x.push(r)
+	if store.View().Policy("ns/gone") != nil || !denies("kept") {
+		t.Error("one was removed; the other came back, but not so that it can be used")
+	}
+	x.push(response(AuthorizationType, "p4", policy("kept", "2")))
+	if denies("kept") {
+		t.Error("the valid version did not replace the stand-in")
+	}
+
+	x.end <- nil
+	x, _, first := s.subscribed()
+	if d := cmp.Diff(map[string]string{"ns/kept": "2"}, first.GetInitialResourceVersions()); d != "" {
+		t.Error("on reconnect (-want +got):", d)
+	}
+	if !denies("global") || !denies("namespace") {
+		t.Error("open in between")
+	}
+	x.push(response(AuthorizationType, "p5", bad("global", security.Scope_GLOBAL)))
+	if !denies("global") || store.View().Policy("ns/namespace") != nil {
+		t.Error("one is still there and refused, the other was deleted meanwhile")
 	}
 }

@@ -5,9 +5,11 @@
 //
 // Both resource types share one stream. Each response is acknowledged once the
 // store has it. A resource that cannot be converted is refused by name in a NACK
-// and keeps its previous version, while the rest of the response is applied. On
-// reconnect the names and versions that the store holds are sent, so that only
-// the difference comes back.
+// and keeps its previous version, while the rest of the response is applied. In
+// place of a policy that has no previous version, and that guards a namespace or
+// the mesh, stands one that lets nothing through (workload.StandIn). On reconnect
+// the names and versions that the store holds are sent, so that only the
+// difference comes back.
 //
 // client.go connects, again and again; connect.go is one connection, session.go
 // one stream. response.go turns a response into a change without I/O, ledger.go

@@ -53,10 +53,11 @@ type ledger struct {
 	bytes   int // of all entries
 	limit   limits
 	// refused are policies that were not taken and of which there is no earlier
-	// version: nobody should wait for them.
+	// version nor a stand-in: nobody should wait for them.
 	refused map[string]struct{}
 	// unsaid are keys that did not fit into the request at the start of the
-	// stream. The first response repeats those of them that still exist.
+	// stream, or do not belong there. The first response repeats those of them that
+	// still exist.
 	unsaid map[string]struct{}
 }
 
@@ -64,6 +65,7 @@ type entry struct {
 	name    string // of xDS
 	version string
 	service bool // else a workload; addresses only
+	standIn bool // for a policy that was refused: the control plane is not told of it
 	bytes   int  // on the wire
 }
 
@@ -98,8 +100,8 @@ func (l *ledger) initial(budget int) map[string]string {
 	}
 	versions := make(map[string]string, len(l.entries))
 	for key, e := range l.entries {
-		budget -= len(e.name) + len(e.version) + 12 // tags and lengths
-		if budget < 0 {
+		size := len(e.name) + len(e.version) + 12 // tags and lengths
+		if budget -= size; budget < 0 || e.standIn {
 			if l.unsaid == nil {
 				l.unsaid = map[string]struct{}{}
 			}

@@ -35,8 +35,9 @@ type change struct {
 	set      map[string]entry    // by key
 	gone     map[string]struct{} // keys
 	refusals refusals
-	received int    // bytes of the resources
-	growth   limits // of the ledger, the keys that go away not counted
+	standIns []string // names of refused policies in whose place something stands
+	received int      // bytes of the resources
+	growth   limits   // of the ledger, the keys that go away not counted
 }
 
 // read turns a response into a change. Nothing is changed yet.
@@ -56,6 +57,7 @@ func (l *ledger) read(k kind, r *discovery.DeltaDiscoveryResponse) *change {
 		c.received += len(res.GetResource().GetValue())
 		if err := c.take(l, res); err != nil {
 			c.refusals.add(res.GetName(), err)
+			c.standIn(l, res)
 		}
 	}
 	c.sweep(l)
@@ -133,6 +135,32 @@ func (c *change) take(l *ledger, res *discovery.Resource) error {
 	return nil
 }
 
+// standIn closes what a refused policy would have guarded, unless an earlier
+// version of it stays or the response has another. A node that would not take a
+// policy must not be more open than one that has it.
+func (c *change) standIn(l *ledger, res *discovery.Resource) {
+	name := res.GetName()
+	if c.kind != policies || len(name) > maxName {
+		return
+	}
+	old, held := l.entries[name]
+	_, gone := c.gone[name]
+	if _, set := c.set[name]; set || held && !gone && !old.standIn {
+		return
+	}
+	p := workload.StandIn(name, res.GetResource().GetValue())
+	if p == nil {
+		return
+	}
+	e := entry{name: name, standIn: true, bytes: len(name)}
+	if c.grow(l, name, e) != nil {
+		return
+	}
+	c.set[name] = e
+	c.standIns = append(c.standIns, name)
+	c.batch.Policies = append(c.batch.Policies, p)
+}
+
 // grow counts a resource, unless it is one too many.
 func (c *change) grow(l *ledger, key string, e entry) error {
 	old, held := l.entries[key]
@@ -176,8 +204,8 @@ func decode(k kind, packed *anypb.Any) (object, error) {
 		return o, fmt.Errorf("a resource of type %q inside", clip(packed.GetTypeUrl(), 128))
 	}
 	// Unknown fields would only be kept in memory; that a newer control plane may
-	// send some is the purpose of the format.
-	opts := proto.UnmarshalOptions{DiscardUnknown: true, RecursionLimit: maxDepth}
+	// send some is the purpose of the format. In a policy they may be conditions.
+	opts := proto.UnmarshalOptions{DiscardUnknown: k != policies, RecursionLimit: maxDepth}
 	if k == policies {
 		p := &security.Authorization{}
 		if err := opts.Unmarshal(packed.GetValue(), p); err != nil {

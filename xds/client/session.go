@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 	"time"
 
@@ -16,6 +17,9 @@ import (
 
 // maxEcho bounds what is sent back as it came: nonces and type URLs.
 const maxEcho = 4 << 10
+
+// maxNamed is how many policies a line of the log names.
+const maxNamed = 16
 
 // stream is what a session needs of gRPC's.
 type stream interface {
@@ -222,8 +226,14 @@ func (s *session) answer(ctx context.Context, c *change) error {
 		ack.ErrorDetail = &rpcstatus.Status{Message: text}
 		s.c.complaints.Do(func() {
 			s.c.cfg.Log.Warn("resources refused; their earlier versions stay", "type", c.kind.typeURL(),
-				"refused", c.refusals.count, "taken", len(c.set), "err", clip(text, maxLastError))
+				"refused", c.refusals.count, "taken", len(c.set)-len(c.standIns), "err", clip(text, maxLastError))
 		})
+		if n := len(c.standIns); n > 0 {
+			s.c.complaints.Do(func() {
+				s.c.cfg.Log.Error("policies refused that have no earlier version; until a valid one comes, what they guard is closed",
+					"count", n, "policies", clip(strings.Join(c.standIns[:min(n, maxNamed)], " "), maxLastError))
+			})
+		}
 	} else {
 		s.c.cfg.Log.Debug("response taken", "type", c.kind.typeURL(), "set", len(c.set), "removed", len(c.gone))
 	}

@@ -5,12 +5,15 @@ import (
 	"fmt"
 	"net/netip"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/emptypb"
 	"istio.io/istio/pkg/workloadapi/security"
 )
 
 // PolicyFromProto converts a policy. A piece that is not understood rejects the
-// whole policy: dropping a matcher could make a denial match nothing.
+// whole policy: dropping a matcher could make a denial match nothing, or a
+// permission everything. Fields that this version does not know count as such
+// where they could be conditions, provided that p was decoded with them.
 func PolicyFromProto(p *security.Authorization) (*Policy, error) {
 	if p.GetName() == "" {
 		return nil, errors.New("workload: policy name is empty")
@@ -28,8 +31,14 @@ func PolicyFromProto(p *security.Authorization) (*Policy, error) {
 	}
 	for i, g := range p.GetGroups() {
 		rule := Rule{}
+		if unknown(g) {
+			return nil, fmt.Errorf("workload: policy: groups[%d]: %w", i, errUnknownField)
+		}
 		for j, r := range g.GetRules() {
 			clause := Clause{}
+			if unknown(r) {
+				return nil, fmt.Errorf("workload: policy: groups[%d].rules[%d]: %w", i, j, errUnknownField)
+			}
 			for k, m := range r.GetMatches() {
 				match, err := matchFromProto(m)
 				if err != nil {
@@ -44,8 +53,16 @@ func PolicyFromProto(p *security.Authorization) (*Policy, error) {
 	return out, nil
 }
 
+var errUnknownField = errors.New("a field that is not known here")
+
+// unknown reports whether a message came with fields of a newer version.
+func unknown(m proto.Message) bool { return len(m.ProtoReflect().GetUnknown()) > 0 }
+
 func matchFromProto(m *security.Match) (Match, error) {
 	var out Match
+	if unknown(m) || len(m.GetExtensions()) > 0 {
+		return out, errUnknownField
+	}
 	var errs [10]error
 	out.Namespaces, errs[0] = stringsFromProto("namespaces", m.GetNamespaces())
 	out.NotNamespaces, errs[1] = stringsFromProto("not_namespaces", m.GetNotNamespaces())
