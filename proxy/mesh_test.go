@@ -144,13 +144,18 @@ func (n *node) start() {
 }
 
 // pod makes a pod, outside the mesh as yet.
-func (n *node) pod(name string) *pod {
-	p := &pod{Pod: n.Node.Pod(name), node: n, uid: "uid-" + name}
+func (n *node) pod(name string, opts ...nstest.PodOption) *pod {
+	p := &pod{Pod: n.Node.Pod(name, opts...), node: n, uid: "uid-" + name}
 	n.mesh.t.Cleanup(n.mesh.stop) // before the namespace goes, which proxies hold
 	p.w = &workload.Workload{
 		UID: "Kubernetes//Pod/default/" + name, Name: name, Namespace: "default", ServiceAccount: name,
-		Node: n.cfg.NodeName, ClusterID: "Kubernetes", TrustDomain: "cluster.local", Addresses: []netip.Addr{p.IP4, p.IP6},
+		Node: n.cfg.NodeName, ClusterID: "Kubernetes", TrustDomain: "cluster.local",
 		CanonicalName: name, CanonicalRevision: "v1", WorkloadName: name, Type: workload.Pod,
+	}
+	for _, ip := range []netip.Addr{p.IP4, p.IP6} {
+		if ip.IsValid() {
+			p.w.Addresses = append(p.w.Addresses, ip)
+		}
 	}
 	return p
 }
@@ -169,7 +174,9 @@ func (n *node) meshPod(name string) *pod {
 func (p *pod) redirect() {
 	t := p.node.mesh.t
 	t.Helper()
-	if err := p.node.mesh.rules.Apply(p.NS, redirect.Defaults()); err != nil {
+	rules := redirect.Defaults()
+	rules.IPv4, rules.IPv6 = p.IP4.IsValid(), p.IP6.IsValid()
+	if err := p.node.mesh.rules.Apply(p.NS, rules); err != nil {
 		t.Fatal(err)
 	}
 }
