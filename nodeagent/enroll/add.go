@@ -39,6 +39,9 @@ func (e *Enroller) decide(ctx context.Context, add event.Add, source Source, ns 
 		}
 	}()
 	view, _ := e.cfg.World.View()
+	if err := e.notTheHosts(ns); err != nil {
+		return nil, event.Answer{}, err
+	}
 	if view != nil && view.Exempt(add.PodNamespace) {
 		return nil, event.Answer{Action: event.Leave, Reason: "its namespace is exempt from the mesh"}, nil
 	}
@@ -60,7 +63,8 @@ func (e *Enroller) decide(ctx context.Context, add event.Add, source Source, ns 
 	}
 	if !pod.Eligible.InMesh {
 		defer e.release(m)
-		return nil, event.Answer{Action: event.Leave, Reason: pod.Eligible.Reason}, s.leave(ctx)
+		s.leave(ctx)
+		return nil, event.Answer{Action: event.Leave, Reason: pod.Eligible.Reason}, nil
 	}
 	if err := s.begin(); err != nil {
 		e.release(m)
@@ -69,6 +73,23 @@ func (e *Enroller) decide(ctx context.Context, add event.Add, source Source, ns 
 	kept = true
 	s.budget = e.times.Add - time.Since(began)
 	return s, event.Answer{Action: event.RedirectSo, Redirect: &s.redirect, Reason: pod.Eligible.Reason}, nil
+}
+
+// notTheHosts refuses the namespace of the host or the agent: the rules would
+// capture every process in it.
+func (e *Enroller) notTheHosts(ns *netns.NS) error {
+	for _, path := range []string{"/proc/self/ns/net", e.hostPath("/proc/1/ns/net")} {
+		other, err := netns.Open(path)
+		if err != nil {
+			continue // not to be seen from here
+		}
+		id := other.ID()
+		other.Close()
+		if id == ns.ID() {
+			return &event.Error{Msg: "the pod's network namespace is the host's", Details: "a pod must have a network namespace of its own; those on the host's network are never in the mesh"}
+		}
+	}
+	return nil
 }
 
 // findPod waits for the object: the runtime may be faster than the news.
@@ -119,7 +140,7 @@ type addition struct {
 }
 
 // leave notes a pod outside the mesh, in case that changes while it runs.
-func (s *addition) leave(ctx context.Context) error {
+func (s *addition) leave(ctx context.Context) {
 	e, m := s.e, s.m
 	if m.box != nil && m.box.id != s.ns.ID() {
 		e.removeBox(ctx, m)
@@ -135,7 +156,12 @@ func (s *addition) leave(ctx context.Context) error {
 	phase := m.phase
 	delete(e.refusals, m.name)
 	e.mu.Unlock()
-	return internal(e.setPhase(m, phase, s.pod.Eligible.Reason))
+	if err := e.setPhase(m, phase, s.pod.Eligible.Reason); err != nil {
+		// A full disk is no reason to keep a pod from starting that has nothing to
+		// do with the mesh: all that is lost is that a successor of this agent
+		// could take it in while it runs.
+		e.log.Error("cannot write down a pod outside the mesh", "pod", m.name.String(), "uid", m.uid, "err", err)
+	}
 }
 
 // begin checks what must hold before anything is changed, and writes down that
@@ -164,7 +190,11 @@ func (s *addition) begin() error {
 	box := s.newBox(nil)
 	box.redirect = &s.redirect
 	pending := &member{uid: m.uid, name: m.name, serviceAccount: m.serviceAccount, phase: PhaseAdding, box: box}
-	return internal(e.store.put(e.recordsLocked(pending)[0]))
+	err = e.store.put(e.recordsLocked(pending)[0])
+	if err != nil {
+		delete(e.keys, s.key)
+	}
+	return internal(err)
 }
 
 // foreign refuses a namespace that another mesh has programmed.
@@ -196,10 +226,13 @@ func (s *addition) Programmed(ctx context.Context, how string) error {
 	defer s.e.release(s.m)
 	ctx, cancel := context.WithTimeoutCause(ctx, s.budget, errors.New("the node agent's time for one ADD is over"))
 	defer cancel()
-	program := step{name: "program the redirection", do: func(context.Context) error { return nil }}
+	program := step{
+		name: "program the redirection", do: func(context.Context) error { return nil },
+		// Also the plugin's: it takes them away as well, if it lives to hear of this.
+		undo: func(context.Context) error { return s.unprogram() },
+	}
 	if how == event.ByAgent {
 		program.do = func(context.Context) error { return s.backend.Apply(s.ns, rulesConfig(s.redirect)) }
-		program.undo = func(context.Context) error { return s.backend.Remove(s.ns) }
 	}
 	steps := []step{
 		program,
@@ -223,6 +256,9 @@ func (s *addition) Programmed(ctx context.Context, how string) error {
 	if s.again {
 		s.closeNS()
 	}
+	s.e.mu.Lock()
+	delete(s.e.refusals, s.m.name)
+	s.e.mu.Unlock()
 	s.e.log.Info("a pod is in the mesh", "pod", s.m.name.String(), "uid", s.m.uid, "netns", s.box.path, "programmed", how, "took", time.Since(began))
 	return nil
 }
@@ -239,7 +275,6 @@ func (s *addition) serve(ctx context.Context) error {
 		s.box.redirect = &s.redirect
 		s.box.attached[s.key] = s.attachment
 		e.keys[s.key] = m.uid
-		delete(e.refusals, m.name)
 		e.mu.Unlock()
 		return e.announce(ctx, m)
 	}
@@ -271,15 +306,19 @@ func (s *addition) unserve(ctx context.Context) error {
 	return s.e.withdraw(ctx, s.m)
 }
 
+// unprogram takes the rules away, whoever put them there.
+func (s *addition) unprogram() error { return s.backend.Remove(s.ns) }
+
 // failed lets go of what the ADD held.
 func (s *addition) failed() {
 	e, m := s.e, s.m
+	// The plugin takes its rules away after a failed ADD. This pod needs them if it
+	// is served already, or as soon as another ADD that waits for its turn succeeds.
+	e.mu.Lock()
+	m.suspect = time.Now().Add(event.PluginTimeout)
+	e.mu.Unlock()
 	if s.again {
 		s.closeNS()
-		// The plugin takes its rules away after a failed ADD; this pod needs them.
-		e.mu.Lock()
-		m.suspect = time.Now().Add(event.PluginTimeout)
-		e.mu.Unlock()
 		return
 	}
 	if m.box != nil && m.box == s.box { // serve has given it the namespace
@@ -302,6 +341,12 @@ func (s *addition) Abort(reason error) {
 	e.log.Info("an ADD was given up", "pod", s.pod.PodName.String(), "uid", m.uid, "err", reason)
 	_ = e.refused(s.pod.PodName, fmt.Errorf("the plugin gave up: %w", reason))
 	if s.box == nil { // before Programmed, so that busy is ours
+		if !s.again {
+			// A plugin that was killed takes nothing away.
+			if err := s.unprogram(); err != nil {
+				e.log.Warn("cannot take a pod's rules away", "pod", s.pod.PodName.String(), "uid", m.uid, "err", err)
+			}
+		}
 		s.failed()
 		e.release(m)
 		return

@@ -149,7 +149,8 @@ type Enroller struct {
 	members  map[string]*member   // by pod UID
 	keys     map[event.Key]string // → pod UID, also of ADDs under way
 	refusals map[PodName]Refusal
-	next     int // whose rules the next sweep looks at
+	next     int  // whose rules the next sweep looks at
+	burying  bool // a sweep applies tombstones
 
 	ctx     context.Context // of Run: workers end with it
 	workers sync.WaitGroup

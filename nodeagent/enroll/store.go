@@ -99,8 +99,11 @@ func (s store) remove(k event.Key) error {
 	return discard(filepath.Join(s.dir, s.name(k)))
 }
 
+// errNewer is for a record of a newer agent, which may come back.
+var errNewer = errors.New("it is of a newer agent")
+
 // all reads every record. A damaged one, which no rename of ours leaves, is
-// removed and reported.
+// removed and reported; a newer agent's is only reported.
 func (s store) all() (records []record, damaged []error, err error) {
 	files, err := os.ReadDir(s.dir)
 	if err != nil {
@@ -113,7 +116,11 @@ func (s store) all() (records []record, damaged []error, err error) {
 		path := filepath.Join(s.dir, f.Name())
 		r, err := s.read(path)
 		if err != nil {
-			damaged = append(damaged, errors.Join(fmt.Errorf("enroll: attachment %s: %w", path, err), discard(path)))
+			err = fmt.Errorf("enroll: attachment %s: %w", path, err)
+			if !errors.Is(err, errNewer) {
+				err = errors.Join(err, discard(path))
+			}
+			damaged = append(damaged, err)
 			continue
 		}
 		records = append(records, r)
@@ -138,6 +145,8 @@ func (s store) read(path string) (r record, err error) {
 		return r, err
 	}
 	switch {
+	case r.Version > recordVersion:
+		return r, fmt.Errorf("%w: version %d, this one knows %d", errNewer, r.Version, recordVersion)
 	case s.name(r.Key) != filepath.Base(path):
 		return r, fmt.Errorf("it is about %s", s.name(r.Key))
 	case r.Version != recordVersion:

@@ -98,7 +98,8 @@ func TestStoreOfDamagedFiles(t *testing.T) {
 	if err != nil || len(got) != 1 || len(damaged) != 5 {
 		t.Errorf("%d records, %d damaged, %v", len(got), len(damaged), err)
 	}
-	if left, _ := os.ReadDir(dir); len(left) != 1 {
+	left, _ := os.ReadDir(dir)
+	if len(left) != 2 || left[0].Name() != "c1-eth0.json" || left[1].Name() != "future-eth0.json" {
 		t.Errorf("left: %v", left)
 	}
 }

@@ -5,16 +5,23 @@ import (
 	"errors"
 	"log/slog"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/warren-mesh/warren/cni/event"
+	"github.com/warren-mesh/warren/nodeagent/zds"
 )
 
-// atOnce bounds the pods that one sweep inspects side by side.
-const atOnce = 4
+const (
+	// atOnce bounds the pods that one sweep inspects side by side.
+	atOnce = 4
+	// findWait is how long the proxy is waited for with a pod that was found again.
+	// The pod is busy meanwhile: its DEL must not time out over it.
+	findWait = 2 * time.Second
+)
 
 // sortedLocked returns the members by UID.
 func (e *Enroller) sortedLocked() []*member {
@@ -32,7 +39,10 @@ func (e *Enroller) sweep(view *View) {
 		return
 	}
 	ctx := e.ctx
-	e.workers.Go(func() { e.bury(ctx) })
+	if !e.burying {
+		e.burying = true
+		e.workers.Go(func() { e.bury(ctx) })
+	}
 	var inspect, ask []*member
 	all := e.sortedLocked()
 	for i, m := range all {
@@ -78,6 +88,11 @@ func (e *Enroller) sweep(view *View) {
 
 // bury applies DELs that the plugin wrote down because it did not reach us.
 func (e *Enroller) bury(ctx context.Context) {
+	defer func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.burying = false
+	}()
 	tombs, err := event.Tombstones(e.cfg.StateDir)
 	if err != nil {
 		e.log.Warn("cannot read the tombstones", "err", err)
@@ -114,7 +129,11 @@ func (e *Enroller) inspect(ctx context.Context, m *member) {
 		return
 	}
 	if lost { // it was named without its namespace so far
-		if err := e.announce(ctx, m); err != nil {
+		ctx, cancel := context.WithTimeout(ctx, findWait)
+		err := e.announce(ctx, m)
+		cancel()
+		// Without a proxy there is nobody to tell: the next snapshot tells it.
+		if err != nil && !errors.Is(err, zds.ErrNoProxy) {
 			e.closeNS(m)
 			e.note(m, err)
 			return
@@ -168,7 +187,7 @@ func (e *Enroller) forgetGone(ctx context.Context, m *member) {
 	select {
 	case m.busy <- struct{}{}:
 		defer func() { <-m.busy }()
-	case <-ctx.Done():
+	default: // the next sweep asks again
 		return
 	}
 	e.mu.Lock()
@@ -182,18 +201,34 @@ func (e *Enroller) forgetGone(ctx context.Context, m *member) {
 
 // awayFile is what the plugin decides by without us.
 type awayFile struct {
-	written bool
 	last    event.Away
+	written os.FileInfo // the file that says last; nil: none does
+	failed  string      // the last error, which is told once
 }
 
-// keep writes the file if it says something else now.
+// keep writes the file if it is to say something else now, or if somebody has
+// removed or changed it.
 func (f *awayFile) keep(stateDir string, a event.Away, log *slog.Logger) {
-	if f.written && maps.Equal(f.last.Namespaces, a.Namespaces) {
-		return
+	path := filepath.Join(stateDir, event.AwayName)
+	if f.written != nil && maps.Equal(f.last.Namespaces, a.Namespaces) {
+		now, err := os.Lstat(path)
+		if err == nil && os.SameFile(f.written, now) && f.written.ModTime().Equal(now.ModTime()) && f.written.Mode() == now.Mode() {
+			return
+		}
 	}
-	if err := event.WriteAway(filepath.Join(stateDir, event.AwayName), a); err != nil {
-		log.Error("cannot write what the plugin decides by when the agent is away", "err", err)
-		return
+	err := event.WriteAway(path, a)
+	if err == nil {
+		f.last, f.failed = a, ""
+		f.written, err = os.Lstat(path)
 	}
-	f.written, f.last = true, a
+	if err == nil {
+		_, err = event.ReadAway(path) // so that written is of a file that is good
+	}
+	if err != nil {
+		f.written = nil
+		if f.failed != err.Error() {
+			f.failed = err.Error()
+			log.Error("cannot write what the plugin decides by when the agent is away", "err", err)
+		}
+	}
 }
