@@ -88,6 +88,7 @@ func (c *connection) relay(near *net.TCPConn, far relay.Far, done func()) {
 	if cut != nil { // before there was a flow to cut
 		flow.Cut(cut)
 	}
+	c.abort(nil) // from here on a cut goes to the flow; the context is not kept for it
 }
 
 // end counts and logs the end of the connection; err is what it ended with, if

@@ -159,7 +159,7 @@ func TestRotation(t *testing.T) {
 	server.echo(8080)
 	long := open(t, client, server.addr(8080))
 	defer long.Close()
-	end := time.Now().Add(4500 * time.Millisecond)
+	end := time.Now().Add(2500 * time.Millisecond)
 	for n := 0; time.Now().Before(end); n++ {
 		if _, answer, err := client.call(server.addr(8080), "x"); err != nil || answer != "x" {
 			t.Fatalf("call %d: %q, %v", n, answer, err)
@@ -171,7 +171,7 @@ func TestRotation(t *testing.T) {
 // The end of the proxy: no new connections at once, those that there are go on
 // until the deadline, then they are cut.
 func TestDrain(t *testing.T) {
-	m := newMesh(t, 2)
+	m := newMesh(t, 2, func(c *proxy.Config) { c.DrainDeadline = 700 * time.Millisecond })
 	client := m.nodes[0].meshPod("client")
 	server := m.nodes[1].meshPod("server")
 	server.echo(8080)
@@ -202,8 +202,8 @@ func TestDrain(t *testing.T) {
 	if _, err := io.ReadAll(stays); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("ended with %v, want a reset", err)
 	}
-	if d := time.Since(started); d > 4*time.Second {
-		t.Errorf("cut after %s, the deadline is 2 s", d)
+	if d := time.Since(started); d > 3*time.Second {
+		t.Errorf("cut after %s, the deadline is 700 ms", d)
 	}
 	client.node.logs.access(t, mark, map[string]string{"direction": "outbound", "error": "connection closed due to connection drain"})
 }

@@ -21,6 +21,7 @@ type logSink struct {
 	wake   chan struct{}
 	quit   chan struct{}
 	done   chan struct{}
+	once   sync.Once // closes quit
 
 	mu      sync.Mutex
 	buf     []byte
@@ -98,9 +99,10 @@ func (s *logSink) flush(spare []byte) []byte {
 	return out
 }
 
-// Close writes what is left. Lines that come later are written at once.
+// Close writes what is left. Lines that come later are written at once. It may
+// be called more than once.
 func (s *logSink) Close() {
-	close(s.quit)
+	s.once.Do(func() { close(s.quit) })
 	<-s.done
 	s.mu.Lock()
 	s.closed = true

@@ -151,7 +151,7 @@ func (s *Server) Run(ctx context.Context) error {
 		runtime.GOMAXPROCS(s.cfg.Threads)
 	}
 	s.log.Info("version", "version", s.version, "go", runtime.Version())
-	s.log.Info("configuration", "config", configText(s.cfg))
+	s.log.LogAttrs(ctx, slog.LevelInfo, "configuration", configAttrs(s.cfg)...)
 	front, err := s.listenAll()
 	if err != nil {
 		return err
@@ -175,7 +175,8 @@ func (s *Server) Run(ctx context.Context) error {
 		err = nil
 	}
 	s.log.Info("shutting down", "deadline", s.cfg.DrainDeadline, "connections", s.tracked.Len(), "err", orNone(err))
-	ends.stop()
+	ends.cancel(nil)
+	defer ends.wg.Wait()
 	deadline, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.DrainDeadline)
 	defer cancel()
 	s.pods.drain(deadline)

@@ -1,0 +1,178 @@
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/warren-mesh/warren/ca/mtls"
+	"github.com/warren-mesh/warren/ca/svid"
+	"github.com/warren-mesh/warren/proxy/hbone"
+	"github.com/warren-mesh/warren/xds/workload"
+)
+
+// local returns the world and this pod in it, waiting a while for the control
+// plane to know the pod.
+func (p *pod) local(ctx context.Context) (*workload.View, *workload.Workload, error) {
+	if v := p.s.store.View(); p.find(v) != nil {
+		return v, p.find(v), nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, localWait)
+	defer cancel()
+	var view *workload.View
+	var self *workload.Workload
+	err := p.s.store.Wait(ctx, func(v *workload.View) bool {
+		view, self = v, p.find(v)
+		return self != nil
+	})
+	if err != nil {
+		return nil, nil, fmt.Errorf("failed to fetch information about local workload: %s.%s (%s)", p.info.ServiceAccount, p.info.Namespace, p.info.Name)
+	}
+	return view, self, nil
+}
+
+// find looks the pod up by what the node agent said of it; where a connection
+// came from says nothing.
+func (p *pod) find(v *workload.View) *workload.Workload {
+	w := v.Local(p.info.Name, p.info.Namespace, p.info.ServiceAccount, p.s.cfg.NodeName)
+	if w != nil {
+		p.mu.Lock()
+		p.last = w
+		p.mu.Unlock()
+	}
+	return w
+}
+
+// current is the pod in v, or as it was last known: the control plane forgets
+// a pod that ends before its connections have.
+func (p *pod) current(v *workload.View) *workload.Workload {
+	if w := p.find(v); w != nil {
+		return w
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.last
+}
+
+// hold returns the pod's lease on its identity.
+func (p *pod) hold(self *workload.Workload) (*svid.Lease, error) {
+	id := self.Identity()
+	if id.IsZero() {
+		return nil, &identityError{errors.New("the workload has no identity: its trust domain, namespace and service account do not form one")}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.hard.Err(); err != nil {
+		return nil, errPodGone
+	}
+	if p.lease != nil && (p.lease.ID() != id || p.lease.Err() != nil) {
+		p.lease.Release()
+		p.lease = nil
+	}
+	if p.lease == nil {
+		p.lease = p.s.certs.Acquire(p.uid, id)
+	}
+	return p.lease, nil
+}
+
+// present gives the certificate for a handshake, as server.
+func (p *pod) present(ctx context.Context) (*mtls.Identity, error) {
+	_, self, err := p.local(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return p.identity(ctx, self)
+}
+
+func (p *pod) identity(ctx context.Context, self *workload.Workload) (*mtls.Identity, error) {
+	lease, err := p.hold(self)
+	if err != nil {
+		return nil, err
+	}
+	i, err := lease.Identity(ctx)
+	if err != nil {
+		return nil, &identityError{err}
+	}
+	return i, nil
+}
+
+// dialTunnel is the pool's DialFunc.
+func (p *pod) dialTunnel(ctx context.Context, key hbone.Key) (net.Conn, *tls.Config, error) {
+	_, self, err := p.local(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	i, err := p.identity(ctx, self)
+	if err != nil {
+		return nil, nil, err
+	}
+	if i.ID() != key.Src {
+		return nil, nil, &identityError{fmt.Errorf("the pod is %s now, not %s", i.ID(), key.Src)}
+	}
+	expected, err := splitIDs(key.Expected)
+	if err != nil {
+		return nil, nil, err
+	}
+	c, err := p.sockets.Dial(ctx, netip.Addr{}, key.Dst)
+	if err != nil {
+		return nil, nil, err
+	}
+	p.mu.Lock()
+	p.dials[key] = i
+	p.mu.Unlock()
+	return c, mtls.Client(i, expected), nil
+}
+
+// until is when a pooled tunnel takes no more connections: when a certificate
+// of either end does.
+func (p *pod) until(key hbone.Key, cs tls.ConnectionState) time.Time {
+	p.mu.Lock()
+	i := p.dials[key]
+	delete(p.dials, key)
+	p.mu.Unlock()
+	var end time.Time
+	if i != nil {
+		end = i.NotAfter()
+	}
+	if len(cs.PeerCertificates) > 0 {
+		if peer := cs.PeerCertificates[0].NotAfter; end.IsZero() || peer.Before(end) {
+			end = peer
+		}
+	}
+	return end
+}
+
+// joinIDs and splitIDs make a comparable value of identities, for the pool's
+// key. No identity contains a comma.
+func joinIDs(ids []spiffeid.ID) string {
+	var b strings.Builder
+	for i, id := range ids {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		b.WriteString(id.String())
+	}
+	return b.String()
+}
+
+func splitIDs(s string) ([]spiffeid.ID, error) {
+	var ids []spiffeid.ID
+	if s == "" {
+		return nil, nil
+	}
+	for part := range strings.SplitSeq(s, ",") {
+		id, err := spiffeid.FromString(part)
+		if err != nil {
+			return nil, err
+		}
+		ids = append(ids, id)
+	}
+	return ids, nil
+}
