@@ -3,7 +3,7 @@
 //
 // The walk of a connection: the node agent hands a pod over (workloads.go), its
 // listeners are opened (pod.go), a captured connection is accepted (accept.go) and
-belongs to that pod, whoever it says it is (identity.go).
+// belongs to that pod, whoever it says it is (identity.go).
 // One that the pod makes goes through outbound.go: package route decides where
 // it goes, package hbone carries it. One made to the pod comes in through
 // inbound.go, or in plaintext through passthrough.go: package rbac decides
