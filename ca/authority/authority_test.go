@@ -205,6 +205,7 @@ func TestBadRequests(t *testing.T) {
 		{"a DNS name, too", request(t, newKey(t), x509.CertificateRequest{URIs: one, DNSNames: []string{"istiod.istio-system.svc"}}), alice, "exactly one URI"},
 		{"RSA 1024", request(t, rsa1024, x509.CertificateRequest{URIs: one}), alice, "1024"},
 		{"P-224", request(t, p224, x509.CertificateRequest{URIs: one}), alice, "P-224"},
+		{"signed with SHA-1", request(t, newKey(t), x509.CertificateRequest{URIs: one, SignatureAlgorithm: x509.ECDSAWithSHA1}), alice, "signed with ECDSA-SHA1"},
 		{"no identity", good, spiffeid.ID{}, "not a workload"},
 		{"a trust domain's identity", requestFor(t, "spiffe://td.test"), td.ID(), "not a workload"},
 	}

@@ -204,6 +204,24 @@ func badCertificates() []badCertificate {
 			middle := &pki{key: k, cert: good.sign(t, leafTemplate(id("/ns/app/sa/thief").String()), k.Public())}
 			return []*x509.Certificate{middle.sign(t, leafTemplate(peer), key.Public()), middle.cert}
 		}, "x509:"},
+		{"issued by a CA for mail", func(t *testing.T, good *pki, key crypto.Signer) []*x509.Certificate {
+			k := newKey(t)
+			middle := &pki{key: k, cert: good.sign(t, &x509.Certificate{
+				Subject: pkix.Name{CommonName: "mail"}, IsCA: true, KeyUsage: x509.KeyUsageCertSign,
+				ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageEmailProtection},
+			}, k.Public())}
+			return []*x509.Certificate{middle.sign(t, leafTemplate(peer), key.Public()), middle.cert}
+		}, "incompatible key usage"},
+		{"issued with a weak key", func(t *testing.T, good *pki, key crypto.Signer) []*x509.Certificate {
+			k, err := ecdsa.GenerateKey(elliptic.P224(), rand.Reader)
+			if err != nil {
+				t.Fatal(err)
+			}
+			middle := &pki{key: k, cert: good.sign(t, &x509.Certificate{
+				Subject: pkix.Name{CommonName: "weak"}, IsCA: true, KeyUsage: x509.KeyUsageCertSign,
+			}, k.Public())}
+			return []*x509.Certificate{middle.sign(t, leafTemplate(peer), key.Public()), middle.cert}
+		}, "key is too weak"},
 		{"no certificate", func(*testing.T, *pki, crypto.Signer) []*x509.Certificate { return nil }, ""},
 	}
 }
@@ -421,5 +439,49 @@ func BenchmarkHandshake(b *testing.B) {
 		if r := shake(mtls.Client(x, []spiffeid.ID{y.ID()}), server); r.client != nil {
 			b.Fatal(r.client)
 		}
+	}
+}
+
+// Every tunnel is judged anew: a client that would like to go on with an earlier session gets a whole handshake, and no
+// ticket for one.
+func TestNothingIsResumed(t *testing.T) {
+	p := newPKI(t)
+	a, b := p.identity(t, "/ns/app/sa/a"), p.identity(t, "/ns/app/sa/b")
+	key := newKey(t)
+	client := presenter(key, p.sign(t, leafTemplate(a.ID().String()), key.Public()))
+	client.ServerName, client.NextProtos = "b", []string{"h2"} // a cache is asked by name
+	cache := &countingCache{ClientSessionCache: tls.NewLRUClientSessionCache(8)}
+	client.ClientSessionCache = cache
+	server := mtls.Server(always(b))
+	for range 2 {
+		if r := shake(client, server); r.client != nil || r.server != nil || r.clientCS.DidResume || r.serverCS.DidResume {
+			t.Errorf("client %v, server %v, resumed %v", r.client, r.server, r.clientCS.DidResume)
+		}
+	}
+	if cache.puts > 0 {
+		t.Errorf("the server gave out %d tickets", cache.puts)
+	}
+}
+
+type countingCache struct {
+	tls.ClientSessionCache
+	puts int
+}
+
+func (c *countingCache) Put(key string, s *tls.ClientSessionState) {
+	c.puts++
+	c.ClientSessionCache.Put(key, s)
+}
+
+// A stack that does not know GetConfigForClient lets nobody in.
+func TestServerWithoutItsCallbackRefuses(t *testing.T) {
+	p := newPKI(t)
+	a, b := p.identity(t, "/ns/app/sa/a"), p.identity(t, "/ns/app/sa/b")
+	key := newKey(t)
+	server := mtls.Server(always(b))
+	server.GetConfigForClient = nil
+	server.Certificates = presenter(key, p.sign(t, leafTemplate(b.ID().String()), key.Public())).Certificates
+	if r := shake(mtls.Client(a, []spiffeid.ID{b.ID()}), server); r.server == nil {
+		t.Error("the server let a client in without judging it")
 	}
 }

@@ -122,6 +122,7 @@ func TestCodesAreThoseOfIstiod(t *testing.T) {
 		{"a node for itself", node1, &pb.IstioCertificateRequest{Csr: csr(t, alice)}, codes.Unauthenticated, imp},
 		{"a workload for itself", as("identity", bob.String()), &pb.IstioCertificateRequest{Csr: csr(t, bob)}, codes.OK, ""},
 		{"a workload for another", as("identity", bob.String()), &pb.IstioCertificateRequest{Csr: csr(t, alice), Metadata: want(alice.String())}, codes.Unauthenticated, imp},
+		{"a workload of another trust domain for itself", as("identity", "spiffe://other.test/ns/app/sa/alice"), &pb.IstioCertificateRequest{Csr: csr(t, spiffeid.RequireFromString("spiffe://other.test/ns/app/sa/alice"))}, codes.Unauthenticated, imp},
 		{"no CSR", node1, &pb.IstioCertificateRequest{Metadata: want(alice.String())}, codes.InvalidArgument, "CSR signing error (no PEM certificate request found)"},
 		{"huge CSR", node1, &pb.IstioCertificateRequest{Csr: strings.Repeat("x", 1<<20), Metadata: want(alice.String())}, codes.InvalidArgument, "CSR signing error (request too large)"},
 		{"CSR of another", node1, &pb.IstioCertificateRequest{Csr: csr(t, bob), Metadata: want(alice.String())}, codes.InvalidArgument, "CSR signing error (the request's SAN is not the requested identity)"},

@@ -111,6 +111,21 @@ func TestTokensAreReadAgain(t *testing.T) {
 	if strings.Contains(log.String(), "0123456789") {
 		t.Errorf("the log quotes a token: %s", &log)
 	}
+	// Only the mode of an old file changes.
+	for _, mode := range []os.FileMode{0o600, 0o644} {
+		if err := os.Chtimes(path, time.Time{}, time.Now().Add(-time.Hour)); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(path, mode); err != nil {
+			t.Fatal(err)
+		}
+		if got, want := in(token2), mode == 0o600; got != want {
+			t.Errorf("mode %o: %v, want %v", mode, got, want)
+		}
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	// An old file is not read in each call, nor one from another clock's future.
 	for _, age := range []time.Duration{-time.Hour, time.Hour} {
 		if err := os.Chtimes(path, time.Time{}, time.Now().Add(age)); err != nil {

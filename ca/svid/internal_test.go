@@ -229,3 +229,43 @@ func TestTrustIsBounded(t *testing.T) {
 		t.Error("the same roots are a change")
 	}
 }
+
+// What was forgotten leaves no key behind, even where somebody holds the ended lease, and no roots of a trust domain
+// that nobody here is in.
+func TestForgetLeavesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := New(Config{Signer: fakeCA(t), TTL: time.Hour})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			_ = m.Run(ctx)
+		}()
+		l := m.Acquire("pod", testID("a"))
+		if _, err := l.Identity(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		e := l.e
+		m.Forget("pod")
+		if e.current.Load() != nil {
+			t.Error("the ended lease leads to a key")
+		}
+		m.mu.Lock()
+		if n := len(m.trust) + len(m.entries) + len(m.holders) + m.timers.Len() + m.due.Len() + len(m.flying); n != 0 {
+			t.Errorf("%d things are left: %d trust domains", n, len(m.trust))
+		}
+		m.mu.Unlock()
+		cancel()
+		<-done
+	})
+}
+
+// A source can ask for a pause, not for the end.
+func TestAPauseIsBounded(t *testing.T) {
+	m := New(Config{})
+	e := &entry{id: testID("a"), phase: flying}
+	m.failedLocked(e, &RetryAfterError{After: 1000 * time.Hour, Err: context.Canceled})
+	if d := time.Until(m.paused); d > pauseMax || d < pauseMax-time.Second {
+		t.Errorf("pause of %s, want %s", d, pauseMax)
+	}
+}

@@ -188,6 +188,23 @@ func TestChangesKeepPoliciesAround(t *testing.T) {
 	m.wantLog("policies +ns/old", "addresses +w", "policies -ns/new")
 }
 
+// A policy is not removed while the client has not answered about addresses: it may still have a workload that names it.
+func TestRemovalWaitsForAddresses(t *testing.T) {
+	one := world{map[string][]string{"w": {"ns/p"}}, map[string]workload.Action{"p": 0}}.snapshot(t, nil)
+	two := world{map[string][]string{"w": {"ns/p"}, "v": nil}, map[string]workload.Action{"p": 0}}.snapshot(t, one)
+	three := world{map[string][]string{"w": nil, "v": nil}, nil}.snapshot(t, two)
+	m := newModel(t)
+	m.subscribe(addresses, nil)
+	m.subscribe(policies, nil)
+	m.settle(one)
+	m.log = nil
+	m.pull(two)
+	m.pull(three)
+	m.wantLog("addresses +v")
+	m.settle(three)
+	m.wantLog("addresses +w", "policies -ns/p")
+}
+
 // A policy that comes back before its removal was sent is sent anew, not removed.
 func TestPolicyComesBack(t *testing.T) {
 	one := world{map[string][]string{"w": nil}, map[string]workload.Action{"p": 0}}.snapshot(t, nil)
@@ -269,7 +286,9 @@ func TestStaleNonce(t *testing.T) {
 	m.subscribe(addresses, nil)
 	m.pull(one)
 	m.log = nil
-	for _, nonce := range []string{"", "elsewhere", m.owing[0].GetNonce() /* of the other type */} {
+	policy := m.owing[0]
+	m.request(&discovery.DeltaDiscoveryRequest{TypeUrl: AuthorizationType, ResponseNonce: policy.GetNonce()})
+	for _, nonce := range []string{"", "elsewhere", policy.GetNonce()} {
 		m.request(&discovery.DeltaDiscoveryRequest{TypeUrl: AddressType, ResponseNonce: nonce})
 		m.pull(two)
 	}

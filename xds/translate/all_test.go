@@ -1,6 +1,7 @@
 package translate
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"testing"
@@ -40,6 +41,12 @@ kind: Pod
 metadata: {name: done, namespace: app}
 spec: {nodeName: n1, serviceAccountName: done}
 status: {phase: Failed}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: enrolled, namespace: app, annotations: {ambient.istio.io/redirection: enabled}}
+spec: {nodeName: n1, serviceAccountName: done}
+status: {phase: Succeeded}
 ---
 apiVersion: v1
 kind: Pod
@@ -90,5 +97,35 @@ func TestOddAccount(t *testing.T) {
 	r, err := All(parseObjects(t, "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: app}\nspec: {serviceAccountName: a/b, nodeName: n}\nstatus: {podIPs: [{ip: 10.0.0.1}]}"), Options{})
 	if err != nil || len(r.Workloads) != 0 || len(r.Placements) != 0 || len(r.Problems) != 1 {
 		t.Errorf("result = %+v, %v, want only a problem", r, err)
+	}
+}
+
+// A slice of one namespace does not make a pod of another an endpoint.
+func TestSliceOfAnotherNamespace(t *testing.T) {
+	const objects = `apiVersion: v1
+kind: Service
+metadata: {name: bait, namespace: %[1]s}
+spec: {clusterIP: 10.1.0.1, ports: [{port: 80}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: bait-1, namespace: %[1]s, labels: {kubernetes.io/service-name: bait}}
+addressType: IPv4
+ports: [{port: 8080}]
+endpoints: [{addresses: [10.0.0.1], targetRef: {kind: Pod, namespace: app, name: p}}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: p, namespace: app}
+status: {podIPs: [{ip: 10.0.0.1}]}
+`
+	for namespace, want := range map[string]int{"app": 1, "evil": 0} {
+		r, err := All(parseObjects(t, fmt.Sprintf(objects, namespace)), Options{})
+		if err != nil || len(r.Workloads) != 1 {
+			t.Fatalf("%s: %d workloads, %v", namespace, len(r.Workloads), err)
+		}
+		if got := len(r.Workloads[0].Services); got != want {
+			t.Errorf("slice in %s: the pod is in %d services, want %d", namespace, got, want)
+		}
 	}
 }
