@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -301,3 +302,26 @@ func TestNewUndoesWhatItOpened(t *testing.T) {
 }
 
 var _ enroll.Flows = (*proxyAdmin)(nil)
+
+// TestStaleAdminSocket: a proxy of ours was killed, and one without an
+// administration socket has taken its place.
+func TestStaleAdminSocket(t *testing.T) {
+	nstest.LeakCheck(t)
+	path := filepath.Join(t.TempDir(), adminSocket)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	l.Close()
+	p := newProxyAdmin(filepath.Join(filepath.Dir(path), "z.sock"))
+	if _, err := p.pods(t.Context()); !errors.Is(err, errNoAdmin) {
+		t.Errorf("of a dead socket: %v", err)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.lines(t.Context()); !errors.Is(err, errNoAdmin) {
+		t.Errorf("of none: %v", err)
+	}
+}

@@ -56,6 +56,7 @@ func runCommand() *cobra.Command {
 	cfg.NodeName = os.Getenv("NODE_NAME") // the downward API's way
 	var level slog.Level
 	var format string
+	var mistakes func() error
 	cmd := &cobra.Command{
 		Use:   "run",
 		Short: "Take this node's pods into the mesh",
@@ -69,7 +70,10 @@ func runCommand() *cobra.Command {
 			case "json":
 				h = slog.NewJSONHandler(cmd.ErrOrStderr(), opts)
 			default:
-				return errors.Join(fmt.Errorf("--log-format: %q is neither text nor json", format), cfg.Validate())
+				return errors.Join(fmt.Errorf("--log-format: %q is neither text nor json", format), mistakes(), cfg.Validate())
+			}
+			if err := errors.Join(mistakes(), cfg.Validate()); err != nil {
+				return err
 			}
 			return Run(cmd.Context(), cfg, slog.New(h))
 		},
@@ -77,6 +81,7 @@ func runCommand() *cobra.Command {
 	cfg.RegisterFlags(cmd.Flags())
 	cmd.Flags().TextVar(&level, "log-level", slog.LevelInfo, "debug, info, warn or error")
 	cmd.Flags().StringVar(&format, "log-format", "text", "text or json")
+	mistakes = collectMistakes(cmd.Flags())
 	return cmd
 }
 
@@ -92,15 +97,21 @@ type statusOptions struct {
 
 func statusCommand() *cobra.Command {
 	var o statusOptions
+	var mistakes func() error
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Say how this node is",
 		Long: `Say how this node is: a line for each thing it depends on, and a row for each pod.
 The exit status is 0 when all is well, 1 when something is not, and 2 when that
 cannot be told, because the agent does not answer or there is no such pod.`,
-		Args: cobra.NoArgs,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if err := cobra.NoArgs(cmd, args); err != nil {
+				return &ExitError{exitCannotTell, err}
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := o.validate(); err != nil {
+			if err := errors.Join(mistakes(), o.validate()); err != nil {
 				return &ExitError{exitCannotTell, err}
 			}
 			return o.run(cmd.Context(), cmd.OutOrStdout())
@@ -114,6 +125,7 @@ cannot be told, because the agent does not answer or there is no such pod.`,
 	f.BoolVar(&o.all, "all", false, "pods outside the mesh as well")
 	f.BoolVarP(&o.watch, "watch", "w", false, "look again and again")
 	f.DurationVar(&o.interval, "interval", 2*time.Second, "time between looks, with --watch")
+	mistakes = collectMistakes(f)
 	return cmd
 }
 

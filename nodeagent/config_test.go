@@ -34,6 +34,23 @@ func TestFlagsCoverTheConfig(t *testing.T) {
 	}
 }
 
+func TestBadValuesDoNotHideOtherMistakes(t *testing.T) {
+	cmd := Command()
+	cmd.SetArgs([]string{"run", "--node-name=n1", "--drain-deadline=soon", "--ipv6=maybe", "--log-level=loud", "--redirect=magic", "--log-format=xml"})
+	err := cmd.ExecuteContext(t.Context())
+	if err == nil {
+		t.Fatal("no error")
+	}
+	if strings.Count(err.Error(), "--drain-deadline") != 1 {
+		t.Errorf("one mistake is told twice:\n%v", err)
+	}
+	for _, want := range []string{`--drain-deadline: "soon"`, `--ipv6: "maybe"`, `--log-level: "loud"`, `--redirect: "magic"`, "--kube-dir", `--log-format: "xml"`} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%q is missing in:\n%v", want, err)
+		}
+	}
+}
+
 func TestValidateNamesAllMistakes(t *testing.T) {
 	cfg := Defaults()
 	cfg.RunDir, cfg.StateDir, cfg.ZDSSocket, cfg.HostRoot = "run", "state", "/"+strings.Repeat("z", 110), "host"

@@ -6,12 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net"
 	"net/http"
-	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/warren-mesh/warren/nodeagent/zds"
 )
 
 const (
@@ -26,13 +26,12 @@ var errNoAdmin = errors.New("the proxy has no administration socket")
 // proxyAdmin reads the proxy's administration socket. It implements
 // enroll.Flows.
 type proxyAdmin struct {
-	path   string
 	client *http.Client
 }
 
 func newProxyAdmin(zdsSocket string) *proxyAdmin {
 	path := filepath.Join(filepath.Dir(zdsSocket), adminSocket)
-	return &proxyAdmin{path: path, client: &http.Client{
+	return &proxyAdmin{client: &http.Client{
 		Timeout:   adminTimeout,
 		Transport: unixTransport(path),
 	}}
@@ -108,10 +107,11 @@ func (p *proxyAdmin) Flows(ctx context.Context, uid string) (int, error) {
 }
 
 func (p *proxyAdmin) get(ctx context.Context, path string, v any) error {
-	if _, err := os.Stat(p.path); errors.Is(err, fs.ErrNotExist) {
+	err := getJSON(ctx, p.client, "http://proxy"+path, maxAdmin, v)
+	if zds.NobodyListens(err) { // or only the socket of a proxy that was killed before
 		return errNoAdmin
 	}
-	return getJSON(ctx, p.client, "http://proxy"+path, maxAdmin, v)
+	return err
 }
 
 // getJSON fetches a document of at most limit bytes.

@@ -258,6 +258,8 @@ func TestStatusCommand(t *testing.T) {
 		{"json", healthy, []string{"-o", "json"}, 0, `"node": "n1"`},
 		{"yaml", healthy, []string{"-o", "yaml"}, 0, "node: n1"},
 		{"unknown format", healthy, []string{"-o", "xml"}, exitCannotTell, "none of table"},
+		{"all mistakes", healthy, []string{"-o", "xml", "--interval", "soon"}, exitCannotTell, "--interval: \"soon\": time: invalid duration \"soon\"\n--output: \"xml\""},
+		{"an argument", healthy, []string{"app/a"}, exitCannotTell, "app/a"},
 		{"unknown flag", healthy, []string{"--colour"}, exitCannotTell, "unknown flag"},
 		{"nonsense", []string{"no", "status"}, nil, exitCannotTell, "does not answer"},
 	} {

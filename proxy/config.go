@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"net/url"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -145,6 +147,14 @@ func (c Config) Validate() error {
 	if c.CA.Address == "" && !c.FakeCA {
 		bad("CA_ADDRESS is empty: certificates have to come from somewhere")
 	}
+	for _, up := range []struct {
+		name string
+		Upstream
+	}{{"XDS_ADDRESS", c.XDS}, {"CA_ADDRESS", c.CA}} {
+		if up.Address != "" && !validAddress(up.Address) {
+			bad("%s: %q: want https://host:port, http://host:port or unix:///path", up.name, up.Address)
+		}
+	}
 	if c.SecretTTL <= 0 {
 		bad("SECRET_TTL: %s is no lifetime", c.SecretTTL)
 	}
@@ -161,4 +171,19 @@ func (c Config) Validate() error {
 		bad("RUST_LOG: %w", err)
 	}
 	return errors.Join(errs...)
+}
+
+// validAddress says whether both clients of the control plane take an address.
+func validAddress(address string) bool {
+	u, err := url.Parse(address)
+	switch {
+	case err != nil || u.User != nil || u.RawQuery != "" || u.Fragment != "":
+		return false
+	case u.Scheme == "unix":
+		return u.Host == "" && strings.HasPrefix(u.Path, "/") && len(u.Path) > 1
+	case u.Scheme == "https", u.Scheme == "http":
+		port, err := strconv.ParseUint(u.Port(), 10, 16)
+		return err == nil && port > 0 && u.Hostname() != "" && strings.Trim(u.Path, "/") == ""
+	}
+	return false
 }

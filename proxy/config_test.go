@@ -102,6 +102,23 @@ func TestEnvironMistakes(t *testing.T) {
 	}
 }
 
+// An address that no client takes is told with the other mistakes.
+func TestAddressMistakes(t *testing.T) {
+	for _, bad := range []string{"ftp://x", "https://istiod", "https://:15012", "unix://x", "unix:///", "https://h:99999", "https://h:0", "http://u@h:1", "https://h:1/x?y"} {
+		_, err := FromEnviron([]string{"XDS_ADDRESS=" + bad, "CA_ADDRESS=" + bad, "SECRET_TTL=0s"})
+		for _, want := range []string{"XDS_ADDRESS:", "CA_ADDRESS:", "SECRET_TTL:"} {
+			if err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("%s: %s is not named in: %v", bad, want, err)
+			}
+		}
+	}
+	for _, good := range []string{"https://istiod:15012", "https://[::1]:15012/", "http://10.0.0.1:1", "unix:///run/x.sock", "istiod:15012"} {
+		if _, err := FromEnviron([]string{"XDS_ADDRESS=" + good, "CA_ADDRESS=" + good}); err != nil {
+			t.Errorf("%s: %v", good, err)
+		}
+	}
+}
+
 // What is printed at start shows no secret.
 func TestNoSecretsAreShown(t *testing.T) {
 	c, err := FromEnviron([]string{"AUTH_TOKEN=hunter2", "XDS_HEADER_AUTHORIZATION=hunter2", "CA_HEADER_X=hunter2"})

@@ -82,11 +82,17 @@ func vacant(network, path string) error {
 	case err == nil:
 		c.Close()
 		return fmt.Errorf("%w: stop it first", ErrInUse)
-	case errors.Is(err, unix.ECONNREFUSED), errors.Is(err, os.ErrNotExist):
-		return nil // nobody listens
+	case NobodyListens(err):
+		return nil
 	default: // too busy to answer, or a socket of another type
 		return fmt.Errorf("%w, as it seems: stop it first, or remove the socket: %w", ErrInUse, err)
 	}
+}
+
+// NobodyListens says of the error of a dial that there is no socket, or one whose
+// owner is gone.
+func NobodyListens(err error) bool {
+	return errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, os.ErrNotExist)
 }
 
 // Close removes the socket, unless another process has put its own there, and

@@ -54,3 +54,22 @@ func TestFlags(t *testing.T) {
 		t.Errorf("%d flags, of which the log shows %d", n, groups)
 	}
 }
+
+func TestCollectMistakes(t *testing.T) {
+	cfg := Defaults()
+	fs := pflag.NewFlagSet("test", pflag.ContinueOnError)
+	cfg.RegisterFlags(fs)
+	mistakes := CollectMistakes(fs)
+	if err := fs.Parse([]string{"--ca-ttl=soon", "--dry-run-policies=maybe", "--listen=:1", "--max-ttl", "late"}); err != nil {
+		t.Fatal(err)
+	}
+	err := mistakes()
+	for _, want := range []string{`--ca-ttl: "soon"`, `--dry-run-policies: "maybe"`, `--max-ttl: "late"`} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q is missing in: %v", want, err)
+		}
+	}
+	if cfg.Listen != ":1" {
+		t.Errorf("a good value was lost: %+v", cfg)
+	}
+}

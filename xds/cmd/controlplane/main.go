@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -26,6 +27,7 @@ func main() {
 func command() *cobra.Command {
 	cfg := controlplane.Defaults()
 	var level slog.Level
+	var mistakes func() error
 	cmd := &cobra.Command{
 		Use:           "controlplane",
 		Short:         "Serve the mesh model (xDS) and certificates (CA) to the proxies",
@@ -33,11 +35,15 @@ func command() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := errors.Join(mistakes(), cfg.Validate()); err != nil {
+				return err
+			}
 			log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 			return controlplane.Run(cmd.Context(), cfg, log)
 		},
 	}
 	cfg.RegisterFlags(cmd.Flags())
 	cmd.Flags().TextVar(&level, "log-level", slog.LevelInfo, "debug, info, warn or error")
+	mistakes = controlplane.CollectMistakes(cmd.Flags())
 	return cmd
 }
