@@ -7,203 +7,287 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"runtime"
-	"slices"
-	"strings"
+	"regexp"
 	"time"
-
-	"github.com/warren-mesh/warren/e2e/onehost"
 )
 
 // Config says what to measure.
 type Config struct {
-	Bins   string        // folder with the programs
-	Peer   string        // another proxy's path; empty: none
-	Rounds int           // how often each figure is taken
-	Length time.Duration // of one measurement
-	Idle   int           // idle connections for the memory figure
+	Bins    string  // folder with our programs
+	Peer    *Proxy  // what the others are held against; nil: nothing
+	Proxies []Proxy // measured beside ours
+	NoOurs  bool    // leave out the proxy in Bins
+
+	Only     *regexp.Regexp // which loads, by id; nil: all
+	Subjects *regexp.Regexp // which subjects, by name; nil: all
+	Rounds   int            // how often each figure is taken
+	Warm     time.Duration  // traffic before a measurement's window
+	Length   time.Duration  // of the window
+	Idle     int            // idle connections
+	Crowd    int            // pods a node, for the loads that compare few and many
+	Patience time.Duration  // how long at most to wait for a quiet machine before each measurement
+	Alone    bool           // take turns with other runs on this machine
+
+	JSON, HTML string // files to write; empty: none
 }
 
-const prefix = "warren-bench"
+// prefix begins the names of all that is made outside the namespaces.
+const prefix = "wbench"
 
-// Run measures and prints. It removes all it made, also when ctx ends early.
-func Run(ctx context.Context, c Config, out io.Writer) (err error) {
+// List prints the loads and what they are called.
+func List(c Config, out io.Writer) {
+	for _, l := range loads(c) {
+		fmt.Fprintf(out, "%-26s %s\n", l.id, l.title)
+	}
+	fmt.Fprintf(out, "%-26s %s\n", addsID, addsTitle)
+}
+
+func (c *Config) check() (err error) {
 	if c.Rounds < 1 {
-		return fmt.Errorf("-rounds %d: at least one", c.Rounds)
+		err = errors.Join(err, fmt.Errorf("-rounds %d: at least one", c.Rounds))
+	}
+	if c.Length <= 0 || c.Warm < 0 {
+		err = errors.Join(err, fmt.Errorf("-length %s and -warm %s: a window needs a length", c.Length, c.Warm))
+	}
+	if c.Idle < 1 || c.Idle > 60_000 {
+		err = errors.Join(err, fmt.Errorf("-idle %d: from 1 to 60000, by the ports of one pod", c.Idle))
+	}
+	if c.Crowd < 3 || c.Crowd > 250 {
+		err = errors.Join(err, fmt.Errorf("-crowd %d: from 3 to 250, by the addresses of a node", c.Crowd))
+	}
+	all := c.Proxies
+	if c.Peer != nil {
+		all = append(all, *c.Peer)
+	}
+	for _, p := range all {
+		if _, serr := os.Stat(p.Path); serr != nil {
+			err = errors.Join(err, fmt.Errorf("proxy %s: %w", p.Name, serr))
+		}
+	}
+	return err
+}
+
+// bench is one run.
+type bench struct {
+	Config
+	out    io.Writer
+	report *Report
+	beds   []*bed
+	made   int // beds so far
+}
+
+// Run measures, prints and writes the files. It removes all it made, also when
+// ctx ends early; what has been measured by then is still written.
+func Run(ctx context.Context, c Config, out io.Writer) (err error) {
+	if err := c.check(); err != nil {
+		return err
 	}
 	if c.Bins, err = filepath.Abs(c.Bins); err != nil {
 		return err
 	}
-	ours, err := newMesh(ctx, c, prefix+"-a", "")
-	if err != nil {
+	if err := errors.Join(raiseFDs(), removeDead()); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, ours.close()) }()
-	subjects := []subject{ours.direct(), ours.plainTLS(), ours.through("warren")}
-	if c.Peer != "" {
-		peer, err := newMesh(ctx, c, prefix+"-b", c.Peer)
-		if err != nil {
-			return fmt.Errorf("the peer %s: %w", c.Peer, err)
+	b := &bench{Config: c, out: out, report: newReport(c)}
+	defer func() { err = errors.Join(err, b.close(0), b.write()) }()
+	b.report.printHead(out)
+	var few, many []load
+	for _, l := range loads(c) {
+		switch {
+		case !c.wanted(l.id):
+		case l.crowd:
+			many = append(many, l)
+		default:
+			few = append(few, l)
 		}
-		defer func() { err = errors.Join(err, peer.close()) }()
-		subjects = append(subjects, peer.through("peer"))
 	}
-	load, _ := os.ReadFile("/proc/loadavg")
-	fmt.Fprintf(out, "%s, %d CPUs, load before: %s\nmedians of %d rounds of %s, least and most in parentheses; CPU is that of both proxies\n",
-		runtime.Version(), runtime.NumCPU(), strings.TrimSpace(string(load)), c.Rounds, c.Length)
-	for _, l := range loads(c.Length) {
-		if err := measure(ctx, c, out, l, subjects); err != nil {
+	var failed error
+	if len(few)+len(many) > 0 {
+		subjects, err := b.subjects(ctx)
+		if err != nil {
 			return err
 		}
+		failed = errors.Join(b.measureAll(ctx, few, subjects), b.crowded(ctx, many, subjects))
 	}
-	if err := idle(ctx, c, out, subjects); err != nil {
-		return err
+	if c.wanted(addsID) && !c.NoOurs && ctx.Err() == nil {
+		failed = errors.Join(failed, b.close(0), b.adds(ctx))
 	}
-	return adds(ctx, out, ours)
+	return failed
 }
 
-// load is one kind of traffic.
-type load struct {
-	title string
-	run   func(ctx context.Context, s subject) (figures, error)
-	cells func(f []figures) []string
-	head  []string
+func (c Config) wanted(id string) bool { return c.Only == nil || c.Only.MatchString(id) }
+
+func (c Config) proxies() []Proxy {
+	var all []Proxy
+	if !c.NoOurs {
+		all = append(all, Proxy{Name: "warren", Path: filepath.Join(c.Bins, "proxy")})
+	}
+	all = append(all, c.Proxies...)
+	if c.Peer != nil {
+		all = append(all, *c.Peer)
+	}
+	return all
 }
 
-func loads(length time.Duration) []load {
-	var all []load
-	for _, n := range []int{1, 8, 64} {
-		all = append(all, load{
-			title: fmt.Sprintf("bulk, %d connections", n), head: []string{"GB/s", "CPU s/GB", "fairness"},
-			run: func(ctx context.Context, s subject) (figures, error) { return bulk(ctx, s.dial, s.cpu, n, length) },
-			cells: func(f []figures) []string {
-				return []string{
-					spread(f, "%.2f", func(f figures) float64 { return f.rate / 1e9 }),
-					spread(f, "%.2f", func(f figures) float64 { return f.cpu }),
-					spread(f, "%.2f", func(f figures) float64 { return f.fairness }),
-				}
-			},
-		})
+// bed makes one more bed.
+func (b *bench) bed(ctx context.Context, p Proxy, pods int) (*bed, error) {
+	b.made++
+	bed, err := newBed(ctx, b.Config, b.made, p, pods)
+	if err == nil {
+		b.beds = append(b.beds, bed)
 	}
-	for _, size := range []int{1, 1024} {
-		for _, n := range []int{1, 16, 64} {
-			all = append(all, load{
-				title: fmt.Sprintf("request/response, %d B, %d in flight", size, n), head: rateHead("requests/s"), cells: rateCells,
-				run: func(ctx context.Context, s subject) (figures, error) {
-					return requests(ctx, s.dial, s.cpu, n, size, length)
-				},
-			})
-		}
-	}
-	return append(all, load{
-		title: "new connections, 16 at once, warm tunnel", head: rateHead("connections/s"), cells: rateCells,
-		run: func(ctx context.Context, s subject) (figures, error) {
-			return connections(ctx, s.dial, s.cpu, 16, length)
-		},
-	})
+	return bed, err
 }
 
-func rateHead(unit string) []string { return []string{unit, "p50 µs", "p99 µs", "CPU µs each"} }
-
-func rateCells(f []figures) []string {
-	return []string{
-		spread(f, "%.0f", func(f figures) float64 { return f.rate }),
-		spread(f, "%.0f", func(f figures) float64 { return float64(f.p50.Microseconds()) }),
-		spread(f, "%.0f", func(f figures) float64 { return float64(f.p99.Microseconds()) }),
-		spread(f, "%.0f", func(f figures) float64 { return f.cpu * 1e6 }),
-	}
-}
-
-// spread is the median with the least and the most.
-func spread(all []figures, format string, of func(figures) float64) string {
-	v := make([]float64, len(all))
-	for i, f := range all {
-		v[i] = of(f)
-	}
-	slices.Sort(v)
-	return fmt.Sprintf(format+" ("+format+"–"+format+")", v[len(v)/2], v[0], v[len(v)-1])
-}
-
-// measure takes turns among the subjects, round by round.
-func measure(ctx context.Context, c Config, out io.Writer, l load, subjects []subject) error {
-	taken := make([][]figures, len(subjects))
-	for range c.Rounds {
-		for i, s := range subjects {
-			f, err := l.run(ctx, s)
-			if err != nil {
-				return fmt.Errorf("%s, %s: %w", l.title, s.name, err)
-			}
-			taken[i] = append(taken[i], f)
-		}
-	}
-	fmt.Fprintf(out, "\n%-44s", l.title)
-	for _, h := range l.head {
-		fmt.Fprintf(out, " %26s", h)
-	}
-	fmt.Fprintln(out)
-	for i, s := range subjects {
-		fmt.Fprintf(out, "  %-42s", s.name)
-		for _, cell := range l.cells(taken[i]) {
-			fmt.Fprintf(out, " %26s", cell)
-		}
-		fmt.Fprintln(out)
-	}
-	return nil
-}
-
-// idle opens many connections, leaves them alone and reads what they cost.
-func idle(ctx context.Context, c Config, out io.Writer, subjects []subject) error {
-	if c.Idle == 0 {
-		return nil
-	}
-	fmt.Fprintf(out, "\n%-44s %26s\n", fmt.Sprintf("memory, %d idle connections", c.Idle), "resident bytes each, client's node / server's node")
-	for _, s := range subjects {
-		if s.mesh == nil {
+// subjects are the proxies, each on a bed of its own, and what the wire does
+// without them.
+func (b *bench) subjects(ctx context.Context) ([]subject, error) {
+	var proxies []subject
+	for _, p := range b.proxies() {
+		if b.Subjects != nil && !b.Subjects.MatchString(p.Name) {
 			continue
 		}
-		before, err := s.mesh.ProxyMemory()
+		bed, err := b.bed(ctx, p, 0)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		open, err := openIdle(ctx, s.dial, c.Idle)
-		if err != nil {
-			return fmt.Errorf("idle connections, %s: %w", s.name, err)
+		s := subject{name: p.Name, bed: bed}
+		if b.Peer != nil && p.Name != b.Peer.Name {
+			s.base = b.Peer.Name
 		}
-		after, err := s.mesh.ProxyMemory()
-		closeAll(open)
-		if err != nil {
-			return err
-		}
-		fmt.Fprintf(out, "  %-42s %d / %d\n", s.name, (after[0]-before[0])/int64(c.Idle), (after[1]-before[1])/int64(c.Idle))
+		proxies = append(proxies, s)
 	}
-	return nil
+	var all []subject
+	for _, s := range []subject{{name: "direct TCP", kind: direct}, {name: "plain TLS", kind: overTLS}} {
+		if b.Subjects != nil && !b.Subjects.MatchString(s.name) {
+			continue
+		}
+		if len(b.beds) == 0 {
+			if _, err := b.bed(ctx, Proxy{Name: "no proxy"}, 0); err != nil {
+				return nil, err
+			}
+		}
+		s.bed = b.beds[0]
+		all = append(all, s)
+	}
+	return append(all, proxies...), nil
 }
 
-// adds creates pods and prints what our plugin added to each ADD.
-func adds(ctx context.Context, out io.Writer, m *mesh) error {
-	const pods = 20
-	n := m.Nodes[0]
-	fmt.Fprintf(out, "\n%-44s %26s\n", "CNI ADD, ms of each plugin", "median (least–most)")
-	for _, ns := range []string{meshNS, plainNS} {
-		clear(n.AddTimes)
-		for i := range pods {
-			p, err := n.AddPod(ctx, onehost.PodSpec{Namespace: ns, Name: fmt.Sprintf("add-%d", i), ServiceAccount: "add"})
-			if err != nil {
-				return err
-			}
-			if err := p.Delete(ctx); err != nil {
-				return err
-			}
+// crowded measures each proxy with few pods against the same with many.
+func (b *bench) crowded(ctx context.Context, loads []load, few []subject) error {
+	if len(loads) == 0 || ctx.Err() != nil {
+		return ctx.Err()
+	}
+	before := len(b.beds)
+	var all []subject
+	for _, s := range few {
+		if s.kind != proxied {
+			continue
 		}
-		for _, plugin := range []string{"bridge", "warren-cni"} {
-			t := n.AddTimes[plugin]
-			slices.Sort(t)
-			if len(t) == 0 {
-				return fmt.Errorf("no ADD of %s was seen", plugin)
-			}
-			ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
-			fmt.Fprintf(out, "  %-42s %.1f (%.1f–%.1f)\n", plugin+", pod in namespace "+ns, ms(t[len(t)/2]), ms(t[0]), ms(t[len(t)-1]))
+		name := s.name
+		s.name, s.base = name+", few pods", ""
+		bed, err := b.bed(ctx, s.bed.proxy, b.Crowd)
+		if err != nil {
+			return errors.Join(err, b.close(before))
+		}
+		all = append(all, s, subject{name: fmt.Sprintf("%s, %d pods a node", name, b.Crowd), bed: bed, base: s.name})
+	}
+	return errors.Join(b.measureAll(ctx, loads, all), b.close(before))
+}
+
+func (b *bench) measureAll(ctx context.Context, loads []load, subjects []subject) error {
+	var errs []error
+	for _, l := range loads {
+		if ctx.Err() != nil {
+			return errors.Join(append(errs, ctx.Err())...)
+		}
+		r, err := b.measure(ctx, l, subjects)
+		if r != nil {
+			b.report.Loads = append(b.report.Loads, r)
+			r.print(b.out)
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// measure takes turns among the subjects, round by round. A subject that fails
+// is left out of the load's later rounds.
+func (b *bench) measure(ctx context.Context, l load, subjects []subject) (*LoadReport, error) {
+	r := newLoadReport(l)
+	var in []subject
+	for _, s := range subjects {
+		if s.kind == overTLS && (l.noTLS || l.way != across) {
+			continue
+		}
+		in = append(in, s)
+		r.Subjects = append(r.Subjects, &SubjectReport{Name: s.name, Base: s.base})
+	}
+	rounds := b.Rounds
+	if l.rounds > 0 {
+		rounds = min(rounds, l.rounds)
+	}
+	var errs []error
+	for round := range rounds {
+		if err := b.round(ctx, l, in, r, round == 0); err != nil {
+			errs = append(errs, err)
+		}
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
 		}
 	}
-	return nil
+	r.sum()
+	return r, errors.Join(errs...)
+}
+
+func (b *bench) round(ctx context.Context, l load, in []subject, r *LoadReport, first bool) error {
+	if b.Alone {
+		free, err := onlyOne(ctx)
+		if err != nil {
+			return err
+		}
+		defer free()
+	}
+	var errs []error
+	for i, s := range in {
+		to := r.Subjects[i]
+		if to.Error != "" {
+			continue
+		}
+		f, err := b.once(ctx, l, s, first)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
+			to.Error = err.Error()
+			errs = append(errs, fmt.Errorf("%s, %s: %w", l.id, s.name, err))
+			continue
+		}
+		to.Rounds = append(to.Rounds, f)
+	}
+	return errors.Join(errs...)
+}
+
+func (b *bench) once(ctx context.Context, l load, s subject, first bool) (figures, error) {
+	ctx, cancel := context.WithTimeout(ctx, b.Patience+b.Warm+b.Length+2*time.Minute)
+	defer cancel()
+	if first {
+		if err := s.touch(ctx, l.way); err != nil {
+			return nil, err
+		}
+	}
+	if err := quiet(ctx, b.Patience); err != nil {
+		return nil, err
+	}
+	return l.run(ctx, b.Config, s)
+}
+
+// close removes the beds from the n-th on.
+func (b *bench) close(n int) error {
+	var errs []error
+	for _, bed := range b.beds[min(n, len(b.beds)):] {
+		errs = append(errs, bed.close())
+	}
+	b.beds = b.beds[:min(n, len(b.beds))]
+	return errors.Join(errs...)
 }

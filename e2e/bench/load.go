@@ -2,247 +2,277 @@ package bench
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
-	"net"
+	"net/netip"
 	"slices"
-	"sync"
-	"sync/atomic"
 	"time"
+
+	"github.com/warren-mesh/warren/e2e/bench/ends"
 )
 
-// dialer opens one connection of a subject to the traffic's server.
-type dialer func(ctx context.Context) (net.Conn, error)
-
-// figures of one measurement; those that do not apply are zero.
-type figures struct {
-	rate     float64       // bytes, requests or connections a second
-	cpu      float64       // CPU seconds of the proxies, a GB, a request or a connection
-	p50, p99 time.Duration // of one request or connection
-	fairness float64       // least over most bytes of a connection
+// column is one figure of a table.
+type column struct {
+	Key    string
+	Head   string
+	Format string
+	More   bool // more is better
 }
 
-// bulk sends through conns connections for a while.
-func bulk(ctx context.Context, dial dialer, cpu func() (float64, error), conns int, length time.Duration) (figures, error) {
-	ctx, cancel := context.WithTimeout(ctx, length+30*time.Second)
-	defer cancel()
-	open, err := openAll(ctx, dial, conns, []byte{opSink})
+var (
+	colGBs      = column{"gb_per_s", "GB/s", "%.3f", true}
+	colCPUGB    = column{"cpu_s_per_gb", "CPU s/GB", "%.3f", false}
+	colFair     = column{"fairness", "fairness", "%.2f", true}
+	colRate     = column{"per_s", "/s", "%.0f", true}
+	colP50      = column{"p50_us", "p50 µs", "%.0f", false}
+	colP99      = column{"p99_us", "p99 µs", "%.0f", false}
+	colP999     = column{"p999_us", "p99.9 µs", "%.0f", false}
+	colCPUEach  = column{"cpu_us_each", "CPU µs each", "%.1f", false}
+	colSetup    = column{"setup_s", "set-up s", "%.2f", false}
+	colOutBytes = column{"bytes_each_out", "B each, client's node", "%.0f", false}
+	colInBytes  = column{"bytes_each_in", "B each, server's node", "%.0f", false}
+	colIdleCPU  = column{"idle_cpu_ms_per_s", "idle CPU ms/s", "%.2f", false}
+	colLeft     = column{"left_mib", "MiB left after", "%.1f", false}
+	colResident = column{"resident_mib", "MiB a proxy", "%.1f", false}
+	colReady    = column{"ready_s", "ready after s", "%.2f", false}
+	colOther    = column{"other_cores", "other load", "%.2f", false}
+	colEnds     = column{"ends_cores", "both ends, cores", "%.2f", false}
+)
+
+// load is one kind of traffic.
+type load struct {
+	id, title string
+	way       way
+	columns   []column
+	crowd     bool // compares beds of few and of many pods
+	noTLS     bool // plain TLS has no such thing
+	rounds    int  // at most; 0: as many as asked for
+	run       func(ctx context.Context, c Config, s subject) (figures, error)
+}
+
+func loads(c Config) []load {
+	var all []load
+	for _, w := range []way{across, oneNode, outward, inward} {
+		all = append(all, ofWay(c, w)...)
+	}
+	for _, l := range slices.Clone(all) {
+		switch l.id {
+		case "hbone/bulk-up/8", "hbone/rr-1/16", "hbone/rr-1/64", "hbone/new-warm/16":
+			l.id, l.title, l.crowd, l.noTLS = "pods/"+l.id[len("hbone/"):], l.title+", one pod busy of few and of many", true, true
+			all = append(all, l)
+		}
+	}
+	return append(all, load{
+		id: "pods/standing", title: "standing still with few pods and with many", way: across, crowd: true, noTLS: true, rounds: 3,
+		columns: []column{colReady, colResident, colIdleCPU}, run: standing,
+	})
+}
+
+func ofWay(c Config, w way) []load {
+	var all []load
+	for _, op := range []ends.Op{ends.Up, ends.Down} {
+		name := map[ends.Op]string{ends.Up: "up", ends.Down: "down"}[op]
+		for _, n := range []int{1, 8, 64} {
+			all = append(all, load{
+				id: fmt.Sprintf("%s/bulk-%s/%d", string(w), name, n), title: fmt.Sprintf("%s: bulk %s, %s", w, name, count(n, "connection")), way: w,
+				columns: []column{colGBs, colCPUGB, colFair},
+				run: func(ctx context.Context, c Config, s subject) (figures, error) {
+					return bulk(ctx, c, s, w, ends.Plan{Op: op, Conns: n})
+				},
+			})
+		}
+	}
+	for _, size := range []int{1, 1024} {
+		for _, n := range []int{1, 16, 64} {
+			all = append(all, load{
+				id: fmt.Sprintf("%s/rr-%d/%d", string(w), size, n), title: fmt.Sprintf("%s: request and response of %d B, %d in flight", w, size, n), way: w,
+				columns: []column{colRate, colP50, colP99, colP999, colCPUEach},
+				run: func(ctx context.Context, c Config, s subject) (figures, error) {
+					return messages(ctx, c, s, w, ends.Plan{Op: ends.Echo, Conns: n, Size: size})
+				},
+			})
+		}
+	}
+	conn := []column{colRate, colP50, colP99, colCPUEach}
+	all = append(all, load{
+		id: string(w) + "/new-warm/16", title: fmt.Sprintf("%s: new connections, 16 at once", w), way: w, columns: conn,
+		run: func(ctx context.Context, c Config, s subject) (figures, error) {
+			return messages(ctx, c, s, w, ends.Plan{Op: ends.Echo, Conns: 16, Size: 1, Fresh: true})
+		},
+	})
+	if w == across {
+		all[len(all)-1].title += ", through a warm tunnel"
+		all = append(all, load{
+			id: string(w) + "/new-cold/8", title: fmt.Sprintf("%s: new connections, 8 at once, a new tunnel for each", w), way: w, columns: conn, noTLS: true,
+			run: func(ctx context.Context, c Config, s subject) (figures, error) {
+				p := ends.Plan{Op: ends.Echo, Conns: 8, Size: 1, Fresh: true}
+				if s.kind == proxied {
+					p.Dst = func() netip.AddrPort { return netip.AddrPortFrom(s.bed.cold.take(), plainPort) }
+				}
+				return messages(ctx, c, s, w, p)
+			},
+		})
+	}
+	return append(all, load{
+		id: fmt.Sprintf("%s/idle/%d", string(w), c.Idle), title: fmt.Sprintf("%s: %s", w, count(c.Idle, "idle connection")), way: w, noTLS: true, rounds: 3,
+		columns: []column{colSetup, colOutBytes, colInBytes, colIdleCPU, colLeft},
+		run:     func(ctx context.Context, c Config, s subject) (figures, error) { return idle(ctx, c, s, w) },
+	})
+}
+
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+func bulk(ctx context.Context, c Config, s subject, w way, p ends.Plan) (figures, error) {
+	p.Warm, p.Length = c.Warm, c.Length
+	r, used, err := s.run(ctx, w, p)
 	if err != nil {
-		return figures{}, err
+		return nil, err
 	}
-	defer closeAll(open)
-	used, err := cpu()
-	if err != nil {
-		return figures{}, err
-	}
-	began := time.Now()
-	sent := make([]int64, conns)
-	errs := make([]error, conns)
-	var wg sync.WaitGroup
-	for i, c := range open {
-		wg.Go(func() { sent[i], errs[i] = pour(c, began.Add(length)) })
-	}
-	wg.Wait()
-	took := time.Since(began)
-	if err := errors.Join(errs...); err != nil {
-		return figures{}, err
-	}
-	now, err := cpu()
-	if err != nil {
-		return figures{}, err
-	}
-	var total int64
-	for _, n := range sent {
+	var total uint64
+	for _, n := range r.Bytes {
 		total += n
 	}
-	gb := float64(total) / 1e9
-	return figures{
-		rate: float64(total) / took.Seconds(), cpu: (now - used) / gb,
-		fairness: float64(slices.Min(sent)) / float64(max(1, slices.Max(sent))),
-	}, nil
+	if total == 0 {
+		return nil, errors.New("not a byte came through")
+	}
+	f := figures{
+		colGBs.Key:   float64(total) / 1e9 / r.Took.Seconds(),
+		colCPUGB.Key: (used[1].proxies - used[0].proxies) / (float64(total) / 1e9),
+		colFair.Key:  float64(slices.Min(r.Bytes)) / float64(slices.Max(r.Bytes)),
+	}
+	f.setOther(used[0], used[1])
+	return f, nil
 }
 
-type closeWriter interface{ CloseWrite() error }
-
-// pour writes until the time has come, ends its direction and holds the
-// server's count against its own.
-func pour(c net.Conn, until time.Time) (int64, error) {
-	c.SetDeadline(until.Add(20 * time.Second))
-	buf := make([]byte, bulkBuffer)
-	var sent int64
-	for time.Now().Before(until) {
-		n, err := c.Write(buf)
-		sent += int64(n)
-		if err != nil {
-			return sent, err
-		}
-	}
-	if err := c.(closeWriter).CloseWrite(); err != nil {
-		return sent, err
-	}
-	var count [8]byte
-	if _, err := io.ReadFull(c, count[:]); err != nil {
-		return sent, fmt.Errorf("the server's count: %w", err)
-	}
-	if got := int64(binary.BigEndian.Uint64(count[:])); got != sent {
-		return sent, fmt.Errorf("the server received %d of %d bytes", got, sent)
-	}
-	return sent, nil
-}
-
-// requests plays ping-pong on inFlight connections for a while.
-func requests(ctx context.Context, dial dialer, cpu func() (float64, error), inFlight, size int, length time.Duration) (figures, error) {
-	ctx, cancel := context.WithTimeout(ctx, length+30*time.Second)
-	defer cancel()
-	open, err := openAll(ctx, dial, inFlight, binary.BigEndian.AppendUint32([]byte{opEcho}, uint32(size)))
-	if err != nil {
-		return figures{}, err
-	}
-	defer closeAll(open)
-	used, err := cpu()
-	if err != nil {
-		return figures{}, err
-	}
-	began := time.Now()
-	times := make([][]time.Duration, inFlight)
-	errs := make([]error, inFlight)
-	var wg sync.WaitGroup
-	for i, c := range open {
-		wg.Go(func() { times[i], errs[i] = pingPong(c, size, began.Add(length)) })
-	}
-	wg.Wait()
-	took := time.Since(began)
-	if err := errors.Join(errs...); err != nil {
-		return figures{}, err
-	}
-	now, err := cpu()
-	if err != nil {
-		return figures{}, err
-	}
-	all := slices.Concat(times...)
-	return summary(all, took, now-used), nil
-}
-
-func summary(all []time.Duration, took time.Duration, cpu float64) figures {
-	if len(all) == 0 {
-		return figures{}
-	}
-	slices.Sort(all)
-	return figures{
-		rate: float64(len(all)) / took.Seconds(), cpu: cpu / float64(len(all)),
-		p50: all[len(all)/2], p99: all[len(all)*99/100],
-	}
-}
-
-func pingPong(c net.Conn, size int, until time.Time) ([]time.Duration, error) {
-	c.SetDeadline(until.Add(20 * time.Second))
-	buf := make([]byte, size)
-	var times []time.Duration
-	for began := time.Now(); began.Before(until); {
-		if _, err := c.Write(buf); err != nil {
-			return times, err
-		}
-		if _, err := io.ReadFull(c, buf); err != nil {
-			return times, err
-		}
-		now := time.Now()
-		times = append(times, now.Sub(began))
-		began = now
-	}
-	return times, nil
-}
-
-// connections opens connections one after the other from several workers;
-// each carries one byte there and back.
-func connections(ctx context.Context, dial dialer, cpu func() (float64, error), workers int, length time.Duration) (figures, error) {
-	ctx, cancel := context.WithTimeout(ctx, length+30*time.Second)
-	defer cancel()
-	used, err := cpu()
-	if err != nil {
-		return figures{}, err
-	}
-	began := time.Now()
-	times := make([][]time.Duration, workers)
-	errs := make([]error, workers)
-	var wg sync.WaitGroup
-	for i := range workers {
-		wg.Go(func() {
-			for at := time.Now(); at.Before(began.Add(length)); at = time.Now() {
-				if errs[i] = once(ctx, dial); errs[i] != nil {
-					return
-				}
-				times[i] = append(times[i], time.Since(at))
-			}
-		})
-	}
-	wg.Wait()
-	took := time.Since(began)
-	if err := errors.Join(errs...); err != nil {
-		return figures{}, err
-	}
-	now, err := cpu()
-	return summary(slices.Concat(times...), took, now-used), err
-}
-
-func once(ctx context.Context, dial dialer) error {
-	c, err := dial(ctx)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	c.SetDeadline(time.Now().Add(20 * time.Second))
-	if _, err := c.Write([]byte{opEcho, 0, 0, 0, 1, 'x'}); err != nil {
-		return err
-	}
-	_, err = io.ReadFull(c, make([]byte, 1))
-	return err
-}
-
-// openIdle opens n connections that have carried one byte each way.
-func openIdle(ctx context.Context, dial dialer, n int) ([]net.Conn, error) {
-	open, err := openAll(ctx, dial, n, []byte{opEcho, 0, 0, 0, 1, 'x'})
+func messages(ctx context.Context, c Config, s subject, w way, p ends.Plan) (figures, error) {
+	p.Warm, p.Length = c.Warm, c.Length
+	r, used, err := s.run(ctx, w, p)
 	if err != nil {
 		return nil, err
 	}
-	for _, c := range open {
-		c.SetReadDeadline(time.Now().Add(20 * time.Second))
-		if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
-			closeAll(open)
+	n := float64(r.Times.N())
+	if n == 0 {
+		return nil, errors.New("not a message came back")
+	}
+	us := func(q float64) float64 { return float64(r.Times.Quantile(q)) / float64(time.Microsecond) }
+	f := figures{
+		colRate.Key: n / r.Took.Seconds(), colP50.Key: us(0.5), colP99.Key: us(0.99), colP999.Key: us(0.999),
+		colCPUEach.Key: (used[1].proxies - used[0].proxies) / n * 1e6,
+	}
+	f.setOther(used[0], used[1])
+	return f, nil
+}
+
+const (
+	mib    = 1 << 20
+	settle = time.Second // until what was begun before has come to rest
+)
+
+// idle opens many connections on proxies that have done little before, leaves
+// them alone, and reads what they cost.
+func idle(ctx context.Context, c Config, s subject, w way) (figures, error) {
+	if s.kind == proxied {
+		if _, err := s.bed.restart(ctx); err != nil {
 			return nil, err
 		}
+		if err := s.touch(ctx, w); err != nil {
+			return nil, err
+		}
+		// What a proxy needs for its first connections is no part of the figure.
+		r, _, err := s.run(ctx, w, ends.Plan{Op: ends.Echo, Conns: 32, Size: 1, Hold: min(200, c.Idle)})
+		if err != nil {
+			return nil, err
+		}
+		r.Held.Close()
+		wait(ctx, settle)
 	}
-	return open, nil
-}
-
-// openAll opens n connections, a few at a time, and sends each the head.
-func openAll(ctx context.Context, dial dialer, n int, head []byte) ([]net.Conn, error) {
-	open := make([]net.Conn, n)
-	errs := make([]error, n)
-	var next atomic.Int64
-	var wg sync.WaitGroup
-	for range min(n, 32) {
-		wg.Go(func() {
-			for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
-				if open[i], errs[i] = dial(ctx); errs[i] == nil {
-					_, errs[i] = open[i].Write(head)
-				}
-			}
-		})
-	}
-	wg.Wait()
-	if err := errors.Join(errs...); err != nil {
-		closeAll(open)
+	before, err := s.memory()
+	if err != nil {
 		return nil, err
 	}
-	return open, nil
+	r, _, err := s.run(ctx, w, ends.Plan{Op: ends.Echo, Conns: min(32, c.Idle), Size: 1, Hold: c.Idle})
+	if err != nil {
+		return nil, err
+	}
+	defer r.Held.Close()
+	wait(ctx, settle)
+	open, err := s.memory()
+	if err != nil {
+		return nil, err
+	}
+	f, err := s.still(ctx, w, c.Length)
+	if err != nil {
+		return nil, err
+	}
+	if alive := r.Held.Alive(); alive != c.Idle {
+		return nil, fmt.Errorf("of %d idle connections %d are left", c.Idle, alive)
+	}
+	r.Held.Close()
+	wait(ctx, settle)
+	after, err := s.memory()
+	if err != nil {
+		return nil, err
+	}
+	each := float64(c.Idle)
+	f[colSetup.Key], f[colOutBytes.Key], f[colInBytes.Key] = r.Took.Seconds(), float64(open[0]-before[0])/each, float64(open[1]-before[1])/each
+	f[colLeft.Key] = float64(after[0]-before[0]+after[1]-before[1]) / mib
+	return f, ctx.Err()
 }
 
-func closeAll(open []net.Conn) {
-	for _, c := range open {
-		if c != nil {
-			c.Close()
-		}
+// memory is what each node's proxy has resident; zero without one.
+func (s subject) memory() ([]int64, error) {
+	if s.kind != proxied {
+		return make([]int64, 2), nil
+	}
+	return s.bed.ProxyMemory()
+}
+
+// still is what the proxies use while nothing happens.
+func (s subject) still(ctx context.Context, w way, length time.Duration) (figures, error) {
+	_, server := s.pods(w)
+	a, err := s.cost(server)
+	if err != nil {
+		return nil, err
+	}
+	wait(ctx, length)
+	b, err := s.cost(server)
+	if err != nil {
+		return nil, err
+	}
+	f := figures{colIdleCPU.Key: 1000 * (b.proxies - a.proxies) / b.at.Sub(a.at).Seconds()}
+	f.setOther(a, b)
+	return f, nil
+}
+
+func standing(ctx context.Context, c Config, s subject) (figures, error) {
+	ready, err := s.bed.restart(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.touch(ctx, across); err != nil {
+		return nil, err
+	}
+	wait(ctx, settle)
+	f, err := s.still(ctx, across, c.Length)
+	if err != nil {
+		return nil, err
+	}
+	m, err := s.memory()
+	if err != nil {
+		return nil, err
+	}
+	f[colReady.Key], f[colResident.Key] = ready.Seconds(), float64(m[0]+m[1])/2/mib
+	return f, nil
+}
+
+func wait(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
 	}
 }

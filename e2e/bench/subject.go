@@ -2,149 +2,146 @@ package bench
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
-	"math/big"
-	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"time"
 
-	"github.com/warren-mesh/warren/ca/mtls"
+	"github.com/warren-mesh/warren/e2e/bench/ends"
 	"github.com/warren-mesh/warren/e2e/onehost"
 )
 
+// way is where traffic goes.
+type way string
+
 const (
-	plainPort = 7000
-	tlsPort   = 7001
-	meshNS    = "bench"
-	plainNS   = "plain"
+	across  way = "hbone"     // from node to node, both pods in the mesh
+	oneNode way = "same-node" // both pods on the first node, both in the mesh
+	outward way = "plain-out" // from the mesh to a pod outside it
+	inward  way = "plain-in"  // from a pod outside the mesh into it
 )
 
-// subject is one way for the traffic to go.
+func (w way) String() string {
+	return map[way]string{
+		across: "mesh, node to node", oneNode: "mesh, same node", outward: "plaintext out of the mesh", inward: "plaintext into the mesh",
+	}[w]
+}
+
+type kind int
+
+const (
+	proxied kind = iota
+	direct       // the same wire, both pods outside the mesh
+	overTLS      // direct, TLS between the two ends
+)
+
+// subject is what a load is tried on.
 type subject struct {
 	name string
-	dial dialer
-	cpu  func() (float64, error) // CPU seconds that its proxies have used so far; zero without proxies
-	mesh *mesh                   // nil: no proxy on the way
+	kind kind
+	bed  *bed
+	base string // whose figures its own are held against; empty: nobody's
 }
 
-// mesh is a running mesh with a client and a server pod in it and a pair
-// outside it.
-type mesh struct {
-	*onehost.Mesh
-	client, server, plainClient, plainServer *onehost.Pod
+// pods are the ends of a way.
+func (s subject) pods(w way) (client, server *onehost.Pod) {
+	b := s.bed
+	switch {
+	case s.kind != proxied && w == oneNode:
+		return b.outClient, b.outLocal
+	case s.kind != proxied:
+		return b.outClient, b.outServer
+	case w == oneNode:
+		return b.client, b.local
+	case w == outward:
+		return b.client, b.outServer
+	case w == inward:
+		return b.outClient, b.server
+	}
+	return b.client, b.server
 }
 
-func newMesh(ctx context.Context, c Config, prefix, proxy string) (_ *mesh, err error) {
-	if err := onehost.RemoveLeftovers(prefix); err != nil {
-		return nil, err
+// cost is CPU time in seconds, and when it was read.
+type cost struct {
+	at                     time.Time
+	proxies, ends, machine float64
+}
+
+func (s subject) cost(server *onehost.Pod) (c cost, err error) {
+	if c.machine, err = busy(); err != nil {
+		return c, err
 	}
-	dir, err := os.MkdirTemp("", prefix+"-")
-	if err != nil {
-		return nil, err
-	}
-	om, err := onehost.New(ctx, onehost.Options{Prefix: prefix, Dir: dir, Bins: c.Bins, Proxy: proxy, Env: []string{"RUST_LOG=warn"}})
-	if err != nil {
-		return nil, err
-	}
-	m := &mesh{Mesh: om}
-	defer func() {
+	pids := []int{os.Getpid(), s.bed.endPIDs[server]}
+	for _, pid := range pids {
+		used, err := onehost.CPU(pid)
 		if err != nil {
-			err = errors.Join(err, m.close())
+			return c, err
 		}
-	}()
-	if err := errors.Join(m.PutNamespace(meshNS, map[string]string{"istio.io/dataplane-mode": "ambient"}), m.PutNamespace(plainNS, nil)); err != nil {
-		return nil, err
+		c.ends += used
 	}
-	for _, p := range []struct {
-		pod      **onehost.Pod
-		node     int
-		ns, name string
-	}{{&m.client, 0, meshNS, "client"}, {&m.server, 1, meshNS, "server"}, {&m.plainClient, 0, plainNS, "client"}, {&m.plainServer, 1, plainNS, "server"}} {
-		if *p.pod, err = m.Nodes[p.node].AddPod(ctx, onehost.PodSpec{Namespace: p.ns, Name: p.name, ServiceAccount: p.name}); err != nil {
-			return nil, err
-		}
+	if s.kind == proxied {
+		c.proxies, err = s.bed.ProxyCPU()
 	}
-	self, err := os.Executable()
-	if err != nil {
-		return nil, err
-	}
-	cert, err := writeCert(dir)
-	if err != nil {
-		return nil, err
-	}
-	err = errors.Join(
-		m.server.Run(self, "-serve", fmt.Sprintf(":%d", plainPort)),
-		m.plainServer.Run(self, "-serve", fmt.Sprintf(":%d", plainPort)),
-		m.plainServer.Run(self, "-serve", fmt.Sprintf(":%d", tlsPort), "-tls", cert),
-	)
-	if err != nil {
-		return nil, err
-	}
-	return m, m.WaitPods(ctx)
+	c.at = time.Now()
+	return c, err
 }
 
-func (m *mesh) close() error { return errors.Join(m.Close(), os.RemoveAll(m.Opts.Dir)) }
+// figures are what one measurement has given, by column.
+type figures map[string]float64
 
-func (m *mesh) through(name string) subject {
-	return subject{name: name, mesh: m, cpu: m.ProxyCPU, dial: func(ctx context.Context) (net.Conn, error) {
-		return m.client.Dial(ctx, netip.AddrPortFrom(m.server.IP4(), plainPort))
-	}}
+// other is how many cores were busy with something else.
+func (f figures) setOther(a, b cost) {
+	took := b.at.Sub(a.at).Seconds()
+	f[colOther.Key] = max(0, ((b.machine-a.machine)-(b.proxies-a.proxies)-(b.ends-a.ends))/took)
+	f[colEnds.Key] = (b.ends - a.ends) / took
 }
 
-func noCPU() (float64, error) { return 0, nil }
-
-func (m *mesh) direct() subject {
-	return subject{name: "direct TCP", cpu: noCPU, dial: func(ctx context.Context) (net.Conn, error) {
-		return m.plainClient.Dial(ctx, netip.AddrPortFrom(m.plainServer.IP4(), plainPort))
-	}}
+// run plays a plan and reads what it cost within its window.
+func (s subject) run(ctx context.Context, w way, p ends.Plan) (r ends.Result, used [2]cost, err error) {
+	client, server := s.pods(w)
+	var failed error
+	marks := 0
+	p.Mark = func() {
+		var err error
+		used[marks%2], err = s.cost(server)
+		failed = errors.Join(failed, err)
+		marks++
+	}
+	p.Board, p.Slot = s.bed.boards[server], s.bed.slot
+	s.bed.slot = (s.bed.slot + uint32(p.Conns)) % ends.Slots
+	if p.Dst == nil {
+		dst := netip.AddrPortFrom(server.IP4(), plainPort)
+		p.Dst = func() netip.AddrPort { return dst }
+	}
+	if s.kind == overTLS {
+		r, err = ends.RunTLS(ctx, p, s.bed.dialTLS())
+	} else {
+		err = client.NS.Do(func() (err error) {
+			r, err = ends.Run(ctx, p)
+			return err
+		})
+	}
+	return r, used, errors.Join(err, failed)
 }
 
-func (m *mesh) plainTLS() subject {
-	config := mtls.ToServer(func() ([]byte, error) { return os.ReadFile(filepath.Join(m.Opts.Dir, "tls-root.pem")) }, "bench", "")
-	return subject{name: "plain TLS", cpu: noCPU, dial: func(ctx context.Context) (net.Conn, error) {
-		c, err := m.plainClient.Dial(ctx, netip.AddrPortFrom(m.plainServer.IP4(), tlsPort))
-		if err != nil {
-			return nil, err
+// touch waits until the way works, and leaves it warm.
+func (s subject) touch(ctx context.Context, w way) error {
+	if s.kind == overTLS {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	for {
+		r, _, err := s.run(ctx, w, ends.Plan{Op: ends.Echo, Conns: 1, Size: 1, Hold: 1})
+		if err == nil {
+			r.Held.Close()
+			return nil
 		}
-		conn := tls.Client(c, config)
-		if err := conn.HandshakeContext(ctx); err != nil {
-			return nil, errors.Join(err, c.Close())
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%s: %s does not work: %w", s.name, w, err)
+		case <-time.After(20 * time.Millisecond):
 		}
-		return conn, nil
-	}}
-}
-
-// writeCert makes a self-signed certificate for the TLS server without a mesh.
-func writeCert(dir string) (string, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return "", err
 	}
-	tmpl := &x509.Certificate{
-		SerialNumber: big.NewInt(1), DNSNames: []string{"bench"}, NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(24 * time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
-	if err != nil {
-		return "", err
-	}
-	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return "", err
-	}
-	cert := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-	if err := os.WriteFile(filepath.Join(dir, "tls-root.pem"), cert, 0o644); err != nil {
-		return "", err
-	}
-	file := filepath.Join(dir, "tls.pem")
-	return file, os.WriteFile(file, append(cert, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER})...), 0o600)
 }

@@ -91,7 +91,7 @@ func ours(pid string) bool {
 		return false
 	}
 	switch strings.TrimSuffix(filepath.Base(exe), " (deleted)") {
-	case "controlplane", "nodeagent", "proxy", "warren-cni", "ztunnel":
+	case "controlplane", "nodeagent", "proxy", "warren-cni", "ztunnel", "bench":
 		return true
 	}
 	return false

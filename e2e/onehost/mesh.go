@@ -33,6 +33,7 @@ type Options struct {
 	TTL    time.Duration // of certificates; 0: the programs' default
 	Env    []string      // added to each proxy's environment
 	NoCNI  bool          // start no agents and no proxies (a test starts them itself)
+	NoWire bool          // leave the wire alone: no Capture, which costs CPU for every packet
 }
 
 // Mesh is a running mesh. Close ends it and removes all it made.
@@ -80,8 +81,10 @@ func New(ctx context.Context, o Options) (_ *Mesh, err error) {
 	if err := m.connectPodNetworks(); err != nil {
 		return nil, err
 	}
-	if m.Capture, err = capture.Open(m.fabric.ns, m.Nodes[0].port(), hbonePort, controlPlaneAddrs()[0].Masked()); err != nil {
-		return nil, err
+	if !o.NoWire {
+		if m.Capture, err = capture.Open(m.fabric.ns, m.Nodes[0].port(), hbonePort, controlPlaneAddrs()[0].Masked()); err != nil {
+			return nil, err
+		}
 	}
 	if err := m.writeTokens(); err != nil {
 		return nil, err
@@ -153,8 +156,10 @@ func (m *Mesh) controlPlaneDir() string { return filepath.Join(m.Opts.Dir, "cont
 // RootCert is the file in which the control plane publishes its CA's root.
 func (m *Mesh) RootCert() string { return filepath.Join(m.controlPlaneDir(), "root-cert.pem") }
 
-func (m *Mesh) address() string {
-	return netip.AddrPortFrom(controlPlaneAddrs()[0].Addr(), xdsPort).String()
+// ControlPlaneAddr is where the proxies look for the control plane: an address
+// of FabricNS.
+func (m *Mesh) ControlPlaneAddr() netip.AddrPort {
+	return netip.AddrPortFrom(controlPlaneAddrs()[0].Addr(), xdsPort)
 }
 
 // StartControlPlane starts the control plane and waits until it serves.
@@ -209,5 +214,5 @@ func (m *Mesh) Close() error {
 	return errors.Join(errs...)
 }
 
-// node returns the namespace of the fabric's side; tests send hostile traffic from it.
+// FabricNS is the namespace of the wire between the nodes; tests send hostile traffic from it.
 func (m *Mesh) FabricNS() *netns.NS { return m.fabric.ns }

@@ -17,6 +17,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/vishvananda/netlink"
+
 	"github.com/warren-mesh/warren/internal/netns"
 )
 
@@ -34,7 +36,8 @@ type Node struct {
 	index int // from 1
 	agent *process
 	proxy *process
-	seq   int // makes container ids unique
+	seq   int             // makes container ids unique
+	bare  *netlink.Handle // in the node, once it has bare pods
 }
 
 func (m *Mesh) newNode(index int) (*Node, error) {
@@ -70,6 +73,7 @@ func (n *Node) tokenFile() string     { return filepath.Join(n.dir(), "token") }
 func (n *Node) ZDSSocket() string     { return filepath.Join(n.RunDir(), "ztunnel.sock") }
 func (n *Node) Conflist() string      { return filepath.Join(n.cniDir(), "10-warren.conflist") }
 func (n *Node) port() string          { return "port" + strconv.Itoa(n.index) }
+func (n *Node) Index() int            { return n.index } // from 1
 func (n *Node) AgentLog() string      { return n.agent.log }
 func (n *Node) ProxyLog() string      { return n.proxy.log }
 func (n *Node) Addrs() []netip.Prefix { return nodeAddrs(n.index) }
@@ -101,7 +105,7 @@ func (n *Node) StartProxy(ctx context.Context) error {
 	if bin == "" {
 		bin = filepath.Join(n.mesh.Opts.Bins, "proxy")
 	}
-	addr := "https://" + n.mesh.address()
+	addr := "https://" + n.mesh.ControlPlaneAddr().String()
 	env := []string{
 		"NODE_NAME=" + n.Name, "INPOD_UDS=" + n.ZDSSocket(), "XDS_ADDRESS=" + addr, "CA_ADDRESS=" + addr,
 		"XDS_ROOT_CA=" + n.mesh.RootCert(), "CA_ROOT_CA=" + n.mesh.RootCert(), "AUTH_TOKEN=" + n.tokenFile(),
@@ -197,6 +201,9 @@ func (n *Node) Status(ctx context.Context, args ...string) (string, int, error) 
 }
 
 func (n *Node) close() error {
+	if n.bare != nil {
+		n.bare.Close()
+	}
 	return errors.Join(n.NS.Close(), deleteNS(nsName(n.mesh.Opts.Prefix, n.Name)))
 }
 

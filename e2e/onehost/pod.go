@@ -36,6 +36,7 @@ type Pod struct {
 
 	node        *Node
 	containerID string
+	bare        bool // made by AddBare
 }
 
 // NetnsName is the pod's name for `ip netns exec`.
@@ -107,6 +108,9 @@ func prepare(ns *netns.NS) error {
 // Delete ends the pod: CNI DEL, its namespace, its object.
 func (p *Pod) Delete(ctx context.Context) error {
 	delete(p.node.Pods, p.Spec.key())
+	if p.bare {
+		return p.removeBare()
+	}
 	return p.node.destroy(ctx, p)
 }
 
@@ -219,14 +223,14 @@ func (e nodeExec) ExecPlugin(ctx context.Context, path string, stdin []byte, env
 }
 
 // Run starts a program inside the pod; it ends with the mesh.
-func (p *Pod) Run(bin string, args ...string) error {
+func (p *Pod) Run(bin string, args ...string) (pid int, err error) {
 	p.node.seq++
 	proc, err := start(p.NS, p.node.mesh.Opts.Dir, command{
 		name: fmt.Sprintf("%s-%s-%d", p.Spec.Namespace, p.Spec.Name, p.node.seq), bin: bin, args: args,
 	})
 	if err != nil {
-		return err
+		return 0, err
 	}
 	p.node.mesh.super.add(proc)
-	return nil
+	return proc.cmd.Process.Pid, nil
 }

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Resources are what a program holds of the machine.
@@ -72,6 +74,9 @@ func (m *Mesh) ProxyCPU() (float64, error) {
 	return total, nil
 }
 
+// ProxyPID is the process of the node's proxy.
+func (n *Node) ProxyPID() int { return n.proxy.cmd.Process.Pid }
+
 // ProxyMemory is the resident memory, in bytes, of each node's proxy.
 func (m *Mesh) ProxyMemory() ([]int64, error) {
 	var all []int64
@@ -90,27 +95,16 @@ func (m *Mesh) ProxyMemory() ([]int64, error) {
 	return all, nil
 }
 
-// clockTick is USER_HZ, which Linux has fixed at 100 for what /proc reports.
-const clockTick = 100
+// cpu reads the process's CPU clock, to the nanosecond and with the threads
+// that have ended. Its number is made of the process's (clock_getcpuclockid(3)).
+func (p *process) cpu() (float64, error) { return CPU(p.cmd.Process.Pid) }
 
-// cpu reads utime and stime, fields 14 and 15 of /proc/pid/stat (proc(5)).
-func (p *process) cpu() (float64, error) {
-	b, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(p.cmd.Process.Pid), "stat"))
-	if err != nil {
-		return 0, err
+// CPU is the CPU time, in seconds, that a process has used so far.
+func CPU(pid int) (float64, error) {
+	const perProcess = 2 // CPUCLOCK_SCHED
+	var t unix.Timespec
+	if err := unix.ClockGettime(int32(^pid<<3|perProcess), &t); err != nil {
+		return 0, fmt.Errorf("CPU clock of process %d: %w", pid, err)
 	}
-	// The name in field 2 may hold spaces; what follows its parenthesis does not.
-	fields := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
-	if len(fields) < 13 {
-		return 0, fmt.Errorf("%s: /proc/stat has %d fields", p.name, len(fields))
-	}
-	var ticks float64
-	for _, f := range fields[11:13] {
-		n, err := strconv.ParseFloat(f, 64)
-		if err != nil {
-			return 0, fmt.Errorf("%s: %w", p.name, err)
-		}
-		ticks += n
-	}
-	return ticks / clockTick, nil
+	return float64(t.Nano()) / 1e9, nil
 }

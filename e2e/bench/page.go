@@ -1,0 +1,3 @@
+package bench
+
+func page(r *Report) ([]byte, error) { return nil, nil }
