@@ -15,6 +15,7 @@ import (
 	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/types"
 
+	"github.com/warren-mesh/warren/cni"
 	"github.com/warren-mesh/warren/cni/event"
 	"github.com/warren-mesh/warren/cni/redirect"
 	"github.com/warren-mesh/warren/internal/netns"
@@ -23,8 +24,12 @@ import (
 
 const patience = 20 * time.Second
 
-// agentEnv makes the test binary an agent at that socket, to be killed.
-const agentEnv = "WARREN_CNI_TEST_AGENT"
+const (
+	// agentEnv makes the test binary an agent at that socket, to be killed.
+	agentEnv = "WARREN_CNI_TEST_AGENT"
+	// pluginEnv makes the test binary a plugin that lives so long at most.
+	pluginEnv = "WARREN_CNI_TEST_PLUGIN"
+)
 
 func TestMain(m *testing.M) {
 	if path := os.Getenv(agentEnv); path != "" {
@@ -33,6 +38,9 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 		return
+	}
+	if d, err := time.ParseDuration(os.Getenv(pluginEnv)); err == nil {
+		os.Exit(cni.MainWithin("test", d))
 	}
 	nstest.Main(m)
 }

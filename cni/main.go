@@ -19,9 +19,17 @@ import (
 // stdinTimeout is how long the runtime may take to give us the configuration.
 const stdinTimeout = 5 * time.Second
 
+// lifetime is when a call ends whatever it is at. What has a bound of its own
+// needs less; this is for pipes that nobody reads and disks that hang. The agent
+// then undoes what was done.
+const lifetime = stdinTimeout + event.PluginTimeout + 2*redirect.OpTimeout + 2*time.Second
+
 // Main is the program: one verb, chosen by the environment. It returns the exit
 // status. version is the build's, for people.
-func Main(version string) int {
+func Main(version string) int { return mainWithin(version, lifetime) }
+
+func mainWithin(version string, lifetime time.Duration) int {
+	defer time.AfterFunc(lifetime, func() { os.Exit(1) }).Stop()
 	p := &Plugin{Stdout: os.Stdout, Stderr: os.Stderr, Backend: backend, Timeout: event.PluginTimeout}
 	conf, err := p.run(version)
 	if err == nil {
