@@ -25,7 +25,7 @@ type buffer struct{ b []byte }
 
 func newBuffer(plain int) *buffer {
 	// One record more: opening needs room for a whole record at the end.
-	return &buffer{make([]byte, 0, record.SealedSize(plain)+record.MaxPlain)}
+	return &buffer{make([]byte, 0, record.SealedSize(plain)+record.Room)}
 }
 
 // getBuffer returns a buffer for plain bytes of plaintext, at most bulkPlain.

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/warren-mesh/warren/proxy/hbone/h2"
+	"github.com/warren-mesh/warren/proxy/hbone/record"
 )
 
 // Config tunes tunnels in both roles. The zero value is usable: each zero
@@ -43,9 +44,21 @@ type Config struct {
 	// Budget caps the sum of what windows have grown by, over all tunnels that
 	// share it. Nil: no cap.
 	Budget *Budget
+	// Records chooses the TLS record layer. The zero value is for all but those
+	// who compare the two.
+	Records Records
 	// Log takes what has no caller to return to; nil discards it.
 	Log *slog.Logger
 }
+
+// Records is a choice of TLS record layer.
+type Records = record.Choice
+
+// The record layers: ours wherever it applies, or that of crypto/tls always.
+const (
+	OwnRecords   = record.Own
+	StockRecords = record.Stock
+)
 
 // Budget is a cap in bytes, shared by tunnels.
 type Budget = h2.Budget

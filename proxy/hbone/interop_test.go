@@ -115,7 +115,7 @@ func TestStockServer(t *testing.T) {
 	srv := &http.Server{Handler: http.HandlerFunc(stockEcho), TLSConfig: server, Protocols: http2Only()}
 	served := make(chan error, 1)
 	go func() { served <- srv.ServeTLS(l, "", "") }()
-	pool := hbone.NewPool(hbone.Config{}, func(ctx context.Context, k hbone.Key) (net.Conn, *tls.Config, error) {
+	pool := hbone.NewPool(hbone.Config{Records: records}, func(ctx context.Context, k hbone.Key) (net.Conn, *tls.Config, error) {
 		c, err := net.Dial("tcp", k.Dst.String())
 		return c, client, err
 	})

@@ -62,6 +62,7 @@ type countingPool struct {
 
 func newCountingPool(t *testing.T, r *rig, cfg hbone.Config) *countingPool {
 	p := &countingPool{}
+	cfg.Records = records
 	client := r.pki.client(t, "client")
 	p.Pool = hbone.NewPool(cfg, func(ctx context.Context, k hbone.Key) (net.Conn, *tls.Config, error) {
 		p.dials.Add(1)
@@ -135,7 +136,7 @@ func TestPoolDialsOnce(t *testing.T) {
 	var dials atomic.Int64
 	gate := make(chan struct{})
 	boom := errors.New("no route")
-	p := hbone.NewPool(hbone.Config{}, func(ctx context.Context, k hbone.Key) (net.Conn, *tls.Config, error) {
+	p := hbone.NewPool(hbone.Config{Records: records}, func(ctx context.Context, k hbone.Key) (net.Conn, *tls.Config, error) {
 		dials.Add(1)
 		<-gate
 		return nil, nil, boom
@@ -174,7 +175,7 @@ func TestPoolDialsOnce(t *testing.T) {
 
 func TestPoolGivesUpADialNobodyWaitsFor(t *testing.T) {
 	given := make(chan error, 1)
-	p := hbone.NewPool(hbone.Config{}, func(ctx context.Context, k hbone.Key) (net.Conn, *tls.Config, error) {
+	p := hbone.NewPool(hbone.Config{Records: records}, func(ctx context.Context, k hbone.Key) (net.Conn, *tls.Config, error) {
 		<-ctx.Done()
 		given <- context.Cause(ctx)
 		return nil, nil, ctx.Err()
@@ -222,7 +223,7 @@ func TestPoolTLSFailures(t *testing.T) {
 			return c
 		}(),
 	} {
-		p := hbone.NewPool(hbone.Config{}, func(ctx context.Context, k hbone.Key) (net.Conn, *tls.Config, error) {
+		p := hbone.NewPool(hbone.Config{Records: records}, func(ctx context.Context, k hbone.Key) (net.Conn, *tls.Config, error) {
 			c, err := net.Dial("tcp", k.Dst.String())
 			return c, client, err
 		})

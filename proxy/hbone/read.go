@@ -70,7 +70,7 @@ func (t *tunnel) opened(src []byte) error {
 		if err != nil {
 			return t.recordError(err)
 		}
-		if len(src) == 0 && cap(plain)-len(plain) >= record.MaxPlain {
+		if len(src) == 0 && cap(plain)-len(plain) >= record.Room {
 			return nil
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -16,7 +17,25 @@ import (
 	"github.com/warren-mesh/warren/proxy/relay"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// records is the record layer that tests run on, at both ends.
+var records hbone.Records
+
+// TestMain runs every test and benchmark twice, once on each record layer.
+func TestMain(m *testing.M) { goleak.VerifyTestMain(onBoth{m}) }
+
+type onBoth struct{ m *testing.M }
+
+func (b onBoth) Run() (code int) {
+	for _, r := range []struct {
+		name string
+		kind hbone.Records
+	}{{"own", hbone.OwnRecords}, {"stock", hbone.StockRecords}} {
+		fmt.Println("records:", r.name)
+		records = r.kind
+		code = max(code, b.m.Run())
+	}
+	return code
+}
 
 // rig is two proxies without policy, and what applications see of them: dial
 // makes a connection that goes through the client's relay, a tunnel and the
@@ -48,6 +67,7 @@ func newRig(tb testing.TB, backend string, change func(*rig)) *rig {
 	if change != nil {
 		change(r)
 	}
+	r.cfg.Records = records
 	r.ctx, r.drain = context.WithCancel(context.Background())
 	r.hbone, r.front = listen(tb), listen(tb)
 	client, server := r.pki.client(tb, "client"), r.pki.server(tb, "server")

@@ -156,8 +156,10 @@ type refused struct{ *ResetError }
 
 func (r refused) Unwrap() error { return r.ResetError }
 
-// deliverReset reports a reset. A peer that drops a stream without calling it
-// an error, as ztunnel does for every close, ends it in good order.
+// deliverReset reports a reset. A peer that has ended its own direction and then
+// drops the stream without calling it an error wants no more from us, as
+// ztunnel's server does (RFC 9113 §8.1): all it had to say has arrived. From one
+// that has not, as when ztunnel cuts a connection, the rest is missing.
 func (s *Stream) deliverReset(e *h2.Event) {
 	reset := &ResetError{Code: e.Code}
 	s.t.mu.Lock()
@@ -168,7 +170,7 @@ func (s *Stream) deliverReset(e *h2.Event) {
 		s.deliverEnd(refused{reset})
 	case e.Local:
 		s.deliverEnd(fmt.Errorf("hbone: peer broke the protocol on the stream: %v", e.Code))
-	case !waiting && (e.Code == http2.ErrCodeNo || e.Code == http2.ErrCodeCancel):
+	case !waiting && e.Ended && (e.Code == http2.ErrCodeNo || e.Code == http2.ErrCodeCancel):
 		s.deliverEnd(nil)
 	default:
 		s.deliverEnd(reset)

@@ -65,7 +65,7 @@ func newTunnel(ctx context.Context, conn net.Conn, tc *tls.Config, cfg Config, c
 	hs, cancel := context.WithTimeoutCause(ctx, cfg.HandshakeTimeout,
 		fmt.Errorf("%w after %s", ErrTimeout, cfg.HandshakeTimeout))
 	defer cancel()
-	rec, err := record.Handshake(hs, conn, tc, client)
+	rec, err := record.Handshake(hs, conn, tc, client, cfg.Records)
 	if err != nil {
 		conn.Close()
 		return nil, &TLSError{Peer: conn.RemoteAddr().String(), Err: err}
@@ -169,7 +169,7 @@ func (t *tunnel) lastWords(err error) {
 	if serr == nil && isEOF(err) {
 		out, serr = t.rec.CloseWrite(out)
 	}
-	if serr != nil || len(out) == 0 {
+	if len(out) == 0 { // an error leaves the alert in out
 		return
 	}
 	_ = t.conn.SetWriteDeadline(time.Now().Add(linger))

@@ -88,14 +88,14 @@ func (t *tunnel) writeOnce() bool {
 
 // send seals plain, all of it, and writes it in one go.
 func (t *tunnel) send(out *buffer, plain []byte) error {
-	var err error
-	if out.b, err = t.rec.Seal(out.b, plain); err != nil {
-		return &TLSError{Peer: t.conn.RemoteAddr().String(), Err: err}
+	var serr, err error
+	out.b, serr = t.rec.Seal(out.b, plain)
+	if len(out.b) > 0 { // an alert, when sealing failed
+		_, err = t.conn.Write(out.b)
 	}
-	if len(out.b) == 0 {
-		return nil
+	if serr != nil {
+		return &TLSError{Peer: t.conn.RemoteAddr().String(), Err: serr}
 	}
-	_, err = t.conn.Write(out.b)
 	return err
 }
 

@@ -139,7 +139,7 @@ func (c *Conn) onReset() error {
 	c.forget(s)
 	// §8.7: REFUSED_STREAM promises that nothing was done.
 	refused := c.client && code == http2.ErrCodeRefusedStream && !s.answered
-	c.emit(Event{Kind: Reset, Stream: s, Code: code, Unprocessed: refused})
+	c.emit(Event{Kind: Reset, Stream: s, Code: code, Unprocessed: refused, Ended: s.remoteEnd})
 	return nil
 }
 

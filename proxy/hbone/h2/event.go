@@ -49,5 +49,6 @@ type Event struct {
 	Code        http2.ErrCode
 	Local       bool
 	Unprocessed bool
+	Ended       bool // Reset: the peer had sent END_STREAM before
 	Ping        [8]byte
 }

@@ -10,6 +10,50 @@ import (
 	"strings"
 )
 
+// Alerts (RFC 8446 §6).
+const (
+	levelWarning = 1
+	levelFatal   = 2
+
+	alertCloseNotify       = 0
+	alertUnexpectedMessage = 10
+	alertBadRecordMAC      = 20
+	alertRecordOverflow    = 22
+	alertIllegalParameter  = 47
+	alertDecodeError       = 50
+	alertProtocolVersion   = 70
+	alertUserCanceled      = 90
+)
+
+// violation is why we refuse what the peer sent, and the alert that tells it.
+type violation struct {
+	alert tls.AlertError
+	text  string
+}
+
+func (v *violation) Error() string {
+	return fmt.Sprintf("%s (alert %q)", v.text, strings.TrimPrefix(v.alert.Error(), "tls: "))
+}
+
+// What a peer can do wrong after its handshake.
+var (
+	errVersion        = &violation{alertProtocolVersion, "record of an unknown version"}
+	errOuterType      = &violation{alertUnexpectedMessage, "unprotected record after the handshake"}
+	errTooLong        = &violation{alertRecordOverflow, "record that is too long"}
+	errMAC            = &violation{alertBadRecordMAC, "record that was not sealed with the connection's key"}
+	errNoType         = &violation{alertUnexpectedMessage, "record without a content type"}
+	errInnerType      = &violation{alertUnexpectedMessage, "record of an unknown type"}
+	errInterleaved    = &violation{alertUnexpectedMessage, "record in the middle of a handshake message"}
+	errUseless        = &violation{alertUnexpectedMessage, "too many records without data"}
+	errEmptyMessage   = &violation{alertUnexpectedMessage, "empty handshake record"}
+	errMessage        = &violation{alertUnexpectedMessage, "handshake message after the handshake"}
+	errTicket         = &violation{alertDecodeError, "malformed session ticket"}
+	errKeyUpdateSize  = &violation{alertDecodeError, "malformed key update"}
+	errKeyUpdateValue = &violation{alertIllegalParameter, "key update with an unknown request"}
+	errKeyBoundary    = &violation{alertUnexpectedMessage, "key update that is not at the end of its record"}
+	errAlertSize      = &violation{alertUnexpectedMessage, "malformed alert"}
+)
+
 // hints say in words what the common alerts mean between mesh peers (RFC 8446 §6).
 var hints = [...]struct{ alert, hint string }{
 	{"unknown certificate authority", "it does not trust the CA that issued our certificate"},

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -39,8 +40,21 @@ func conns(tb testing.TB) (client, server net.Conn) {
 	return client, server
 }
 
+// ends are the layers chosen by the two ends of a connection.
+type ends struct{ client, server record.Choice }
+
+// everyPair runs f for each pair of layers.
+func everyPair(t *testing.T, f func(t *testing.T, e ends)) {
+	names := map[record.Choice]string{record.Own: "own", record.Stock: "stock"}
+	for c, client := range names {
+		for s, server := range names {
+			t.Run(client+"-"+server, func(t *testing.T) { f(t, ends{c, s}) })
+		}
+	}
+}
+
 // pair runs a handshake; what is sealed must be carried by the test.
-func pair(tb testing.TB, change func(*tls.Config)) (client, server record.Layer) {
+func (e ends) pair(tb testing.TB, change func(*tls.Config)) (client, server record.Layer) {
 	tb.Helper()
 	c, s := conns(tb)
 	p := newPKI(tb)
@@ -53,10 +67,10 @@ func pair(tb testing.TB, change func(*tls.Config)) (client, server record.Layer)
 	var err error
 	go func() {
 		var err error
-		server, err = record.Handshake(context.Background(), s, sc, false)
+		server, err = record.Handshake(context.Background(), s, sc, false, e.server)
 		done <- err
 	}()
-	client, err = record.Handshake(context.Background(), c, cc, true)
+	client, err = record.Handshake(context.Background(), c, cc, true, e.client)
 	if err = errors.Join(err, <-done); err != nil {
 		tb.Fatal(err)
 	}
@@ -86,7 +100,7 @@ func open(l record.Layer, wire []byte, max, room int) ([]byte, error) {
 				return plain, err
 			}
 			chunk = chunk[n:]
-			if len(chunk) == 0 && cap(got)-len(got) >= record.MaxPlain {
+			if len(chunk) == 0 && cap(got)-len(got) >= record.Room {
 				break
 			}
 		}
@@ -94,14 +108,16 @@ func open(l record.Layer, wire []byte, max, room int) ([]byte, error) {
 	return plain, nil
 }
 
-func TestSealAndOpen(t *testing.T) {
+func TestSealAndOpen(t *testing.T) { everyPair(t, testSealAndOpen) }
+
+func testSealAndOpen(t *testing.T, e ends) {
 	versions := map[string]func(*tls.Config){
 		"1.3": nil,
 		"1.2": func(c *tls.Config) { c.MinVersion, c.MaxVersion = tls.VersionTLS12, tls.VersionTLS12 },
 	}
 	for name, change := range versions {
 		t.Run(name, func(t *testing.T) {
-			client, server := pair(t, change)
+			client, server := e.pair(t, change)
 			for _, n := range []int{1, 1000, record.MaxPlain, record.MaxPlain + 1, 300_000} {
 				want := randomBytes(n)
 				wire, err := client.Seal([]byte("kept"), want)
@@ -127,7 +143,7 @@ func TestSealAndOpen(t *testing.T) {
 						t.Fatal(err)
 					}
 				}
-				if _, err := open(server, wire, 1<<20, record.MaxPlain); err != nil {
+				if _, err := open(server, wire, 1<<20, record.Room); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -135,8 +151,10 @@ func TestSealAndOpen(t *testing.T) {
 	}
 }
 
-func TestBothDirectionsAtOnce(t *testing.T) {
-	client, server := pair(t, nil)
+func TestBothDirectionsAtOnce(t *testing.T) { everyPair(t, testBothDirectionsAtOnce) }
+
+func testBothDirectionsAtOnce(t *testing.T, e ends) {
+	client, server := e.pair(t, nil)
 	errs := make(chan error, 2)
 	ab, ba := make(chan []byte), make(chan []byte)
 	side := func(l record.Layer, out chan<- []byte, in <-chan []byte) {
@@ -176,7 +194,9 @@ func TestBothDirectionsAtOnce(t *testing.T) {
 
 // TestBytesBehindTheHandshake: what a peer sends along with its last handshake
 // message is not lost.
-func TestBytesBehindTheHandshake(t *testing.T) {
+func TestBytesBehindTheHandshake(t *testing.T) { everyPair(t, testBytesBehindTheHandshake) }
+
+func testBytesBehindTheHandshake(t *testing.T, e ends) {
 	c, s := conns(t)
 	p := newPKI(t)
 	cc, sc := p.client(t, "client"), p.server(t, "server")
@@ -189,7 +209,7 @@ func TestBytesBehindTheHandshake(t *testing.T) {
 		}
 		hold.release()
 	}()
-	l, err := record.Handshake(context.Background(), s, sc, false)
+	l, err := record.Handshake(context.Background(), s, sc, false, e.server)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -224,8 +244,10 @@ func (h *holding) Write(p []byte) (int, error) {
 
 func (h *holding) release() { _, _ = h.Conn.Write(h.held) }
 
-func TestCloseNotify(t *testing.T) {
-	client, server := pair(t, nil)
+func TestCloseNotify(t *testing.T) { everyPair(t, testCloseNotify) }
+
+func testCloseNotify(t *testing.T, e ends) {
+	client, server := e.pair(t, nil)
 	wire, err := client.Seal(nil, []byte("last words"))
 	if err != nil {
 		t.Fatal(err)
@@ -249,8 +271,10 @@ func TestCloseNotify(t *testing.T) {
 	}
 }
 
-func TestTamperingIsFatalAndSaid(t *testing.T) {
-	client, server := pair(t, nil)
+func TestTamperingIsFatalAndSaid(t *testing.T) { everyPair(t, testTamperingIsFatalAndSaid) }
+
+func testTamperingIsFatalAndSaid(t *testing.T, e ends) {
+	client, server := e.pair(t, nil)
 	wire, err := client.Seal(nil, []byte("hello"))
 	if err != nil {
 		t.Fatal(err)
@@ -272,7 +296,9 @@ func TestTamperingIsFatalAndSaid(t *testing.T) {
 	}
 }
 
-func TestHandshakeFailures(t *testing.T) {
+func TestHandshakeFailures(t *testing.T) { everyPair(t, testHandshakeFailures) }
+
+func testHandshakeFailures(t *testing.T, e ends) {
 	p, foreign := newPKI(t), newPKI(t)
 	for name, tc := range map[string]struct {
 		client     *tls.Config
@@ -300,7 +326,7 @@ func TestHandshakeFailures(t *testing.T) {
 			}
 			ctx, cancel := context.WithTimeoutCause(context.Background(), 300*time.Millisecond, errors.New("took too long"))
 			defer cancel()
-			_, err := record.Handshake(ctx, s, p.server(t, "server"), false)
+			_, err := record.Handshake(ctx, s, p.server(t, "server"), false, e.server)
 			if err == nil || !strings.Contains(err.Error(), tc.want) {
 				t.Errorf("got %v, want something about %q", err, tc.want)
 			}
@@ -321,14 +347,16 @@ func foreignClient(ours, foreign *tls.Config) *tls.Config {
 }
 
 // TestWhyTheServerRefused: in TLS 1.3 a client learns of it after its handshake.
-func TestWhyTheServerRefused(t *testing.T) {
+func TestWhyTheServerRefused(t *testing.T) { everyPair(t, testWhyTheServerRefused) }
+
+func testWhyTheServerRefused(t *testing.T, e ends) {
 	c, s := conns(t)
 	p, foreign := newPKI(t), newPKI(t)
 	go func() {
-		_, _ = record.Handshake(context.Background(), s, p.server(t, "server"), false)
+		_, _ = record.Handshake(context.Background(), s, p.server(t, "server"), false, e.server)
 		s.Close()
 	}()
-	l, err := record.Handshake(context.Background(), c, foreignClient(p.client(t, "x"), foreign.client(t, "x")), true)
+	l, err := record.Handshake(context.Background(), c, foreignClient(p.client(t, "x"), foreign.client(t, "x")), true, e.client)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -346,12 +374,19 @@ func TestWhyTheServerRefused(t *testing.T) {
 }
 
 func BenchmarkSealOpen(b *testing.B) {
-	for name, n := range map[string]int{"64B": 64, "16KiB": 16 << 10, "256KiB": 256 << 10} {
-		client, server := pair(b, nil)
+	for _, choice := range []record.Choice{record.Stock, record.Own} {
+		benchmarkSealOpen(b, choice)
+	}
+}
+
+func benchmarkSealOpen(b *testing.B, choice record.Choice) {
+	layer := map[record.Choice]string{record.Stock: "stock", record.Own: "own"}[choice]
+	for _, n := range []int{1, 64, 1024, 16 << 10, 256 << 10} {
+		client, server := ends{choice, choice}.pair(b, nil)
 		plain := make([]byte, n)
 		wire := make([]byte, 0, record.SealedSize(n))
-		out := make([]byte, 0, record.SealedSize(n)+record.MaxPlain)
-		b.Run("both/"+name, func(b *testing.B) {
+		out := make([]byte, 0, record.SealedSize(n)+record.Room)
+		b.Run(fmt.Sprintf("%s/%d", layer, n), func(b *testing.B) {
 			b.SetBytes(int64(n))
 			b.ReportAllocs()
 			for b.Loop() {
