@@ -19,8 +19,8 @@ type Far interface {
 	//     bytes are accepted; the result says how many the application already
 	//     has, Took reports the rest. An error: reset;
 	//   - end when no more bytes will come: io.EOF for a half-close, after which
-	//     pull goes on; nil when the peer dropped the stream without calling it
-	//     an error, another error when it was reset or the tunnel died. nil and
+	//     pull goes on; nil when the peer, having half-closed, wants no more from
+	//     us either; another error when it was reset or the tunnel died. nil and
 	//     errors other than io.EOF are final: nothing is called after them.
 	//
 	// Calls of pull never overlap, nor do calls of push and end. None of the
