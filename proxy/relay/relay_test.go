@@ -12,6 +12,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -331,5 +332,41 @@ func TestManyFlowsHoldOneGoroutineEach(t *testing.T) {
 	}
 	if got := goroutines() - before; got > n {
 		t.Errorf("%d goroutines for %d idle flows", got, n)
+	}
+}
+
+// TestResetWithoutCredit: an application that resets its connection while the far
+// end does not pull is noticed all the same; one that only half-closes is left
+// alone, for its bytes are still to be taken.
+func TestResetWithoutCredit(t *testing.T) {
+	for _, halfClosed := range []bool{false, true} {
+		app, a := conns(t)
+		m := &manual{}
+		done := make(chan relay.Result, 1)
+		flow := relay.Start(a, m, nil, func(r relay.Result) { done <- r })
+		write(t, app, "nobody pulls this")
+		<-m.ready
+		if halfClosed {
+			m.end(io.EOF) // both directions have FINs on their way
+			_ = app.CloseWrite()
+			select {
+			case r := <-done:
+				t.Errorf("half-closed: %+v", r)
+			case <-time.After(relay.Glance * 3 / 2):
+			}
+			flow.Cut(errors.New("test is over"))
+			continue
+		}
+		_ = app.SetLinger(0)
+		_ = app.Close()
+		select {
+		case r := <-done:
+			if !errors.Is(r.Err, syscall.ECONNRESET) || m.reset.Load() == nil {
+				t.Errorf("%+v, far end %v", r, m.reset.Load())
+			}
+		case <-time.After(10 * time.Second):
+			t.Error("not noticed")
+			flow.Cut(errors.New("test is over"))
+		}
 	}
 }

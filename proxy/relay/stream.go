@@ -6,6 +6,7 @@ import (
 	"net"
 	"sync"
 	"syscall"
+	"time"
 )
 
 // streamFlow relays between an application and a far end that pulls and pushes.
@@ -125,7 +126,40 @@ func (f *streamFlow) waitUp() {
 		if err != nil {
 			return
 		}
-		<-f.wake
+		select {
+		case <-f.wake:
+		default: // the far end takes its time
+			if !f.stalled() {
+				return
+			}
+		}
+	}
+}
+
+// glance is how often a flow whose far end does not pull looks after its
+// application.
+const glance = time.Second
+
+// stalled waits for wake while it is the far end's turn. A far end without credit
+// may not pull for ever, and then nobody would notice that the application has
+// reset its connection: the backend would wait for a client that is gone, and the
+// flow would stay. It cannot be waited for, because bytes that nobody reads yet
+// wake as well. False: the flow is over.
+func (f *streamFlow) stalled() bool {
+	tick := time.NewTicker(glance)
+	defer tick.Stop()
+	for {
+		select {
+		case <-f.wake:
+			return true
+		case <-tick.C:
+		}
+		var dead error
+		err := f.raw.Control(func(fd uintptr) { dead = broken(fd) })
+		if err = errors.Join(err, dead); err != nil {
+			f.fail(err)
+			return false
+		}
 	}
 }
 

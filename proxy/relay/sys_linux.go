@@ -51,6 +51,21 @@ func writeNow(fd uintptr, bufs [][]byte) (n int, again bool, err error) {
 	}
 }
 
+// broken returns why a connection is over that was reset or given up by the
+// kernel. Its state does not tell: bytes that nobody has read yet also wait in a
+// connection that both sides have closed.
+func broken(fd uintptr) error {
+	e, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
+	if err != nil {
+		return appError("getsockopt", err)
+	}
+	switch errno := syscall.Errno(e); errno {
+	case unix.ECONNRESET, unix.EPIPE, unix.ETIMEDOUT:
+		return appError("read", errno)
+	}
+	return nil // others, like those of ICMP, may pass
+}
+
 // readable returns how many bytes wait in the socket.
 func readable(fd uintptr) int {
 	n, err := unix.IoctlGetInt(int(fd), unix.TIOCINQ)

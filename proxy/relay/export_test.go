@@ -1,0 +1,4 @@
+package relay
+
+// Glance is for tests that wait for it.
+const Glance = glance
