@@ -19,6 +19,7 @@ type accessLine struct {
 	srcPod, dstPod string
 	src, dst       netip.AddrPort
 	hbone          string // the authority of the CONNECT
+	via            string // not ztunnel's: how it travelled, if not by the wire
 	sent, received int64  // as the pod sees it
 	duration       time.Duration
 	ended          bool
@@ -81,6 +82,7 @@ func (a *accessLine) attrs(list []slog.Attr) []slog.Attr {
 	add("dst.service", a.l.service)
 	end("dst", a.dstPod, &a.l.dst)
 	add("direction", a.l.direction.String())
+	add("via", a.via)
 	if a.ended {
 		list = append(list, slog.Int64("bytes_sent", a.sent), slog.Int64("bytes_recv", a.received),
 			slog.String("duration", strconv.FormatInt(a.duration.Milliseconds(), 10)+"ms"))

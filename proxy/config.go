@@ -45,6 +45,7 @@ type Config struct {
 	HBONE   hbone.Config
 
 	DrainDeadline   time.Duration // for connections that live when the proxy ends
+	SameNode        bool          // between two pods of this node: from socket to socket, without TLS
 	ResponseBaggage bool          // send and read baggage about workloads
 	PolicyInfoLog   bool          // log decisions of policies at info instead of debug
 	Log             LogConfig
@@ -126,6 +127,7 @@ func Defaults() Config {
 			StreamWindow: 4 << 20, ConnWindow: 16 << 20, MaxFrame: 1 << 20, PoolStreams: 100, IdleRelease: 5 * time.Minute,
 		},
 		DrainDeadline:   5 * time.Second,
+		SameNode:        true,
 		ResponseBaggage: true,
 		Log:             LogConfig{Filter: "info"},
 		Admin:           netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), AdminPort),

@@ -19,6 +19,7 @@ type connection struct {
 	abort context.CancelCauseFunc
 	start time.Time
 	guard *track.Guard
+	bytes *track.Bytes // what its flow carries; the guard's own, but for the second half of a flow
 	// clientNear: the client is the near end of the relay, so that what it sends
 	// counts as sent.
 	clientNear bool
@@ -27,6 +28,7 @@ type connection struct {
 	src, dst       netip.AddrPort
 	hbone          string
 	srcPod, dstPod string
+	via            string // how it travelled, where that is not by the wire
 	series         *series
 
 	mu           sync.Mutex
@@ -46,7 +48,7 @@ func (p *pod) track(f track.Facts) (*connection, error) {
 		c.abort(nil)
 		return nil, err
 	}
-	c.guard = g
+	c.guard, c.bytes = g, &g.Bytes
 	return c, nil
 }
 
@@ -77,10 +79,14 @@ func (c *connection) cutFor(reason error) {
 // relay moves the bytes between near and far, which it owns, and ends the
 // connection when that is over. It returns at once.
 func (c *connection) relay(near *net.TCPConn, far relay.Far, done func()) {
-	flow := relay.Start(near, far, (*relay.Counters)(&c.guard.Bytes), func(r relay.Result) {
+	c.ride(relay.Start(near, far, (*relay.Counters)(c.bytes), func(r relay.Result) {
 		c.end(r.Err)
 		done()
-	})
+	}))
+}
+
+// ride ties the connection to its flow: a cut goes there from here on.
+func (c *connection) ride(flow *relay.Flow) {
 	c.mu.Lock()
 	c.flow = flow
 	cut := c.cut
@@ -88,7 +94,7 @@ func (c *connection) relay(near *net.TCPConn, far relay.Far, done func()) {
 	if cut != nil { // before there was a flow to cut
 		flow.Cut(cut)
 	}
-	c.abort(nil) // from here on a cut goes to the flow; the context is not kept for it
+	c.abort(nil) // the context is not kept for a cut any more
 }
 
 // end counts and logs the end of the connection; err is what it ended with, if
@@ -122,7 +128,7 @@ func (c *connection) settle() {
 		c.mu.Unlock()
 		return
 	}
-	sent, recved := c.guard.Bytes.Sent.Load(), c.guard.Bytes.Received.Load()
+	sent, recved := c.bytes.Sent.Load(), c.bytes.Received.Load()
 	newSent, newRecved := sent-c.sent, recved-c.recved
 	c.sent, c.recved = sent, recved
 	c.mu.Unlock()
@@ -135,11 +141,11 @@ func (c *connection) settle() {
 
 func (c *connection) line(err error, ended bool) *accessLine {
 	l := &accessLine{
-		l: &c.series.labels, srcPod: c.srcPod, dstPod: c.dstPod, src: c.src, dst: c.dst, hbone: c.hbone, ended: ended, err: err,
+		l: &c.series.labels, srcPod: c.srcPod, dstPod: c.dstPod, src: c.src, dst: c.dst, hbone: c.hbone, via: c.via, ended: ended, err: err,
 	}
 	if ended {
 		l.duration = time.Since(c.start)
-		l.sent, l.received = c.guard.Bytes.Sent.Load(), c.guard.Bytes.Received.Load()
+		l.sent, l.received = c.bytes.Sent.Load(), c.bytes.Received.Load()
 		if c.clientNear && c.series.labels.direction == track.Inbound {
 			l.sent, l.received = l.received, l.sent // the pod is the far end
 		}

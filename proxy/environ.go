@@ -234,6 +234,14 @@ func (e *environ) tunnels(c *Config) {
 	h.MaxFrame = uint32(e.number("HTTP2_FRAME_SIZE", uint64(h.MaxFrame), 16384, 1<<24-1))
 	h.PoolStreams = int(e.number("POOL_MAX_STREAMS_PER_CONNECTION", uint64(h.PoolStreams), 1, 65535))
 	h.IdleRelease = e.duration("POOL_UNUSED_RELEASE_TIMEOUT", h.IdleRelease)
+	switch v := e.text("SAME_NODE", "splice"); v {
+	case "splice":
+		c.SameNode = true
+	case "mtls":
+		c.SameNode = false
+	default:
+		e.bad("SAME_NODE", "%q is neither splice nor mtls", v)
+	}
 	c.ResponseBaggage = e.boolean("ENABLE_RESPONSE_BAGGAGE", c.ResponseBaggage)
 	c.PolicyInfoLog = e.boolean("AUTHZ_POLICY_INFO_LOGGING", false)
 }

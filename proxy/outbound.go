@@ -33,6 +33,10 @@ func (p *pod) outbound(app *net.TCPConn) {
 		done()
 		return
 	}
+	if n := p.neighbour(src, d, self); n != nil {
+		p.outboundHere(c, n, d, self, app, done)
+		return
+	}
 	far, err := c.dialOut(d, self)
 	if err != nil {
 		c.end(err)

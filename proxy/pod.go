@@ -33,7 +33,10 @@ type pod struct {
 	listeners []*net.TCPListener
 	pool      *hbone.Pool
 	serverTLS *tls.Config
-	tunnels   atomic.Int64
+	// transparent: the listeners are, so that applications can be shown the
+	// client's address.
+	transparent bool
+	tunnels     atomic.Int64
 
 	// soft ends when the pod takes no new connections, hard when those that
 	// there are have to go.
@@ -80,7 +83,7 @@ func (s *Server) newPod(ctx context.Context, w zds.Workload) (p *pod, err error)
 	}
 	p.soft, p.close = context.WithCancelCause(context.Background())
 	p.hard, p.kill = context.WithCancelCause(context.Background())
-	p.serverTLS = mtls.Server(p.present)
+	p.serverTLS, p.transparent = mtls.Server(p.present), transparentToo
 	p.pool = hbone.NewPool(p.hboneConfig(), p.dialTunnel)
 	p.work.Go(func() { p.accept(outbound, p.outbound) })
 	p.work.Go(func() { p.accept(plaintext, func(c *net.TCPConn) { p.passthrough(c, transparent) }) })
@@ -107,7 +110,9 @@ func (p *pod) closeListeners() {
 		_ = l.Close()
 	}
 	if p.close != nil {
+		p.mu.Lock() // join sees it before anybody waits for the work to end
 		p.close(errDrain)
+		p.mu.Unlock()
 	}
 }
 

@@ -58,6 +58,7 @@ type Server struct {
 	tracked *track.Registry
 	metrics *metrics
 	budget  *hbone.Budget
+	proven  pairs
 	ready   *admin.Readiness
 	pods    *pods
 	lines   lines

@@ -27,6 +27,7 @@ type pods struct {
 
 	mu        sync.Mutex
 	running   map[string]*pod
+	byName    map[podKey]*pod // the newest of those that run under a name
 	pending   map[string]pendingPod
 	named     map[string]bool // by this connection's snapshot, until it is complete
 	connected bool
@@ -43,7 +44,7 @@ type pendingPod struct {
 func newPods(s *Server) *pods {
 	return &pods{
 		s: s, log: s.logs.scope("zds"),
-		running: make(map[string]*pod), pending: make(map[string]pendingPod), named: make(map[string]bool),
+		running: make(map[string]*pod), byName: make(map[podKey]*pod), pending: make(map[string]pendingPod), named: make(map[string]bool),
 	}
 }
 
@@ -94,6 +95,7 @@ func (ps *pods) start(ctx context.Context, w zds.Workload) error {
 	ps.mu.Lock()
 	retried := ps.pending[w.UID].w.NS == w.NS
 	ps.running[w.UID] = p
+	ps.byName[keyOf(p)] = p
 	ps.mu.Unlock()
 	ps.forget(w.UID)
 	if !retried {
@@ -169,6 +171,9 @@ func (ps *pods) remove(uid string, why error) {
 	ps.mu.Lock()
 	p := ps.running[uid]
 	delete(ps.running, uid)
+	if p != nil && ps.byName[keyOf(p)] == p {
+		delete(ps.byName, keyOf(p))
+	}
 	ps.mu.Unlock()
 	if p == nil {
 		return
