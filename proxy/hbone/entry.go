@@ -42,7 +42,7 @@ type dialing struct {
 	cancel  context.CancelCauseFunc
 }
 
-var errNoStreams = errors.New("the peer ends every new tunnel at once")
+var errNoStreams = errors.New("the peer ends every new tunnel at once, or takes no streams on it")
 
 // acquire takes a place on a tunnel for key that is younger than after, dialing
 // one if need be. seasoned: the tunnel had been idle before.
@@ -221,6 +221,9 @@ func (p *Pool) changed(m *member) {
 	ended := streams == 0 && m.streams > 0
 	m.used = m.used || streams > 0
 	m.seasoned = m.seasoned || ended
+	// A tunnel on which the peer allows no stream at all is of no use, and kept it
+	// would let a peer hold as many as we dial.
+	gone = gone || limit == 0 && streams == 0
 	became := gone && !m.gone
 	m.gone = m.gone || gone
 	m.streams, m.limit, m.err = streams, limit, t.err
