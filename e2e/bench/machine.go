@@ -113,10 +113,14 @@ func thisMachine() Machine {
 	return m
 }
 
+// namespaces is where named network namespaces are.
+const namespaces = "/var/run/netns"
+
 // onlyOne lets runs on one machine take turns instead of measuring each other:
-// it holds a lock on a file until free is called.
+// it holds a lock until free is called. The lock is on the folder of the named
+// namespaces, which is there and stays, so that no file is left behind.
 func onlyOne(ctx context.Context) (free func(), err error) {
-	f, err := os.OpenFile(filepath.Join(os.TempDir(), prefix+".lock"), os.O_RDWR|os.O_CREATE, 0o644)
+	f, err := os.Open(namespaces)
 	if err != nil {
 		return nil, err
 	}
@@ -139,7 +143,7 @@ func onlyOne(ctx context.Context) (free func(), err error) {
 // removeDead removes what runs that were killed have left.
 func removeDead() error {
 	var found []string
-	for _, pattern := range []string{"/var/run/netns/", os.TempDir() + "/"} {
+	for _, pattern := range []string{namespaces + "/", os.TempDir() + "/"} {
 		names, err := filepath.Glob(pattern + prefix + "*-*-*")
 		if err != nil {
 			return err

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/warren-mesh/warren/e2e/bench/ends"
@@ -90,12 +91,15 @@ func (s subject) cost(server *onehost.Pod) (c cost, err error) {
 // figures are what one measurement has given, by column.
 type figures map[string]float64
 
-// other is how many cores were busy with something else.
+// setOther says how many cores the two ends used, and everything else on the machine.
 func (f figures) setOther(a, b cost) {
 	took := b.at.Sub(a.at).Seconds()
 	f[colOther.Key] = max(0, ((b.machine-a.machine)-(b.proxies-a.proxies)-(b.ends-a.ends))/took)
 	f[colEnds.Key] = (b.ends - a.ends) / took
 }
+
+// touchTimeout is how long a way may take until it works.
+const touchTimeout = 10 * time.Second
 
 // run plays a plan and reads what it cost within its window.
 func (s subject) run(ctx context.Context, w way, p ends.Plan) (r ends.Result, used [2]cost, err error) {
@@ -130,7 +134,7 @@ func (s subject) touch(ctx context.Context, w way) error {
 	if s.kind == overTLS {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	ctx, cancel := context.WithTimeout(ctx, touchTimeout)
 	defer cancel()
 	for {
 		r, _, err := s.run(ctx, w, ends.Plan{Op: ends.Echo, Conns: 1, Size: 1, Hold: 1})
@@ -140,8 +144,24 @@ func (s subject) touch(ctx context.Context, w way) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("%s: %s does not work: %w", s.name, w, err)
+			return fmt.Errorf("%s does not work: %w%s", w, err, s.lastWords())
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
+}
+
+// lastWords are the last lines of the proxies' logs, after a failure.
+func (s subject) lastWords() string {
+	if s.kind != proxied {
+		return ""
+	}
+	var b strings.Builder
+	for _, n := range s.bed.Nodes {
+		text, _ := os.ReadFile(n.ProxyLog())
+		lines := strings.Split(strings.TrimSpace(string(text)), "\n")
+		for _, l := range lines[max(0, len(lines)-2):] {
+			fmt.Fprintf(&b, "\n      %s: %.300s", n.Name, l)
+		}
+	}
+	return b.String()
 }

@@ -21,7 +21,7 @@ func world(pods []*onehost.Pod, meshed func(*onehost.Pod) bool, more map[*onehos
 		for _, ip := range more[p] {
 			ips = append(ips, fmt.Sprintf("%q", ip))
 		}
-		fmt.Fprintf(&b, "- {uid: Kubernetes//Pod/%[1]s/%[2]s, name: %[2]s, namespace: %[1]s, serviceAccount: %[3]s, workloadIps: [%[4]s], protocol: %[5]s, node: %[6]s, network: \"\"}\n",
+		fmt.Fprintf(&b, "- {uid: Kubernetes//Pod/%[1]s/%[2]s, name: %[2]s, namespace: %[1]s, serviceAccount: %[3]s, workloadIps: [%[4]s], protocol: %[5]s, trustDomain: cluster.local, node: %[6]s, network: \"\", services: {}}\n",
 			p.Spec.Namespace, p.Spec.Name, p.Spec.ServiceAccount, strings.Join(ips, ", "), protocol, p.Node().Name)
 	}
 	b.WriteString("services: []\npolicies: []\n")
