@@ -26,8 +26,8 @@ func (p *ControlPlane) healthHandler(caExpires time.Time) http.Handler {
 
 func (p *ControlPlane) unready(caExpires, now time.Time) []string {
 	var reasons []string
-	if _, snapshot, _ := p.model.current(); snapshot == nil {
-		reasons = append(reasons, "the folder of YAML has not been read yet")
+	if why := p.model.unready(); why != "" {
+		reasons = append(reasons, why)
 	}
 	if now.After(caExpires) {
 		reasons = append(reasons, "the CA's certificate has expired")

@@ -11,6 +11,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	caserver "github.com/warren-mesh/warren/ca/server"
+	"github.com/warren-mesh/warren/xds/file"
 	"github.com/warren-mesh/warren/xds/server"
 	"github.com/warren-mesh/warren/xds/translate"
 )
@@ -29,6 +30,8 @@ const (
 type feeder interface {
 	// Read returns the newest objects, and a channel that is closed when there are newer.
 	Read() (translate.Objects, <-chan struct{})
+	// Untaken returns what has never been read since the start.
+	Untaken() []file.Problem
 }
 
 // model keeps what is made of the newest objects. It is the CA's Authorizer.
@@ -41,6 +44,8 @@ type model struct {
 	mu       sync.Mutex
 	result   translate.Result
 	snapshot *server.Snapshot // nil before the first objects
+	complete bool             // everything was read once
+	missing  []file.Problem   // what has not been, until then
 	changed  chan struct{}    // closed, and replaced, when they change
 }
 
@@ -51,6 +56,7 @@ func newModel(opts translate.Options, publish func(*server.Snapshot), log *slog.
 // run follows a feeder until ctx ends.
 func (m *model) run(ctx context.Context, f feeder) error {
 	for {
+		m.await(f.Untaken())
 		objects, changed := f.Read()
 		if err := m.update(objects); err != nil {
 			return err
@@ -61,6 +67,35 @@ func (m *model) run(ctx context.Context, f feeder) error {
 		case <-changed:
 		}
 	}
+}
+
+// await holds what proxies are told back until everything was read once. A file that
+// became unreadable keeps its objects, but not over a restart, and proxies that are told
+// of a mesh without it drop its policies: told nothing, they keep what they have. The CA
+// goes on for the pods that are known.
+func (m *model) await(untaken []file.Problem) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.complete {
+		return
+	}
+	if len(untaken) > 0 && !slices.Equal(untaken, m.missing) {
+		m.log.Error("proxies are told nothing until every file has been read once: mend or remove it", "files", len(untaken), "file", untaken[0].File, "err", untaken[0].Reason)
+	}
+	m.missing, m.complete = untaken, len(untaken) == 0
+}
+
+// unready says what keeps proxies from being told, empty for nothing.
+func (m *model) unready() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch {
+	case m.snapshot == nil:
+		return "the folder of YAML has not been read yet"
+	case !m.complete:
+		return fmt.Sprintf("proxies are told nothing until every file has been read once: %s", m.missing[0])
+	}
+	return ""
 }
 
 // update makes the model of new objects.
@@ -78,8 +113,11 @@ func (m *model) update(objects translate.Objects) error {
 	m.result, m.snapshot = result, snapshot
 	close(m.changed)
 	m.changed = make(chan struct{})
+	complete := m.complete
 	m.mu.Unlock()
-	m.publish(snapshot)
+	if complete {
+		m.publish(snapshot)
+	}
 	if previous == nil || previous.Version() != snapshot.Version() {
 		m.log.Info("model changed", "version", snapshot.Version(), "workloads", len(result.Workloads),
 			"services", len(result.Services), "policies", len(result.Policies), "problems", len(result.Problems))

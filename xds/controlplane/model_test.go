@@ -3,6 +3,7 @@ package controlplane
 import (
 	"io/fs"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -108,4 +109,37 @@ func TestUnixSocketIsOurs(t *testing.T) {
 	if text, err := os.ReadFile(path); err != nil || !strings.Contains(string(text), "precious") {
 		t.Errorf("file %q, %v", text, err)
 	}
+}
+
+// A control plane that starts beside a broken file tells proxies nothing: what it lacks may be the policy that the file
+// held before, and they would drop it. It goes on signing, and says what is in the way.
+func TestStartBesideABrokenFile(t *testing.T) {
+	p := start(t, func(c *Config) {
+		for name, text := range map[string]string{"mesh.yaml": meshYAML, "policy.yaml": policyYAML + "  broken: [\n"} {
+			if err := os.WriteFile(filepath.Join(c.KubeDir, name), []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+	cc := p.dial()
+	c := subscribe(t, cc, p.as(tokenA))
+	if _, err := sign(t, cc, p.as(tokenA), "spiffe://cluster.local/ns/app/sa/web"); err != nil {
+		t.Fatal(err)
+	}
+	if code, body := get(t, "http://"+p.cp.listeners.health.Addr().String()+"/ready"); code != http.StatusServiceUnavailable || !strings.Contains(body, "policy.yaml: not taken") {
+		t.Errorf("ready = %d %q", code, body)
+	}
+	for typ, n := range p.cp.ads.Stats().Sent {
+		if n > 0 {
+			t.Errorf("%d responses about %s", n, typ)
+		}
+	}
+	p.write("policy.yaml", policyYAML)
+	c.until(webWorkload, webService, "app/deny")
+	if code, body := get(t, "http://"+p.cp.listeners.health.Addr().String()+"/ready"); code != http.StatusOK {
+		t.Errorf("ready = %d %q", code, body)
+	}
+	p.write("another.yaml", "broken: [") // nothing is known to be missing for it
+	p.write("policy.yaml", "# none any more\n")
+	c.until(webWorkload, webService)
 }

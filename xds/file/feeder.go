@@ -41,6 +41,7 @@ type Feeder struct {
 	mu       sync.Mutex
 	objects  translate.Objects
 	problems []Problem
+	untaken  []Problem
 	changed  chan struct{} // closed, and replaced, when objects or problems change
 }
 
@@ -114,7 +115,7 @@ func (f *Feeder) publish(s *scanner) {
 	}
 	f.mu.Lock()
 	before := f.problems
-	f.objects, f.problems = objects, problems
+	f.objects, f.problems, f.untaken = objects, problems, s.untaken()
 	close(f.changed)
 	f.changed = make(chan struct{})
 	f.mu.Unlock()
@@ -159,4 +160,13 @@ func (f *Feeder) Problems() []Problem {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.problems
+}
+
+// Untaken returns the files that have never been taken since the start, sorted: what
+// they held before is not known, and not among the objects. To know that Read returned
+// everything, ask first. Nobody may change the slice.
+func (f *Feeder) Untaken() []Problem {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.untaken
 }

@@ -32,6 +32,7 @@ type fileState struct {
 	size    int
 	sum     uint64   // of the bytes last read
 	objects []object // from when it was last good
+	taken   bool     // it was good once
 	bad     string   // why the newest bytes are not taken; empty when they are
 }
 
@@ -152,6 +153,20 @@ func (s *scanner) complain(reason string) bool {
 	return changed
 }
 
+// untaken lists the files of which no state was ever good, and what is wrong with the folder.
+func (s *scanner) untaken() []Problem {
+	var out []Problem
+	if s.folder != "" {
+		out = append(out, Problem{Reason: s.folder})
+	}
+	for _, name := range sortedNames(s.files) {
+		if f := s.files[name]; !f.taken {
+			out = append(out, Problem{File: name, Reason: f.bad})
+		}
+	}
+	return out
+}
+
 func wanted(name string) bool {
 	if strings.HasPrefix(name, ".") {
 		return false
@@ -202,7 +217,7 @@ func (s *scanner) look(name string, old *fileState, now time.Time) (f *fileState
 	if len(content.unknown) > 0 {
 		s.unknown(name, content.unknown)
 	}
-	return &fileState{info: info, trusted: trusted, size: len(data), sum: sum, objects: content.objects}, true
+	return &fileState{info: info, trusted: trusted, size: len(data), sum: sum, objects: content.objects, taken: true}, true
 }
 
 // reject returns the state of a file whose newest bytes are not taken. It may be
@@ -212,6 +227,7 @@ func (f *fileState) reject(info fs.FileInfo, size int, sum uint64, err error) (*
 	if f == nil {
 		return next, true
 	}
+	next.taken = f.taken
 	if next.objects = f.objects; len(next.objects) > 0 {
 		next.bad += fmt.Sprintf("; its %d objects from before stay", len(next.objects))
 	}
