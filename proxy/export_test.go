@@ -3,6 +3,8 @@ package proxy
 import (
 	"context"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/warren-mesh/warren/proxy/track"
 	"github.com/warren-mesh/warren/xds/workload"
 )
@@ -24,3 +26,6 @@ func (s *Server) RetryPods(ctx context.Context) { s.pods.retryOnce(ctx) }
 
 // AgentState is what the client of the node agent says of its connection.
 func (s *Server) AgentState(connected, synced bool) { s.pods.state(connected, synced) }
+
+// Gatherer is what /metrics shows.
+func (s *Server) Gatherer() prometheus.Gatherer { return s.metrics.registry }
