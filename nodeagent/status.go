@@ -221,7 +221,7 @@ func problem(p PodStatus, r enroll.Report, now time.Time) string {
 	case r.Phase != enroll.PhaseEnrolled:
 		return p.Reason
 	case p.Redirection != redirectionOK:
-		return "its redirection is " + p.Redirection
+		return "its redirection: " + p.Redirection
 	case !p.Proxy:
 		return ""
 	case len(p.Listeners) == 0:
