@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"runtime"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -369,4 +370,93 @@ func TestResetWithoutCredit(t *testing.T) {
 			flow.Cut(errors.New("test is over"))
 		}
 	}
+}
+
+// takeError waits for the reset of a connection and takes the one report of it, as
+// a write beside the read does that happens to be first.
+func takeError(t *testing.T, c *net.TCPConn) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for taken := 0; taken == 0; runtime.Gosched() {
+		if err := raw.Control(func(fd uintptr) {
+			taken, _ = syscall.GetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_ERROR)
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestResetThatAWriteHasSeen: a read that then finds nothing must not take the
+// silence for an end.
+func TestResetThatAWriteHasSeen(t *testing.T) {
+	t.Run("stream", func(t *testing.T) {
+		app, a := conns(t)
+		m := &manual{}
+		done := make(chan relay.Result, 1)
+		relay.Start(a, m, nil, func(r relay.Result) { done <- r })
+		write(t, app, "x")
+		<-m.ready
+		_ = app.SetLinger(0)
+		_ = app.Close()
+		takeError(t, a)
+		if n, err := m.pull(make([]byte, 10)); n != 1 || err != nil {
+			t.Errorf("pulled %d, %v", n, err)
+		}
+		select {
+		case r := <-done:
+			if !errors.Is(r.Err, syscall.ECONNRESET) {
+				t.Errorf("%+v", r)
+			}
+		case <-m.ready:
+			n, err := m.pull(make([]byte, 10))
+			t.Errorf("after the reset: %d, %v", n, err)
+		}
+	})
+	t.Run("pull", func(t *testing.T) {
+		app, a := conns(t)
+		m := &manual{}
+		done := make(chan relay.Result, 1)
+		relay.Start(a, m, nil, func(r relay.Result) { done <- r })
+		write(t, app, strings.Repeat("x", 16<<10)) // as much as is read at once: more may follow
+		<-m.ready
+		_ = app.SetLinger(0)
+		_ = app.Close()
+		takeError(t, a)
+		for {
+			n, err := m.pull(make([]byte, 64<<10))
+			if err == io.EOF {
+				t.Fatalf("pulled %d, %v", n, err)
+			}
+			if n == 0 || err != nil {
+				break
+			}
+		}
+		if r := <-done; !errors.Is(r.Err, syscall.ECONNRESET) {
+			t.Errorf("%+v", r)
+		}
+	})
+	t.Run("tcp", func(t *testing.T) {
+		app, a := conns(t)
+		b, backend := conns(t)
+		done := make(chan relay.Result, 1)
+		relay.Start(a, relay.TCP(b), nil, func(r relay.Result) { done <- r })
+		_ = app.SetWriteDeadline(time.Now().Add(300 * time.Millisecond))
+		for {
+			if _, err := app.Write(make([]byte, 64<<10)); err != nil {
+				break // all buffers are full: the relay waits in a write
+			}
+		}
+		_ = app.SetLinger(0)
+		_ = app.Close()
+		takeError(t, a)
+		if n, err := io.Copy(io.Discard, backend); err == nil {
+			t.Errorf("the backend read %d bytes and an end", n)
+		}
+		if r := <-done; !errors.Is(r.Err, syscall.ECONNRESET) {
+			t.Errorf("%+v", r)
+		}
+	})
 }

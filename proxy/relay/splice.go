@@ -26,7 +26,7 @@ func (t tcpFar) Reset(error) { reset(t.conn) }
 // so that the kernel pipe under it (which net.TCPConn.ReadFrom brings along) is
 // never held by an idle connection.
 type spliceFlow struct {
-	app, far *net.TCPConn
+	app, far halfClosed
 	c        *Counters
 	done     func(Result)
 
@@ -35,17 +35,25 @@ type spliceFlow struct {
 	finished bool
 }
 
+// halfClosed is a connection and whether we have half-closed it, or are about to.
+type halfClosed struct {
+	*net.TCPConn
+	shut atomic.Bool
+}
+
 func startSplice(app, far *net.TCPConn, c *Counters, done func(Result)) *spliceFlow {
-	f := &spliceFlow{app: app, far: far, c: c, done: done, running: 2}
-	go f.run(far, app, &c.Sent)
-	go f.run(app, far, &c.Received)
+	f := &spliceFlow{c: c, done: done, running: 2}
+	f.app.TCPConn, f.far.TCPConn = app, far
+	go f.run(&f.far, &f.app, &c.Sent)
+	go f.run(&f.app, &f.far, &c.Received)
 	return f
 }
 
 // run moves one direction to its end.
-func (f *spliceFlow) run(dst, src *net.TCPConn, count *atomic.Int64) {
-	err := splice(dst, src, count)
+func (f *spliceFlow) run(dst, src *halfClosed, count *atomic.Int64) {
+	err := splice(dst.TCPConn, src, count)
 	if err == nil {
+		dst.shut.Store(true)
 		if err = dst.CloseWrite(); errors.Is(err, syscall.ENOTCONN) {
 			err = nil
 		}
@@ -72,8 +80,8 @@ func (f *spliceFlow) fail(err error) {
 	f.finished = true
 	f.mu.Unlock()
 	if !was {
-		reset(f.app)
-		reset(f.far)
+		reset(f.app.TCPConn)
+		reset(f.far.TCPConn)
 		f.report(err)
 	}
 }
@@ -83,7 +91,7 @@ func (f *spliceFlow) report(err error) {
 }
 
 // splice moves bytes from src to dst until src ends (nil) or something breaks.
-func splice(dst, src *net.TCPConn, count *atomic.Int64) error {
+func splice(dst *net.TCPConn, src *halfClosed, count *atomic.Int64) error {
 	raw, err := src.SyscallConn()
 	if err != nil {
 		return err
@@ -92,7 +100,7 @@ func splice(dst, src *net.TCPConn, count *atomic.Int64) error {
 		c       chunk
 		waiting int
 		rerr    error
-		limit   = &io.LimitedReader{R: src}
+		limit   = &io.LimitedReader{R: src.TCPConn}
 	)
 	wait := func(fd uintptr) bool {
 		c = getChunk()
@@ -101,6 +109,9 @@ func splice(dst, src *net.TCPConn, count *atomic.Int64) error {
 		if again {
 			c.free()
 			return false
+		}
+		if c.empty() && rerr == nil {
+			rerr = ended(fd, src.shut.Load())
 		}
 		if c.end == chunkSize {
 			waiting = readable(fd)

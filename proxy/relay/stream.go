@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -32,6 +33,8 @@ type streamFlow struct {
 	// no closure is allocated for a read.
 	await, now reading
 	out        writing
+
+	shut atomic.Bool // we have half-closed app, or are about to
 
 	mu       sync.Mutex
 	head     chunk // read by waitUp, not pulled yet
@@ -74,6 +77,9 @@ func startStream(app *net.TCPConn, far Far, c *Counters, done func(Result)) *str
 	f.now.f = func(fd uintptr) bool {
 		r := &f.now
 		r.n, r.again, r.err = readNow(fd, r.buf)
+		if r.n == 0 && !r.again && r.err == nil {
+			r.err = ended(fd, f.shut.Load())
+		}
 		return true
 	}
 	f.out.f = func(fd uintptr) bool {
@@ -93,6 +99,9 @@ func (f *streamFlow) tryAwait(fd uintptr) bool {
 	r.n, r.again, r.err = readNow(fd, c.mem[:])
 	if r.n == 0 {
 		c.free()
+		if !r.again && r.err == nil {
+			r.err = ended(fd, f.shut.Load())
+		}
 		return !r.again
 	}
 	c.end = r.n
@@ -353,6 +362,7 @@ func (f *streamFlow) end(err error) {
 
 // endDown passes the far end's end on to the application.
 func (f *streamFlow) endDown() {
+	f.shut.Store(true)
 	if err := f.app.CloseWrite(); err != nil && !errors.Is(err, syscall.ENOTCONN) {
 		f.fail(err)
 		return

@@ -66,6 +66,25 @@ func broken(fd uintptr) error {
 	return nil // others, like those of ICMP, may pass
 }
 
+// ended says what a read of 0 bytes means: nil for a half-close. A reset is
+// reported once, to whichever call comes first; when a write has taken it, reads
+// see only that there is nothing more. shut: we have half-closed the connection
+// ourselves, after which nothing of ours writes, and a connection that ended well
+// on both sides is in the same state as a broken one.
+func ended(fd uintptr, shut bool) error {
+	if shut {
+		return nil
+	}
+	info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+	if err == nil && info.State == tcpClose {
+		return appError("read", unix.ECONNRESET)
+	}
+	return nil
+}
+
+// tcpClose is TCP_CLOSE of linux/include/net/tcp_states.h.
+const tcpClose = 7
+
 // readable returns how many bytes wait in the socket.
 func readable(fd uintptr) int {
 	n, err := unix.IoctlGetInt(int(fd), unix.TIOCINQ)
