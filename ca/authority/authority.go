@@ -22,6 +22,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"slices"
 	"time"
 
 	"github.com/warren-mesh/warren/ca/mtls"
@@ -42,6 +43,7 @@ type Authority struct {
 	cert   *x509.Certificate
 	chain  []string // PEM of what goes between a leaf and the roots
 	roots  []byte
+	until  time.Time // when the last way from cert to a root ends
 	policy Policy
 }
 
@@ -107,7 +109,7 @@ func load(f Files, p Policy, now time.Time) (*Authority, error) {
 		return nil, fmt.Errorf("cert-chain.pem: %w", err)
 	}
 	a := &Authority{key: key, cert: certs[0], policy: p, roots: encodeCerts(roots)}
-	if err := checkIssuer(a.cert, key, above, roots, now); err != nil {
+	if a.until, err = checkIssuer(a.cert, key, above, roots, now); err != nil {
 		return nil, err
 	}
 	a.chain = presented(a.cert, above, roots)
@@ -121,19 +123,20 @@ func orEmpty(err error) error {
 	return err
 }
 
-func checkIssuer(cert *x509.Certificate, key crypto.Signer, above, roots []*x509.Certificate, now time.Time) error {
+// checkIssuer returns how long cert leads to a root: nothing that it signs is worth anything after.
+func checkIssuer(cert *x509.Certificate, key crypto.Signer, above, roots []*x509.Certificate, now time.Time) (until time.Time, err error) {
 	if !cert.IsCA || cert.KeyUsage&x509.KeyUsageCertSign == 0 {
-		return errors.New("ca-cert.pem may not sign certificates")
+		return until, errors.New("ca-cert.pem may not sign certificates")
 	}
 	if err := mtls.CheckPublicKey(cert.PublicKey); err != nil {
-		return fmt.Errorf("ca-cert.pem: %w", err)
+		return until, fmt.Errorf("ca-cert.pem: %w", err)
 	}
 	pub, ok := key.Public().(interface{ Equal(crypto.PublicKey) bool })
 	if !ok || !pub.Equal(cert.PublicKey) {
-		return errors.New("ca-key.pem is not the key of ca-cert.pem")
+		return until, errors.New("ca-key.pem is not the key of ca-cert.pem")
 	}
 	if _, err := mtls.NewRoots(roots); err != nil {
-		return fmt.Errorf("root-cert.pem: %w", err)
+		return until, fmt.Errorf("root-cert.pem: %w", err)
 	}
 	opts := x509.VerifyOptions{
 		Roots: x509.NewCertPool(), Intermediates: x509.NewCertPool(),
@@ -145,10 +148,17 @@ func checkIssuer(cert *x509.Certificate, key crypto.Signer, above, roots []*x509
 	for _, c := range above {
 		opts.Intermediates.AddCert(c)
 	}
-	if _, err := cert.Verify(opts); err != nil {
-		return fmt.Errorf("ca-cert.pem does not lead to root-cert.pem: %w", err)
+	paths, err := cert.Verify(opts)
+	if err != nil {
+		return until, fmt.Errorf("ca-cert.pem does not lead to root-cert.pem: %w", err)
 	}
-	return nil
+	for _, path := range paths {
+		end := slices.MinFunc(path, func(a, b *x509.Certificate) int { return a.NotAfter.Compare(b.NotAfter) }).NotAfter
+		if end.After(until) {
+			until = end
+		}
+	}
+	return until, nil
 }
 
 // presented is what a workload sends after its leaf: the issuing certificate and what lies above, without roots, which
@@ -172,8 +182,8 @@ func presented(cert *x509.Certificate, above, roots []*x509.Certificate) []strin
 // RootsPEM is the bundle that everyone trusts. The caller owns it.
 func (a *Authority) RootsPEM() []byte { return bytes.Clone(a.roots) }
 
-// NotAfter is when the issuing certificate ends, and with it everything that it signed.
-func (a *Authority) NotAfter() time.Time { return a.cert.NotAfter }
+// NotAfter is when the issuing certificate, or what it hangs from, ends, and with it everything that it signed.
+func (a *Authority) NotAfter() time.Time { return a.until }
 
 // TTL bounds in force, after defaults.
 func (a *Authority) TTL() Policy { return a.policy }

@@ -251,7 +251,10 @@ func certificate(t *testing.T, tmpl, parent *x509.Certificate, pub crypto.Public
 	t.Helper()
 	tmpl.SerialNumber, _ = rand.Int(rand.Reader, big.NewInt(1<<62))
 	tmpl.BasicConstraintsValid = true
-	tmpl.NotBefore, tmpl.NotAfter = now.Add(-time.Hour), now.Add(24*365*time.Hour)
+	tmpl.NotBefore = now.Add(-time.Hour)
+	if tmpl.NotAfter.IsZero() {
+		tmpl.NotAfter = now.Add(24 * 365 * time.Hour)
+	}
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, parent, pub, key)
 	if err != nil {
 		t.Fatal(err)
@@ -310,6 +313,38 @@ func TestPluggedInIntermediate(t *testing.T) {
 		}
 		if _, err := mtls.Verify(chain, roots, x509.ExtKeyUsageServerAuth, now); err != nil {
 			t.Error(err)
+		}
+	}
+}
+
+// Nothing outlives what its issuer hangs from, as long as there is no other way to a root.
+func TestALeafEndsWithItsChain(t *testing.T) {
+	key := newKey(t)
+	ca := func(name string, parent *x509.Certificate, life time.Duration) []byte {
+		tmpl := &x509.Certificate{Subject: pkix.Name{CommonName: name}, IsCA: true, KeyUsage: x509.KeyUsageCertSign, NotAfter: now.Add(life)}
+		if parent == nil {
+			parent = tmpl
+		}
+		return certificate(t, tmpl, parent, key.Public(), key)
+	}
+	old, root := ca("root", nil, 6*time.Hour), ca("root", nil, 100*time.Hour)
+	middle := ca("middle", parse(t, string(root))[0], 8*time.Hour)
+	issuer := ca("issuer", parse(t, string(middle))[0], 50*time.Hour)
+	for name, c := range map[string]struct {
+		roots []byte
+		want  time.Duration
+	}{
+		"an intermediate": {root, 8 * time.Hour},
+		"the root":        {old, 6 * time.Hour},
+		"the later way":   {append(bytes.Clone(old), root...), 8 * time.Hour},
+	} {
+		a, err := authority.Load(authority.Files{Cert: issuer, Key: keyPEM(t, key), Chain: middle, Roots: c.roots}, authority.Policy{}, now)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		leaf, err := a.Sign(requestFor(t, alice.String()), alice, 24*time.Hour, now)
+		if want := now.Add(c.want).Truncate(time.Second); err != nil || !leaf.NotAfter.Equal(want) || !a.NotAfter().Equal(want) {
+			t.Errorf("%s: until %s, %v; want %s", name, leaf.NotAfter, err, want)
 		}
 	}
 }

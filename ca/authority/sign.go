@@ -77,8 +77,8 @@ func (a *Authority) Sign(csrPEM []byte, id spiffeid.ID, ttl time.Duration, now t
 // issue completes tmpl with what all our leaves share and signs it. The empty subject makes crypto/x509 mark the SAN
 // critical.
 func (a *Authority) issue(tmpl *x509.Certificate, pub crypto.PublicKey, ttl time.Duration, now time.Time) (*x509.Certificate, error) {
-	if !now.Before(a.cert.NotAfter) {
-		return nil, fmt.Errorf("the issuing certificate expired at %s", a.cert.NotAfter.UTC().Format(time.RFC3339))
+	if !now.Before(a.until) {
+		return nil, fmt.Errorf("the issuing certificate expired at %s", a.until.UTC().Format(time.RFC3339))
 	}
 	serial, err := newSerial()
 	if err != nil {
@@ -86,8 +86,8 @@ func (a *Authority) issue(tmpl *x509.Certificate, pub crypto.PublicKey, ttl time
 	}
 	tmpl.SerialNumber = serial
 	tmpl.NotBefore = now.Add(-backdate)
-	if tmpl.NotAfter = now.Add(ttl); tmpl.NotAfter.After(a.cert.NotAfter) {
-		tmpl.NotAfter = a.cert.NotAfter
+	if tmpl.NotAfter = now.Add(ttl); tmpl.NotAfter.After(a.until) {
+		tmpl.NotAfter = a.until
 	}
 	tmpl.BasicConstraintsValid = true
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, a.cert, pub, a.key)

@@ -76,7 +76,7 @@ func TestClockJump(t *testing.T) {
 		{"a little", 4 * time.Second, 0},
 		{"past the end", 2 * time.Hour, afterJump},
 		{"past half of it", 50 * time.Minute, 6 * time.Minute},
-		{"back", -2 * time.Hour, 0},
+		{"back before the beginning", -2 * time.Hour, afterJump},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -9,7 +9,7 @@ import (
 const (
 	clockCheck = 30 * time.Second // how often the clocks are compared at least
 	clockDrift = 5 * time.Second  // more is a jump: suspend, or a correction by hand or NTP
-	afterJump  = 10 * time.Second // expired certificates are renewed within
+	afterJump  = 10 * time.Second // unusable certificates are renewed within
 
 	retryBase     = 500 * time.Millisecond
 	retryFloor    = 100 * time.Millisecond
@@ -81,7 +81,8 @@ func (m *Manager) restLocked(e *entry, d time.Duration, p Priority) {
 }
 
 // checkClocksLocked compares the wall clock with the monotonic one. Deadlines are monotonic and certificates end by
-// the wall clock, so after a jump the deadlines of certificates that end sooner than thought are brought forward.
+// the wall clock, so after a jump the deadlines of certificates that end sooner than thought are brought forward. So are
+// those of certificates that the clock is now too early for: peers on this node refuse them until then.
 func (m *Manager) checkClocksLocked(now time.Time) {
 	wall := m.wall()
 	drift := wall.Sub(m.lastWall) - now.Sub(m.lastCheck)
@@ -97,7 +98,7 @@ func (m *Manager) checkClocksLocked(now time.Time) {
 			continue
 		}
 		at := now.Add(refreshAfter(i.NotAfter().Sub(wall)))
-		if i.Expired(wall) {
+		if i.Expired(wall) || wall.Before(i.NotBefore()) {
 			at = now.Add(rand.N(afterJump))
 		}
 		if at.Before(e.at) {
