@@ -62,18 +62,17 @@ func (o *own) expected(typ byte, size int) error {
 
 // message acts on a whole message that was expected.
 func (o *own) message(typ byte, body []byte) error {
+	switch {
+	case typ == messageTicket && !validTicket(body):
+		return errTicket
+	case typ == messageKeyUpdate && body[0] > 1:
+		return errKeyUpdateValue
+	}
 	if err := o.noData(); err != nil {
 		return err
 	}
 	if typ == messageTicket {
-		// Nothing is resumed here. It must be well-formed all the same.
-		if !validTicket(body) {
-			return errTicket
-		}
-		return nil
-	}
-	if body[0] > 1 {
-		return errKeyUpdateValue
+		return nil // nothing is resumed here
 	}
 	if len(o.hand) > 0 {
 		return errKeyBoundary // RFC 8446 §5.1

@@ -13,12 +13,8 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/warren-mesh/warren/proxy/hbone/record"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // conns is a TCP connection, both ends.
 func conns(tb testing.TB) (client, server net.Conn) {
