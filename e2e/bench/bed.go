@@ -143,11 +143,23 @@ func (b *bed) redirect() error {
 			return fmt.Errorf("rules of %s: %w", p.Spec.Name, err)
 		}
 	}
-	// Many short connections between two addresses: ports must come back soon,
-	// and the tables of ended connections stay small.
+	return b.tune()
+}
+
+// tune readies the pods for many short connections between two addresses:
+// ports come back soon, and the tables of ended connections stay small. Clients
+// and servers have ports of their own: a proxy that dials the application from
+// the client's address, in plaintext, could else take the port of another of
+// the client's connections, which the pod's kernel cannot tell apart.
+func (b *bed) tune() error {
+	const clients, servers = "16384 40959", "40960 65535"
 	for _, p := range []*onehost.Pod{b.client, b.local, b.server, b.outClient, b.outLocal, b.outServer} {
+		ports := servers
+		if p == b.client || p == b.outClient {
+			ports = clients
+		}
 		for _, kv := range [][2]string{
-			{"ipv4/ip_local_port_range", "16384 65535"}, {"ipv4/tcp_tw_reuse", "1"}, {"netfilter/nf_conntrack_tcp_timeout_time_wait", "2"},
+			{"ipv4/ip_local_port_range", ports}, {"ipv4/tcp_tw_reuse", "1"}, {"netfilter/nf_conntrack_tcp_timeout_time_wait", "2"},
 		} {
 			if err := p.Sysctl(kv[0], kv[1]); err != nil && !errors.Is(err, os.ErrNotExist) {
 				return err

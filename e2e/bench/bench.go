@@ -273,13 +273,17 @@ func (b *bench) once(ctx context.Context, l load, s subject, first bool) (figure
 	defer cancel()
 	if first {
 		if err := s.touch(ctx, l.way); err != nil {
-			return nil, err
+			return nil, fmt.Errorf("%w%s", err, s.lastWords())
 		}
 	}
 	if err := quiet(ctx, b.Patience); err != nil {
 		return nil, err
 	}
-	return l.run(ctx, b.Config, s)
+	f, err := l.run(ctx, b.Config, s)
+	if err != nil && ctx.Err() == nil {
+		err = fmt.Errorf("%w%s", err, s.lastWords())
+	}
+	return f, err
 }
 
 // close removes the beds from the n-th on.

@@ -113,10 +113,11 @@ func ofWay(c Config, w way) []load {
 			},
 		})
 	}
+	many := idleOn(w, c.Idle)
 	return append(all, load{
-		id: fmt.Sprintf("%s/idle/%d", string(w), c.Idle), title: fmt.Sprintf("%s: %s", w, count(c.Idle, "idle connection")), way: w, noTLS: true, rounds: 3,
+		id: string(w) + "/idle", title: fmt.Sprintf("%s: %s", w, count(many, "idle connection")), way: w, noTLS: true, rounds: 3,
 		columns: []column{colSetup, colOutBytes, colInBytes, colIdleCPU, colLeft},
-		run:     func(ctx context.Context, c Config, s subject) (figures, error) { return idle(ctx, c, s, w) },
+		run:     func(ctx context.Context, c Config, s subject) (figures, error) { return idle(ctx, c, s, w, many) },
 	})
 }
 
@@ -173,9 +174,19 @@ const (
 	settle = time.Second // until what was begun before has come to rest
 )
 
+// idleOn is how many idle connections a way can have: where one proxy has both
+// ends of each, half as many as it may have descriptors.
+func idleOn(w way, want int) int {
+	const rest = 500
+	if w == across {
+		return want
+	}
+	return min(want, (maxFDs()-rest)/2)
+}
+
 // idle opens many connections on proxies that have done little before, leaves
 // them alone, and reads what they cost.
-func idle(ctx context.Context, c Config, s subject, w way) (figures, error) {
+func idle(ctx context.Context, c Config, s subject, w way, many int) (figures, error) {
 	if s.kind == proxied {
 		if _, err := s.bed.restart(ctx); err != nil {
 			return nil, err
@@ -184,7 +195,7 @@ func idle(ctx context.Context, c Config, s subject, w way) (figures, error) {
 			return nil, err
 		}
 		// What a proxy needs for its first connections is no part of the figure.
-		r, _, err := s.run(ctx, w, ends.Plan{Op: ends.Echo, Conns: 32, Size: 1, Hold: min(200, c.Idle)})
+		r, _, err := s.run(ctx, w, ends.Plan{Op: ends.Echo, Conns: 32, Size: 1, Hold: min(200, many)})
 		if err != nil {
 			return nil, err
 		}
@@ -195,7 +206,7 @@ func idle(ctx context.Context, c Config, s subject, w way) (figures, error) {
 	if err != nil {
 		return nil, err
 	}
-	r, _, err := s.run(ctx, w, ends.Plan{Op: ends.Echo, Conns: min(32, c.Idle), Size: 1, Hold: c.Idle})
+	r, _, err := s.run(ctx, w, ends.Plan{Op: ends.Echo, Conns: min(32, many), Size: 1, Hold: many})
 	if err != nil {
 		return nil, err
 	}
@@ -209,8 +220,8 @@ func idle(ctx context.Context, c Config, s subject, w way) (figures, error) {
 	if err != nil {
 		return nil, err
 	}
-	if alive := r.Held.Alive(); alive != c.Idle {
-		return nil, fmt.Errorf("of %d idle connections %d are left", c.Idle, alive)
+	if alive := r.Held.Alive(); alive != many {
+		return nil, fmt.Errorf("of %d idle connections %d are left", many, alive)
 	}
 	r.Held.Close()
 	wait(ctx, settle)
@@ -218,7 +229,7 @@ func idle(ctx context.Context, c Config, s subject, w way) (figures, error) {
 	if err != nil {
 		return nil, err
 	}
-	each := float64(c.Idle)
+	each := float64(many)
 	f[colSetup.Key], f[colOutBytes.Key], f[colInBytes.Key] = r.Took.Seconds(), float64(open[0]-before[0])/each, float64(open[1]-before[1])/each
 	f[colLeft.Key] = float64(after[0]-before[0]+after[1]-before[1]) / mib
 	return f, ctx.Err()

@@ -37,6 +37,15 @@ func raiseFDs() error {
 	return nil
 }
 
+// maxFDs is how many descriptors this program and its children may have.
+func maxFDs() int {
+	var l syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &l); err != nil {
+		return 1024
+	}
+	return int(min(l.Cur, 1<<20))
+}
+
 // busy is the CPU time, in seconds, that the whole machine has used so far,
 // time stolen by its host included.
 func busy() (float64, error) {

@@ -144,7 +144,7 @@ func (s subject) touch(ctx context.Context, w way) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("%s does not work: %w%s", w, err, s.lastWords())
+			return fmt.Errorf("%s does not work: %w", w, err)
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
@@ -159,8 +159,8 @@ func (s subject) lastWords() string {
 	for _, n := range s.bed.Nodes {
 		text, _ := os.ReadFile(n.ProxyLog())
 		lines := strings.Split(strings.TrimSpace(string(text)), "\n")
-		for _, l := range lines[max(0, len(lines)-2):] {
-			fmt.Fprintf(&b, "\n      %s: %.300s", n.Name, l)
+		for _, l := range lines[max(0, len(lines)-3):] {
+			fmt.Fprintf(&b, "\n      %s: %.400s", n.Name, l)
 		}
 	}
 	return b.String()
