@@ -28,13 +28,15 @@ import (
 // backendStub fails or panics where it is told to, and notes what it did.
 type backendStub struct {
 	redirect.Backend
-	apply func() error
-	did   []string
+	verify time.Duration // that Verify takes
+	apply  func() error
+	did    []string
 }
 
 func (b *backendStub) Name() string { return "stub" }
 
 func (b *backendStub) Verify(*netns.NS, redirect.Config) ([]string, error) {
+	<-time.After(b.verify)
 	return []string{"everything is missing"}, nil
 }
 
@@ -54,14 +56,17 @@ func TestProgrammingFails(t *testing.T) {
 	nstest.LeakCheck(t)
 	_, path := nstest.NewNS(t, "pod")
 	for _, tc := range []struct {
-		name  string
-		apply func() error
-		code  uint
-		text  string
+		name   string
+		verify time.Duration
+		apply  func() error
+		code   uint
+		text   string
+		did    []string
 	}{
-		{"error", func() error { return errors.New("no such table") }, types.ErrInternal, "no such table"},
-		{"out of time", func() error { return context.DeadlineExceeded }, types.ErrTryAgainLater, "program the redirection"},
-		{"panic", func() error { panic("a bug") }, types.ErrInternal, "panicked: a bug"},
+		{"error", 0, func() error { return errors.New("no such table") }, types.ErrInternal, "no such table", []string{"apply", "remove"}},
+		{"out of time", 0, func() error { return context.DeadlineExceeded }, types.ErrTryAgainLater, "program the redirection", []string{"apply", "remove"}},
+		{"no time left", 300 * time.Millisecond, func() error { return nil }, types.ErrTryAgainLater, "program the redirection", nil},
+		{"panic", 0, func() error { panic("a bug") }, types.ErrInternal, "panicked: a bug", []string{"apply", "remove"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -72,9 +77,12 @@ func TestProgrammingFails(t *testing.T) {
 			}}
 			go func() { ended <- f.Run(ctx, filepath.Join(dir, event.SocketName), ready) }()
 			<-ready
-			backend := &backendStub{apply: tc.apply}
+			backend := &backendStub{verify: tc.verify, apply: tc.apply}
 			var stdout, stderr bytes.Buffer
 			p := &Plugin{Stdout: &stdout, Stderr: &stderr, Timeout: 5 * time.Second, Backend: func(string) (redirect.Backend, error) { return backend, nil }}
+			if tc.verify > 0 {
+				p.Timeout = tc.verify / 2
+			}
 			conf, err := json.Marshal(map[string]any{
 				"cniVersion": "1.1.0", "name": "n", "type": conflist.Type, "runDir": dir, "stateDir": dir, "prevResult": map[string]any{},
 			})
@@ -92,8 +100,8 @@ func TestProgrammingFails(t *testing.T) {
 			if !errors.As(err, &e) || e.Code != tc.code || !strings.Contains(e.Msg, tc.text) || e.Details == "" {
 				t.Errorf("error %+v, want code %d, %q and advice", err, tc.code, tc.text)
 			}
-			if want := []string{"apply", "remove"}; !slices.Equal(backend.did, want) {
-				t.Errorf("did %v, want %v", backend.did, want)
+			if !slices.Equal(backend.did, tc.did) {
+				t.Errorf("did %v, want %v", backend.did, tc.did)
 			}
 			if stdout.Len() > 0 {
 				t.Errorf("stdout: %s", &stdout)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -117,5 +118,13 @@ func TestTombstones(t *testing.T) {
 	}
 	if err := WriteTombstone(dir, Tombstone{Key: Key{"../x", "eth0"}}); err == nil {
 		t.Error("a bad key was written")
+	}
+	for i := range maxTombstones {
+		if err := os.WriteFile(filepath.Join(graves, strconv.Itoa(i)), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := WriteTombstone(dir, want[0]); err == nil || !strings.Contains(err.Error(), "are waiting") {
+		t.Errorf("one too many: %v", err)
 	}
 }

@@ -145,6 +145,30 @@ func TestWrongSecondMessage(t *testing.T) {
 	}
 }
 
+// A GC that never ends does not fill the agent's memory.
+func TestEndlessGC(t *testing.T) {
+	nstest.LeakCheck(t)
+	f := &Fake{}
+	uc := dialRaw(t, serve(t, f, nil).Path)
+	c := conn{uc}
+	keys := make([]Key, 400)
+	for i := range keys {
+		keys[i] = Key{"c", "e"}
+	}
+	go func() { // until it is refused
+		for c.send(testContext(t), message{Version: Version, Kind: kindGC, GC: &gcReq{Network: "net", Valid: keys, More: true}}, nil) == nil {
+			continue
+		}
+	}()
+	var refusal *Error
+	if err := c.done(testContext(t)); !errors.As(err, &refusal) || !strings.Contains(refusal.Msg, "more than 16384 attachments") {
+		t.Errorf("got %v", err)
+	}
+	if got := verbs(f); len(got) > 0 {
+		t.Errorf("agent was asked %v", got)
+	}
+}
+
 // The number of silent peers is bounded in time as well: they cannot keep
 // plugins out.
 func TestSilentPeers(t *testing.T) {

@@ -10,16 +10,19 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"github.com/warren-mesh/warren/cni/event"
 	"github.com/warren-mesh/warren/internal/netns"
 	"github.com/warren-mesh/warren/internal/nstest"
 	"github.com/warren-mesh/warren/nodeagent/enroll"
 	"github.com/warren-mesh/warren/nodeagent/zds"
+	"github.com/warren-mesh/warren/xds/translate"
 )
 
 // killed is a plugin that puts its rules in place and then dies, before or after
 // it has said so.
-func (n *node) killed(s *sandbox) {
+func (n *node) killed(s *sandbox, said bool) {
 	n.t.Helper()
 	ctx, cancel := context.WithCancel(within(n.t))
 	defer cancel()
@@ -28,6 +31,9 @@ func (n *node) killed(s *sandbox) {
 			s.programmedWith = r
 			err := n.backend.Apply(s.netns, config(r))
 			cancel()
+			if !said {
+				return "", errors.New("killed")
+			}
 			return event.ByPlugin, err
 		})
 	if err == nil {
@@ -41,9 +47,11 @@ func TestPluginKilledAfterItsRules(t *testing.T) {
 	n.proxy()
 	n.world.pod("app", "a", "uid-a")
 	s := n.sandbox("app", "a", "uid-a", "c1")
-	n.killed(s)
-	n.until("the rules are gone, which nobody else takes away", func() bool { return !n.captured(s) })
-	n.nothingLeft(s)
+	for _, said := range []bool{false, true} {
+		n.killed(s, said)
+		n.until("the rules are gone, which nobody else takes away", func() bool { return !n.captured(s) && len(n.attachments()) == 0 })
+		n.nothingLeft(s)
+	}
 	n.mustAdd(s)
 }
 
@@ -227,4 +235,28 @@ func TestTombstoneOfABusyPod(t *testing.T) {
 		_, err := os.Lstat(filepath.Join(n.state(), "attachments", "c1-eth0.json"))
 		return errors.Is(err, fs.ErrNotExist)
 	})
+}
+
+// TestNewSandboxOutsideTheMesh: of a pod whose earlier sandbox is still in it.
+func TestNewSandboxOutsideTheMesh(t *testing.T) {
+	nstest.LeakCheck(t)
+	n := newNode(t).start()
+	f, _ := n.proxy()
+	n.flows.set(1) // so that the earlier one does not leave by itself
+	n.world.pod("app", "a", "uid-a")
+	old, s := n.sandbox("app", "a", "uid-a", "c1"), n.sandbox("app", "a", "uid-a", "c2")
+	n.mustAdd(old)
+	n.world.pod("app", "a", "uid-a", func(p *corev1.Pod) { p.Labels = map[string]string{translate.LabelDataplaneMode: "none"} })
+	if a, err := n.add(s); err != nil || a.Action != event.Leave {
+		t.Fatalf("ADD: %+v, %v", a, err)
+	}
+	if r := n.e.Report(); len(r) != 1 || r[0].NetnsID != s.netns.ID() || r[0].Phase != enroll.PhaseLeft {
+		t.Errorf("the pod is %+v", r)
+	}
+	if got := n.attachments(); len(got) != 1 || got[0] != "c2-eth0.json" || len(f.Pods()) > 0 {
+		t.Errorf("attachments %v, served %v", got, f.Pods())
+	}
+	if err := n.client.Del(within(t), old.key, "uid-a"); err != nil || n.phase("uid-a") != enroll.PhaseLeft {
+		t.Errorf("DEL of the earlier one: %v, the pod is %q", err, n.phase("uid-a"))
+	}
 }

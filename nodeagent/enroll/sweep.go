@@ -212,17 +212,22 @@ func (f *awayFile) keep(stateDir string, a event.Away, log *slog.Logger) {
 	path := filepath.Join(stateDir, event.AwayName)
 	if f.written != nil && maps.Equal(f.last.Namespaces, a.Namespaces) {
 		now, err := os.Lstat(path)
-		if err == nil && os.SameFile(f.written, now) && f.written.ModTime().Equal(now.ModTime()) && f.written.Mode() == now.Mode() {
+		if err == nil && os.SameFile(f.written, now) && f.written.Size() == now.Size() &&
+			f.written.ModTime().Equal(now.ModTime()) && f.written.Mode() == now.Mode() {
 			return
 		}
 	}
 	err := event.WriteAway(path, a)
+	var there event.Away
 	if err == nil {
 		f.last, f.failed = a, ""
 		f.written, err = os.Lstat(path)
 	}
-	if err == nil {
-		_, err = event.ReadAway(path) // so that written is of a file that is good
+	if err == nil { // so that written is of a file that says so
+		there, err = event.ReadAway(path)
+	}
+	if err == nil && !maps.Equal(there.Namespaces, a.Namespaces) {
+		err = errors.New("somebody else writes it as well")
 	}
 	if err != nil {
 		f.written = nil
