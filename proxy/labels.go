@@ -51,6 +51,27 @@ func (l *labels) withService(s *workload.Service) {
 	}
 }
 
+// unknown is how what is not known is written.
+const unknown = "unknown"
+
+// forget empties what has a value.
+func (l *labels) forget(value string) {
+	for _, f := range []*string{&l.service, &l.serviceNamespace, &l.shortName} {
+		if *f == value {
+			*f = ""
+		}
+	}
+	for _, p := range []*party{&l.src, &l.dst} {
+		for _, f := range []*string{
+			&p.workload, &p.canonicalService, &p.canonicalRevision, &p.namespace, &p.principal, &p.app, &p.version, &p.cluster, &p.region, &p.zone,
+		} {
+			if *f == value {
+				*f = ""
+			}
+		}
+	}
+}
+
 // located says whether the labels about regions and zones are given at all.
 func (l *labels) located() bool {
 	return l.src.region+l.src.zone+l.dst.region+l.dst.zone != ""
@@ -93,7 +114,7 @@ func (l *labels) values(flag flag) []string {
 	}
 	for i := range v {
 		if v[i] == "" {
-			v[i] = "unknown"
+			v[i] = unknown
 		}
 	}
 	return v

@@ -94,9 +94,13 @@ func gauge(name, help string) prometheus.Gauge {
 
 // of returns the series of these labels.
 func (m *metrics) of(l labels) *series {
+	l.forget(unknown) // or two series would be written the same, and spoil the whole answer
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s := m.series[l]
+	if rest := m.rest[l.direction]; l == rest.labels {
+		return rest
+	}
 	if s == nil {
 		if len(m.series) >= maxSeries {
 			return m.rest[l.direction]

@@ -54,6 +54,23 @@ func testMetrics() (*metrics, *track.Registry) {
 	return newMetrics(r, func() int { return 0 }, "1.30"), r
 }
 
+// What is called unknown and what is not known are written the same. Two series
+// of one name would spoil the whole answer.
+func TestUnknownIsUnknown(t *testing.T) {
+	m, _ := testMetrics()
+	for _, l := range []labels{
+		{}, {src: party{workload: "unknown"}}, {dst: party{zone: "unknown"}, service: "unknown"}, {src: party{namespace: "unknown", region: "unknown"}},
+	} {
+		m.of(l).opened.Add(1)
+	}
+	m.rest[track.Inbound].opened.Add(1) // those beyond the bound
+	text, _ := scrape(t, m)
+	got := linesWith(text, "istio_tcp_connections_opened_total")
+	if len(got) != 1 || !strings.HasSuffix(got[0], " 5") {
+		t.Errorf("%q in %.300s", got, text)
+	}
+}
+
 // Names and labels are a contract.
 func TestMetricNames(t *testing.T) {
 	m, _ := testMetrics()
