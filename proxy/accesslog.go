@@ -48,9 +48,15 @@ func (l *logs) early(d track.Direction, src, dst netip.AddrPort, err error) {
 	if !l.enabled(accessScope, slog.LevelWarn) {
 		return
 	}
-	l.write(time.Now(), slog.LevelWarn, accessScope, "connection failed", nil, []slog.Attr{
-		slog.Any("src.addr", src), slog.Any("dst.addr", dst), slog.String("direction", d.String()), slog.String("error", err.Error()),
-	})
+	list := make([]slog.Attr, 0, 4)
+	if src.IsValid() {
+		list = append(list, slog.Any("src.addr", src))
+	}
+	if dst.IsValid() { // the client may have left before it could be asked for
+		list = append(list, slog.Any("dst.addr", dst))
+	}
+	list = append(list, slog.String("direction", d.String()), slog.String("error", err.Error()))
+	l.write(time.Now(), slog.LevelWarn, accessScope, "connection failed", nil, list)
 }
 
 // attrs are the keys of ztunnel's access log, in its order.

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -160,6 +161,32 @@ type slowWriter struct {
 func (w *slowWriter) Write(b []byte) (int, error) {
 	<-w.let
 	return w.Buffer.Write(b)
+}
+
+// A log that nobody reads does not keep the process from ending.
+func TestLogSinkEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &slowWriter{let: make(chan struct{})}
+		s := newLogSink(w, appendText)
+		s.line([]byte("x\n"))
+		synctest.Wait()
+		s.Close()
+		s.line([]byte("y\n")) // does not block either
+		if s.Lost() != 1 {
+			t.Errorf("%d lines lost", s.Lost())
+		}
+		close(w.let)
+	})
+}
+
+// What is not known of a connection that was refused is left out.
+func TestEarlyLine(t *testing.T) {
+	l, out := testLogs(t, LogConfig{Filter: "info"})
+	l.early(track.Outbound, netip.MustParseAddrPort("10.0.0.1:4242"), netip.AddrPort{}, io.EOF)
+	l.sink.Close()
+	if s := out.String(); !strings.HasSuffix(s, "\twarn\taccess\tconnection failed\tsrc.addr=10.0.0.1:4242 direction=\"outbound\" error=\"EOF\"\n") {
+		t.Errorf("%q", s)
+	}
 }
 
 // A reader that does not read costs lines, not time, and is told how many.

@@ -10,6 +10,8 @@ import (
 const (
 	maxLogLines = 10000
 	maxLogBytes = 8 << 20
+	// lastWords is how long the end waits for a reader of the log.
+	lastWords = 2 * time.Second
 )
 
 // logSink takes finished lines and writes them from a goroutine of its own, many
@@ -29,6 +31,7 @@ type logSink struct {
 	dropped int
 	lost    int // since the start
 	closed  bool
+	stuck   bool // nobody reads
 }
 
 // newLogSink starts the writer. Close ends it.
@@ -43,6 +46,9 @@ func (s *logSink) line(b []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
+	case s.stuck:
+		s.lost++
+		return
 	case s.closed:
 		_, _ = s.w.Write(b) // the last words: nothing waits for us any more
 		return
@@ -99,11 +105,21 @@ func (s *logSink) flush(spare []byte) []byte {
 	return out
 }
 
-// Close writes what is left. Lines that come later are written at once. It may
-// be called more than once.
+// Close writes what is left. Lines that come later are written at once. A log
+// that nobody reads does not keep the process from ending: after lastWords its
+// lines are lost, and the goroutine with them. It may be called more than once.
 func (s *logSink) Close() {
 	s.once.Do(func() { close(s.quit) })
-	<-s.done
+	timer := time.NewTimer(lastWords)
+	defer timer.Stop()
+	select {
+	case <-s.done:
+	case <-timer.C:
+		s.mu.Lock()
+		s.stuck = true
+		s.mu.Unlock()
+		return
+	}
 	s.mu.Lock()
 	s.closed = true
 	left := s.buf

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"os"
@@ -19,6 +18,7 @@ var version = "dev"
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 
 func run(args []string, stdout, stderr io.Writer) int {
+	signal.Ignore(syscall.SIGPIPE) // a log that nobody reads any more must not end the pods' connections
 	switch {
 	case len(args) == 0, args[0] == "proxy" && (len(args) == 1 || len(args) == 2 && args[1] == "ztunnel"):
 	case len(args) == 1 && args[0] == "version":
@@ -36,9 +36,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "proxy: configuration:\n"+err.Error())
 		return 1
 	}
-	// The second signal ends the process the hard way.
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop)
+	ctx, stop := untilTold(os.Exit)
+	defer stop()
 	if err = proxy.Main(ctx, cfg, version, stdout); err != nil {
 		fmt.Fprintln(stderr, "proxy:", err)
 		return 1
