@@ -35,6 +35,8 @@ func TestEnviron(t *testing.T) {
 		{"CA_ADDRESS=unix:///ca.sock", func(c Config) any { return c.CA.Address }, "unix:///ca.sock"},
 		{"CA_ADDR=ca:1", func(c Config) any { return c.CA.Address }, "https://ca:1"},
 		{"KUBERNETES_SERVICE_HOST=10.0.0.1", func(c Config) any { return c.XDS.Address }, inClusterIstiod},
+		{"PROXY_CONFIG={concurrency: 3}", func(c Config) any { return c.Threads }, 3},
+		{"SAME_NODE=mtls", func(c Config) any { return c.SameNode }, false},
 		{"NODE_NAME=n1", func(c Config) any { return c.NodeName }, "n1"},
 		{"CLUSTER_ID=c1", func(c Config) any { return c.ClusterID }, "c1"},
 		{"ISTIO_META_CLUSTER_ID=c2", func(c Config) any { return c.ClusterID }, "c2"},
@@ -78,6 +80,14 @@ func TestEnviron(t *testing.T) {
 				t.Errorf("(-want +got):\n%s", d)
 			}
 		})
+	}
+}
+
+// Whoever names the control plane is believed, also in a cluster.
+func TestMeshConfigBeforeTheCluster(t *testing.T) {
+	c, err := FromEnviron([]string{"KUBERNETES_SERVICE_HOST=10.0.0.1", "PROXY_CONFIG={discoveryAddress: 'localhost:15012'}"})
+	if err != nil || c.XDS.Address != localIstiod || c.CA.Address != localIstiod {
+		t.Errorf("%s, %s, %v", c.XDS.Address, c.CA.Address, err)
 	}
 }
 

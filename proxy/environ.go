@@ -19,6 +19,9 @@ import (
 func FromEnviron(environ []string) (Config, error) {
 	e := newEnviron(environ)
 	c := Defaults()
+	if _, ok := e.vars["KUBERNETES_SERVICE_HOST"]; ok {
+		c.XDS.Address, c.CA.Address = inClusterIstiod, inClusterIstiod
+	}
 	e.meshConfig(&c)
 	e.node(&c)
 	e.controlPlane(&c)
@@ -34,7 +37,7 @@ func FromEnviron(environ []string) (Config, error) {
 	default:
 		e.bad("LOG_FORMAT", "%q is neither plain nor json", f)
 	}
-	c.Threads = e.threads()
+	c.Threads = e.threads(c.Threads)
 	e.errs = append(e.errs, c.Validate())
 	return c, errors.Join(e.errs...)
 }
@@ -142,9 +145,6 @@ func (e *environ) node(c *Config) {
 }
 
 func (e *environ) controlPlane(c *Config) {
-	if _, ok := e.vars["KUBERNETES_SERVICE_HOST"]; ok && c.XDS.Address == localIstiod {
-		c.XDS.Address, c.CA.Address = inClusterIstiod, inClusterIstiod
-	}
 	c.XDS.Address = e.address("XDS_ADDRESS", c.XDS.Address)
 	c.CA.Address = e.address("CA_ADDR", c.CA.Address) // an older name of the next
 	c.CA.Address = e.address("CA_ADDRESS", c.CA.Address)

@@ -18,6 +18,7 @@ type proxyConfig struct {
 	DiscoveryAddress string            `json:"discoveryAddress"`
 	ProxyAdminPort   uint16            `json:"proxyAdminPort"`
 	StatsPort        uint16            `json:"statsPort"`
+	Concurrency      *uint16           `json:"concurrency"` // 0: all CPUs
 	ProxyMetadata    map[string]string `json:"proxyMetadata"`
 }
 
@@ -53,6 +54,9 @@ func (p proxyConfig) apply(c *Config) {
 	}
 	if p.StatsPort != 0 {
 		c.Stats = netip.AddrPortFrom(c.Stats.Addr(), p.StatsPort)
+	}
+	if p.Concurrency != nil {
+		c.Threads = int(*p.Concurrency)
 	}
 	for k, v := range p.ProxyMetadata {
 		c.Metadata[trimMeta(k)] = v

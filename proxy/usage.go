@@ -20,9 +20,18 @@ tunnels        HTTP2_STREAM_WINDOW_SIZE HTTP2_CONNECTION_WINDOW_SIZE HTTP2_FRAME
                POOL_MAX_STREAMS_PER_CONNECTION POOL_UNUSED_RELEASE_TIMEOUT
                ENABLE_RESPONSE_BAGGAGE
 process        CONNECTION_TERMINATION_DEADLINE TERMINATION_GRACE_PERIOD_SECONDS
-               ZTUNNEL_WORKER_THREADS
+               ZTUNNEL_WORKER_THREADS SAME_NODE (splice, or mtls: TLS between two pods of
+               this node as well)
 logs           RUST_LOG (info, or info,access=debug) LOG_FORMAT (plain or json)
                AUTHZ_POLICY_INFO_LOGGING
+
+of no effect   ZTUNNEL_CPU_LIMIT ZTUNNEL_RESOURCE_CPU_LIMIT ZTUNNEL_RESOURCE_CPU_REQUEST
+               (the container's own limit counts), LOCALHOST_APP_TUNNEL,
+               PREFERED_SERVICE_NAMESPACE and ISTIO_META_DNS_PROXY_ADDR (of features that
+               are not there yet)
+refused        when asked for, as not there yet: PROXY_MODE=dedicated PROXY_WORKLOAD_INFO
+               ENABLE_PROXY=false LOCAL_XDS XDS_ON_DEMAND UNSTABLE_ENABLE_SOCKS5 CRL_PATH
+               TLS12_ENABLED COMPLIANCE_POLICY ISTIO_META_DNS_CAPTURE
 
 ports          in each pod 15001 outbound, 15006 plaintext inbound, 15008 HBONE;
                15000 administration (loopback), 15020 metrics, 15021 readiness

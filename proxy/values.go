@@ -84,13 +84,13 @@ func unitOf(name string) time.Duration {
 }
 
 // threads is how many system threads may run Go code at once: a number, a part
-// of the CPUs, 0 for all of them. Unset it stays Go's own choice, which already
-// heeds the container's limit.
-func (e *environ) threads() int {
+// of the CPUs, 0 for all of them. Unset it is the mesh's concurrency, or else
+// Go's own choice, which already heeds the container's limit.
+func (e *environ) threads(def int) int {
 	const name = "ZTUNNEL_WORKER_THREADS"
 	v, ok := e.vars[name]
 	if !ok {
-		return 0
+		return def
 	}
 	if p, isPart := strings.CutSuffix(v, "%"); isPart {
 		n, err := parseNumber(p)
