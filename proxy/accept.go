@@ -62,11 +62,20 @@ func addrOf(a net.Addr) netip.AddrPort {
 	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
 }
 
-// opened counts an accepted socket; what it returns is called at its end.
-func (p *pod) opened(d track.Direction) func() {
+// opened counts an accepted socket; what it returns is called at its end. A
+// socket beyond the pod's share is closed, and nil returned.
+func (p *pod) opened(d track.Direction, c *net.TCPConn) func() {
+	if err := p.s.share.take(p); err != nil {
+		p.s.logs.early(d, addrOf(c.RemoteAddr()), netip.AddrPort{}, err)
+		refuse(c)
+		return nil
+	}
 	n := &p.s.metrics.sockets[d]
 	n.Add(1)
-	return func() { n.Add(-1) }
+	return func() {
+		n.Add(-1)
+		p.s.share.give(p)
+	}
 }
 
 // dialApp connects to the application on behalf of client, from the client's

@@ -23,6 +23,7 @@ type connection struct {
 	// clientNear: the client is the near end of the relay, so that what it sends
 	// counts as sent.
 	clientNear bool
+	reserved   bool // a descriptor, for the socket that we make; its owner's until end
 
 	// Set before open, constant afterwards.
 	src, dst       netip.AddrPort
@@ -50,6 +51,14 @@ func (p *pod) track(f track.Facts) (*connection, error) {
 	}
 	c.guard, c.bytes = g, &g.Bytes
 	return c, nil
+}
+
+// reserve takes a descriptor out of the pod's share for the connection's second
+// socket; end gives it back.
+func (c *connection) reserve() error {
+	err := c.p.s.share.take(c.p)
+	c.reserved = err == nil
+	return err
 }
 
 // open counts the connection, under its labels.
@@ -113,6 +122,9 @@ func (c *connection) end(err error) {
 	c.mu.Unlock()
 	c.abort(nil)
 	c.settle()
+	if c.reserved {
+		c.p.s.share.give(c.p)
+	}
 	c.guard.Release()
 	if c.series == nil {
 		return // it was never opened; who ends it logs that

@@ -29,3 +29,13 @@ func (s *Server) AgentState(connected, synced bool) { s.pods.state(connected, sy
 
 // Gatherer is what /metrics shows.
 func (s *Server) Gatherer() prometheus.Gatherer { return s.metrics.registry }
+
+// Dials is how many certificates are kept for tunnels that are being made.
+func (s *Server) Dials() (n int) {
+	for _, p := range s.pods.list() {
+		p.mu.Lock()
+		n += len(p.dials)
+		p.mu.Unlock()
+	}
+	return n
+}

@@ -233,9 +233,11 @@ func TestPodsComeAndGo(t *testing.T) {
 	t.Run("gone with its connections", func(t *testing.T) {
 		l := open(t, client, server.addr(8080))
 		defer l.Close()
+		mark := server.node.logs.mark()
 		if err := h.Del(t.Context(), server.uid); err != nil {
 			t.Fatal(err)
 		}
+		server.node.logs.access(t, mark, map[string]string{"direction": "inbound", "error": "connection closed due to connection drain"})
 		if _, err := io.ReadAll(l); !errors.Is(err, syscall.ECONNRESET) {
 			t.Errorf("ended with %v, want a reset", err)
 		}

@@ -23,6 +23,7 @@ import (
 	"github.com/warren-mesh/warren/ca/mtls"
 	"github.com/warren-mesh/warren/ca/source/fake"
 	"github.com/warren-mesh/warren/proxy/hbone"
+	"github.com/warren-mesh/warren/xds/workload"
 )
 
 // Connections to the proxy's own ports, from wherever and to whatever name of
@@ -226,6 +227,24 @@ func TestImpostors(t *testing.T) {
 		})
 	}
 	client.mustCall(server.addr(8080))
+}
+
+// A peer that hangs up in the middle of the handshake leaves nothing behind.
+func TestFailedHandshakesLeaveNothing(t *testing.T) {
+	m := newMesh(t, 1)
+	client, peer := m.nodes[0].meshPod("client"), m.nodes[0].pod("peer")
+	peer.w.Protocol = workload.HBONE
+	m.apply(workload.Batch{Workloads: []*workload.Workload{peer.w}})
+	met := make(chan struct{}, 1)
+	peer.listen(15008, func(c *net.TCPConn) {
+		_, _ = c.Read(make([]byte, 1))
+		met <- struct{}{}
+	})
+	client.mustFail(peer.addr(8080))
+	<-met
+	if n := m.nodes[0].srv.Dials(); n != 0 {
+		t.Errorf("%d certificates are kept for handshakes that are over", n)
+	}
 }
 
 // Headers of a peer reach the log only as what they are: text in quotes.

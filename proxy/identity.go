@@ -124,10 +124,18 @@ func (p *pod) dialTunnel(ctx context.Context, key hbone.Key) (net.Conn, *tls.Con
 	if err != nil {
 		return nil, nil, err
 	}
-	p.mu.Lock()
-	p.dials[key] = i
-	p.mu.Unlock()
-	return c, mtls.Client(i, expected), nil
+	config := mtls.Client(i, expected)
+	verify := config.VerifyConnection
+	config.VerifyConnection = func(cs tls.ConnectionState) error {
+		if err := verify(cs); err != nil {
+			return err // until will not be asked: nothing may stay here
+		}
+		p.mu.Lock()
+		p.dials[key] = i
+		p.mu.Unlock()
+		return nil
+	}
+	return c, config, nil
 }
 
 // until is when a pooled tunnel takes no more connections: when a certificate

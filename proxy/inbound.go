@@ -33,7 +33,11 @@ type tunnel struct {
 
 // inbound serves a tunnel until it ends. It owns conn.
 func (p *pod) inbound(conn *net.TCPConn, transparent bool) {
-	defer p.opened(track.Inbound)()
+	done := p.opened(track.Inbound, conn)
+	if done == nil {
+		return
+	}
+	defer done()
 	if p.tunnels.Add(1) > maxTunnels {
 		p.tunnels.Add(-1)
 		refuse(conn)
@@ -239,6 +243,9 @@ func (p *pod) authorize(c *connection, self *workload.Workload) error {
 
 // dialInbound connects to the application; it gives up when the peer does.
 func (p *pod) dialInbound(c *connection, in *hbone.Incoming, target netip.AddrPort, transparent bool) (*net.TCPConn, error) {
+	if err := c.reserve(); err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithCancel(c.ctx)
 	defer cancel()
 	if in != nil {

@@ -34,4 +34,6 @@ const (
 	// retryPods is how often pods whose listeners could not be opened are tried
 	// again.
 	retryPods = 5 * time.Second
+	// retryUnix is the same for the administration socket.
+	retryUnix = time.Second
 )

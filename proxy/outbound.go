@@ -18,7 +18,10 @@ import (
 // outbound carries a connection that the pod made. It owns app and returns when
 // the relay runs or all is over.
 func (p *pod) outbound(app *net.TCPConn) {
-	done := p.opened(track.Outbound)
+	done := p.opened(track.Outbound, app)
+	if done == nil {
+		return
+	}
 	src := addrOf(app.RemoteAddr())
 	dst, err := sockopt.OriginalDst(app)
 	var c *connection
@@ -105,6 +108,9 @@ func outboundLabels(self *workload.Workload, d route.Decision) labels {
 // dialOut carries a decision out.
 func (c *connection) dialOut(d route.Decision, self *workload.Workload) (relay.Far, error) {
 	if d.Protocol == route.TCP {
+		if err := c.reserve(); err != nil {
+			return nil, err
+		}
 		far, err := c.p.sockets.Dial(c.ctx, netip.Addr{}, d.Dial)
 		if err != nil {
 			return nil, &upstreamError{err}

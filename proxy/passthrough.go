@@ -16,7 +16,10 @@ import (
 // that is allowed is for the policies to say: the client has no identity. It
 // owns client and returns when the relay runs or all is over.
 func (p *pod) passthrough(client *net.TCPConn, transparent bool) {
-	done := p.opened(track.Inbound)
+	done := p.opened(track.Inbound, client)
+	if done == nil {
+		return
+	}
 	src := addrOf(client.RemoteAddr())
 	dst, err := sockopt.OriginalDst(client)
 	var c *connection

@@ -18,6 +18,7 @@ import (
 	"github.com/warren-mesh/warren/nodeagent/zds"
 	"github.com/warren-mesh/warren/proxy/hbone"
 	"github.com/warren-mesh/warren/proxy/sockopt"
+	"github.com/warren-mesh/warren/proxy/track"
 	"github.com/warren-mesh/warren/xds/workload"
 )
 
@@ -127,15 +128,17 @@ func (p *pod) drain(ctx context.Context) {
 	case <-ctx.Done():
 		p.log.Warn("connection failed to drain within the timeout", "connections", countText(p.s.tracked.Pod(p.uid)))
 	}
-	p.stop(errDrain)
+	p.stop()
 	<-ended
 }
 
 // stop ends everything of the pod now, and returns when it has ended.
-func (p *pod) stop(why error) {
+func (p *pod) stop() {
 	p.closeListeners()
-	p.kill(why)
-	p.s.tracked.CutPod(p.uid, why)
+	p.kill(errDrain)
+	// By owner, not by UID: a pod with a new namespace has the same one, and is
+	// served already.
+	p.s.tracked.Cut(func(g *track.Guard) bool { c, ok := g.Owner.(*connection); return ok && c.p == p }, errDrain)
 	_ = p.pool.Close()
 	p.work.Wait()
 	p.mu.Lock()

@@ -127,6 +127,16 @@ func TestPolicyChangeCuts(t *testing.T) {
 			witness.ping(t)
 		})
 	}
+	t.Run("of a pod that the control plane has forgotten", func(t *testing.T) {
+		victim := open(t, client, server.addr(8080))
+		defer victim.Close()
+		m.nodes[1].srv.Store().Apply(workload.Batch{RemovedAddresses: []string{server.w.UID}})
+		victim.ping(t)
+		m.apply(workload.Batch{Policies: []*workload.Policy{deny("live", workload.Match{Principals: principals(client)})}})
+		if _, err := io.ReadAll(victim); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("ended with %v, want a reset", err)
+		}
+	})
 	until(t, "all connections are gone", func() bool { return m.nodes[0].srv.Tracked().Len()+m.nodes[1].srv.Tracked().Len() == 0 })
 }
 

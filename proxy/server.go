@@ -17,6 +17,7 @@ import (
 	"github.com/warren-mesh/warren/nodeagent/zds"
 	"github.com/warren-mesh/warren/proxy/admin"
 	"github.com/warren-mesh/warren/proxy/hbone"
+	"github.com/warren-mesh/warren/proxy/sockopt"
 	"github.com/warren-mesh/warren/proxy/track"
 	"github.com/warren-mesh/warren/xds/client"
 	"github.com/warren-mesh/warren/xds/workload"
@@ -58,6 +59,7 @@ type Server struct {
 	tracked *track.Registry
 	metrics *metrics
 	budget  *hbone.Budget
+	share   *share
 	proven  pairs
 	ready   *admin.Readiness
 	pods    *pods
@@ -80,8 +82,13 @@ func New(cfg Config, o Options) (s *Server, err error) {
 	if err != nil {
 		return nil, err
 	}
+	files, err := sockopt.MaxFiles()
+	if err != nil {
+		l.sink.Close()
+		return nil, fmt.Errorf("proxy: %w", err)
+	}
 	s = &Server{
-		cfg: cfg, version: o.Version, logs: l, log: l.scope("proxy"), rbacLog: l.scope("rbac"), store: workload.NewStore(),
+		share: newShare(files), cfg: cfg, version: o.Version, logs: l, log: l.scope("proxy"), rbacLog: l.scope("rbac"), store: workload.NewStore(),
 		tracked: track.New(maxConnections, maxPodConnections), budget: hbone.NewBudget(windowBudget),
 		ready: admin.NewReadiness(taskState, taskProxy, taskPods), asked: make(chan struct{}), started: make(chan struct{}),
 		podsChanged: make(chan struct{}, 1), fetched: make(map[string]bool),
@@ -199,6 +206,7 @@ func (s *Server) runFront(c *crew, listeners []served) {
 	for _, l := range listeners {
 		c.start(func(ctx context.Context) error { return admin.Serve(ctx, l.listener, l.handler, s.log) })
 	}
+	c.start(s.serveUnix)
 	c.start(func(ctx context.Context) error { s.pods.retry(ctx); return nil })
 	c.start(func(ctx context.Context) error {
 		if !s.synced(ctx) {
@@ -263,13 +271,24 @@ func (s *Server) listenAll() (all []served, err error) {
 	if err := open(s.cfg.Ready.String(), admin.ReadyHandler(s.ready)); err != nil {
 		return all, err
 	}
+	return all, nil
+}
+
+// serveUnix answers on the administration socket until ctx ends. The node
+// agent's folder may come later, and nothing but its status needs this.
+func (s *Server) serveUnix(ctx context.Context) error {
 	path := filepath.Join(filepath.Dir(s.cfg.ZDSPath), AdminSocket)
-	unix, err := admin.ListenUnix(path)
-	if err != nil { // the agent's folder may come later, and nothing but its status needs this
-		s.log.Warn("no administration socket: the node agent cannot show what this proxy does", "path", path, "err", err)
-		return all, nil
+	for said := false; ctx.Err() == nil; wait(ctx, retryUnix) {
+		l, err := admin.ListenUnix(path)
+		if err == nil {
+			return admin.Serve(ctx, l, admin.Handler(s.source()), s.log)
+		}
+		if !said {
+			s.log.Warn("no administration socket yet: the node agent cannot show what this proxy does", "path", path, "err", err)
+			said = true
+		}
 	}
-	return append(all, served{unix, administration}), nil
+	return nil
 }
 
 // Main makes a server and runs it.

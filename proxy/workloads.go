@@ -71,7 +71,7 @@ func (ps *pods) Add(ctx context.Context, w zds.Workload) error {
 	}
 	if old != nil {
 		ps.log.Info("pod has a new network namespace", "uid", w.UID, "pod", podName(w.Info))
-		ps.remove(w.UID, errPodGone)
+		ps.remove(w.UID)
 	}
 	return ps.start(ctx, w)
 }
@@ -141,7 +141,7 @@ func (ps *pods) Del(_ context.Context, uid string) error {
 	synced := ps.synced
 	ps.mu.Unlock()
 	if synced {
-		ps.remove(uid, errPodGone)
+		ps.remove(uid)
 	}
 	return nil
 }
@@ -160,14 +160,14 @@ func (ps *pods) Snapshot(context.Context) error {
 	ps.named, ps.synced = make(map[string]bool), true
 	ps.mu.Unlock()
 	for _, uid := range gone {
-		ps.remove(uid, errPodGone)
+		ps.remove(uid)
 	}
 	ps.report()
 	return nil
 }
 
 // remove takes a pod out and stops it, in the background; ops is held.
-func (ps *pods) remove(uid string, why error) {
+func (ps *pods) remove(uid string) {
 	ps.mu.Lock()
 	p := ps.running[uid]
 	delete(ps.running, uid)
@@ -180,7 +180,7 @@ func (ps *pods) remove(uid string, why error) {
 	}
 	ps.log.Info("pod is not served any more", "uid", uid, "pod", podName(p.info))
 	p.closeListeners() // now: another pod object may want the ports
-	ps.bg.Go(func() { p.stop(why) })
+	ps.bg.Go(p.stop)
 	ps.s.metrics.stopped.Inc()
 	ps.report()
 }

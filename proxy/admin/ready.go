@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 )
 
 // Readiness is the set of things that are still to be done before traffic
@@ -67,8 +68,16 @@ func ReadyHandler(r *Readiness) http.Handler {
 	return routes(map[string]http.Handler{"/healthz/ready": r})
 }
 
+// scrapeTimeout is how long a client may take to read the metrics: only so many
+// are answered at a time, and the port is open to all.
+const scrapeTimeout = 30 * time.Second
+
 // MetricsHandler serves the metrics port.
-func MetricsHandler(metrics http.Handler) http.Handler {
+func MetricsHandler(h http.Handler) http.Handler {
+	metrics := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(scrapeTimeout)) // a recorder has none
+		h.ServeHTTP(w, r)
+	})
 	return routes(map[string]http.Handler{"/metrics": metrics, "/stats/prometheus": metrics})
 }
 

@@ -153,9 +153,10 @@ func (r *Registry) Recheck(d Direction, verdict func(Facts) error) (cut int) {
 	return cut
 }
 
-// CutPod ends all connections of a pod for reason.
-func (r *Registry) CutPod(uid string, reason error) {
-	for _, g := range r.guards(func(g *Guard) bool { return g.Facts.Pod == uid }) {
+// Cut ends for reason all connections that which says. It runs with a lock held
+// and must not call the Registry.
+func (r *Registry) Cut(which func(*Guard) bool, reason error) {
+	for _, g := range r.guards(which) {
 		g.Cut(reason)
 	}
 }

@@ -100,14 +100,15 @@ func TestSnapshotIsInOrder(t *testing.T) {
 	}
 }
 
-func TestCutPod(t *testing.T) {
+func TestCut(t *testing.T) {
 	r := track.New(10, 10)
 	cut := map[string]int{}
 	for _, pod := range []string{"a", "b", "a"} {
 		add(t, r, facts(pod, track.Outbound, "10.0.0.1:1"), func(error) { cut[pod]++ })
 	}
-	r.CutPod("a", errors.New("gone"))
-	r.CutPod("a", errors.New("gone"))
+	a := func(g *track.Guard) bool { return g.Facts.Pod == "a" }
+	r.Cut(a, errors.New("gone"))
+	r.Cut(a, errors.New("gone"))
 	if diff := cmp.Diff(map[string]int{"a": 2}, cut); diff != "" {
 		t.Error(diff)
 	}
