@@ -162,15 +162,20 @@ func TestStress(t *testing.T) {
 		}
 	}
 	var r *rig
-	var last atomic.Int32
+	var last atomic.Int32     // arrived in the last round
+	var served sync.WaitGroup // of the last round: all of them arrive
+	served.Add(conns)
 	backend := serveApp(t, func(c *net.TCPConn) {
 		var b [8]byte
 		if _, err := io.ReadFull(c, b[:]); err != nil {
 			return
 		}
 		k := newTalk(binary.LittleEndian.Uint64(b[:]))
-		if k.seed&whole != 0 && int(last.Add(1)) == conns {
-			r.drain()
+		if k.seed&whole != 0 {
+			if int(last.Add(1)) == conns {
+				r.drain()
+			}
+			defer served.Done()
 		}
 		check(k, "server", k.run(c, false))
 	})
@@ -192,4 +197,5 @@ func TestStress(t *testing.T) {
 		}
 		wg.Wait()
 	}
+	served.Wait()
 }

@@ -111,7 +111,7 @@ func splice(dst *net.TCPConn, src *halfClosed, count *atomic.Int64) error {
 			return false
 		}
 		if c.empty() && rerr == nil {
-			rerr = ended(fd, src.shut.Load())
+			rerr = ended(fd, &src.shut)
 		}
 		if c.end == chunkSize {
 			waiting = readable(fd)

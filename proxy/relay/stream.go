@@ -78,7 +78,7 @@ func startStream(app *net.TCPConn, far Far, c *Counters, done func(Result)) *str
 		r := &f.now
 		r.n, r.again, r.err = readNow(fd, r.buf)
 		if r.n == 0 && !r.again && r.err == nil {
-			r.err = ended(fd, f.shut.Load())
+			r.err = ended(fd, &f.shut)
 		}
 		return true
 	}
@@ -100,7 +100,7 @@ func (f *streamFlow) tryAwait(fd uintptr) bool {
 	if r.n == 0 {
 		c.free()
 		if !r.again && r.err == nil {
-			r.err = ended(fd, f.shut.Load())
+			r.err = ended(fd, &f.shut)
 		}
 		return !r.again
 	}

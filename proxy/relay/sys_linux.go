@@ -3,6 +3,7 @@ package relay
 import (
 	"net"
 	"os"
+	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -69,14 +70,12 @@ func broken(fd uintptr) error {
 // ended says what a read of 0 bytes means: nil for a half-close. A reset is
 // reported once, to whichever call comes first; when a write has taken it, reads
 // see only that there is nothing more. shut: we have half-closed the connection
-// ourselves, after which nothing of ours writes, and a connection that ended well
-// on both sides is in the same state as a broken one.
-func ended(fd uintptr, shut bool) error {
-	if shut {
-		return nil
-	}
+// ourselves, after which nothing of ours writes, and one that ended well on both
+// sides is in the same state as a broken one. It is set before the half-close and
+// so must be looked at after the state.
+func ended(fd uintptr, shut *atomic.Bool) error {
 	info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
-	if err == nil && info.State == tcpClose {
+	if err == nil && info.State == tcpClose && !shut.Load() {
 		return appError("read", unix.ECONNRESET)
 	}
 	return nil
