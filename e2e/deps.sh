@@ -10,6 +10,7 @@ need iptables iptables
 need iptables-restore iptables
 need ip6tables-restore iptables
 need unshare util-linux
+need openssl openssl
 missing=$(printf '%s\n' $missing | sort -u | tr '\n' ' ')
 [ -z "${missing% }" ] && exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then

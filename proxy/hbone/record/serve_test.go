@@ -81,6 +81,7 @@ func answer(c net.Conn, cfg *tls.Config, choice record.Choice) {
 	defer cancel()
 	l, err := record.Handshake(ctx, c, cfg, false, choice)
 	if err != nil {
+		finish(c)
 		return
 	}
 	in, out := make([]byte, 64<<10), make([]byte, 0, 128<<10)
@@ -90,6 +91,9 @@ func answer(c net.Conn, cfg *tls.Config, choice record.Choice) {
 		got = append(got, plain...)
 		var reply []byte
 		if bytes.Contains(got, []byte("\r\n\r\n")) {
+			if bytes.Contains(got, []byte("/keyupdate")) {
+				record.AskKeyUpdate(l)
+			}
 			reply, got = []byte("HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok"), nil
 		}
 		wire, err := l.Seal(nil, reply)
@@ -101,10 +105,7 @@ func answer(c net.Conn, cfg *tls.Config, choice record.Choice) {
 		}
 		if oerr != nil || err != nil {
 			fmt.Println(c.RemoteAddr(), oerr, err)
-			// The alert must arrive before the reset that unread bytes cause.
-			_ = c.(*net.TCPConn).CloseWrite()
-			_ = c.SetReadDeadline(time.Now().Add(time.Second))
-			_, _ = io.Copy(io.Discard, c)
+			finish(c)
 			return
 		}
 		if took == n {
@@ -115,4 +116,11 @@ func answer(c net.Conn, cfg *tls.Config, choice record.Choice) {
 		}
 		n = copy(in, in[took:n])
 	}
+}
+
+// finish lets an alert arrive before the reset that unread bytes cause.
+func finish(c net.Conn) {
+	_ = c.(*net.TCPConn).CloseWrite()
+	_ = c.SetReadDeadline(time.Now().Add(time.Second))
+	_, _ = io.Copy(io.Discard, c)
 }
