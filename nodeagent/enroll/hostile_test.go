@@ -121,6 +121,9 @@ func TestStateThatCannotBeWritten(t *testing.T) {
 	}
 	_, err := n.add(in)
 	wantRefusal(t, err, true, "write attachment")
+	if n.e.Knows(in.key) {
+		t.Error("the attachment of a refused ADD is remembered")
+	}
 	restore()
 	n.nothingLeft(in)
 	n.mustAdd(in)
@@ -259,4 +262,39 @@ func TestNewSandboxOutsideTheMesh(t *testing.T) {
 	if err := n.client.Del(within(t), old.key, "uid-a"); err != nil || n.phase("uid-a") != enroll.PhaseLeft {
 		t.Errorf("DEL of the earlier one: %v, the pod is %q", err, n.phase("uid-a"))
 	}
+}
+
+// TestTwoAddsOfWhichOneFails: the plugin of the one takes away the rules that the
+// other relies on.
+func TestTwoAddsOfWhichOneFails(t *testing.T) {
+	nstest.LeakCheck(t)
+	n := newNode(t).start()
+	f, _ := n.proxy()
+	in, fail := make(chan struct{}), make(chan struct{})
+	f.OnAdd(func(context.Context, string, zds.Info) error {
+		f.OnAdd(nil)
+		close(in)
+		<-fail
+		return errors.New("no")
+	})
+	n.world.pod("app", "a", "uid-a")
+	first, second := n.sandbox("app", "a", "uid-a", "c1"), &sandbox{}
+	*second = *first
+	done := make(chan error, 2)
+	go func() { _, err := n.add(first); done <- err }()
+	<-in
+	go func() { _, err := n.add(second); done <- err }()
+	n.until("the second waits for the first", func() bool { return n.e.Waiting("uid-a") == 2 })
+	close(fail)
+	wantRefusal(t, <-done, true, "no")
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if !n.e.Suspect("uid-a") {
+		t.Error("nobody looks whether the rules stay")
+	}
+	if err := n.backend.Remove(first.netns); err != nil { // as the first's plugin does
+		t.Fatal(err)
+	}
+	n.until("the rules are back", func() bool { return n.captured(second) })
 }
