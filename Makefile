@@ -46,7 +46,7 @@ test-race: deps build plugins ## the same under the race detector, but for the w
 e2e: deps build plugins ## the whole-mesh tests alone
 	$(ROOTLY) $(TESTENV) $(GO) test -count=1 -timeout 15m -v ./e2e/onehost/...
 
-bench: deps build plugins ## throughput, latency, connections, memory, ADD; PEER=/path/to/proxy runs another proxy beside ours
+bench: deps build plugins ## what the mesh costs (about 25 minutes); PEER=/path/to/proxy measures another beside ours, BENCHFLAGS='-list' names the loads
 	$(GO) build -o $(BIN)/bench ./e2e/bench/cmd/bench
 	$(ROOTLY) $(TESTENV) $(BIN)/bench -bin $(BIN) $(if $(PEER),-peer $(PEER)) $(BENCHFLAGS)
 

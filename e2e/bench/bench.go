@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strings"
+	"sync"
 	"time"
 )
 
@@ -29,6 +31,7 @@ type Config struct {
 	Alone    bool           // take turns with other runs on this machine
 
 	JSON, HTML string // files to write; empty: none
+	Profiles   string // folder for CPU profiles of the proxies under each load; empty: none
 }
 
 // prefix begins the names of all that is made outside the namespaces.
@@ -279,11 +282,43 @@ func (b *bench) once(ctx context.Context, l load, s subject, first bool) (figure
 	if err := quiet(ctx, b.Patience); err != nil {
 		return nil, err
 	}
+	profiled := b.profile(ctx, l, s)
 	f, err := l.run(ctx, b.Config, s)
+	err = errors.Join(err, <-profiled)
 	if err != nil && ctx.Err() == nil {
 		err = fmt.Errorf("%w%s", err, s.lastWords())
 	}
 	return f, err
+}
+
+// profile begins to take CPU profiles of the subject's proxies, where they are
+// asked for, over as many whole seconds as the measurement has. Each load's
+// last round stays.
+func (b *bench) profile(ctx context.Context, l load, s subject) <-chan error {
+	done := make(chan error, len(s.bed.Nodes))
+	seconds := int((b.Warm + b.Length).Seconds())
+	if b.Profiles == "" || s.kind != proxied || seconds < 1 {
+		close(done)
+		return done
+	}
+	go func() {
+		defer close(done)
+		var wg sync.WaitGroup
+		errs := make([]error, len(s.bed.Nodes))
+		for i, n := range s.bed.Nodes {
+			wg.Go(func() {
+				text, err := n.Profile(ctx, seconds)
+				if err == nil {
+					name := strings.NewReplacer("/", "-", " ", "-", ",", "").Replace(l.id + "-" + s.name + "-" + n.Name + ".pprof")
+					err = os.WriteFile(filepath.Join(b.Profiles, name), text, 0o644)
+				}
+				errs[i] = err
+			})
+		}
+		wg.Wait()
+		done <- errors.Join(errs...)
+	}()
+	return done
 }
 
 // close removes the beds from the n-th on.

@@ -33,6 +33,7 @@ func (c *Config) RegisterFlags(fs *flag.FlagSet) {
 	fs.DurationVar(&c.Patience, "patience", 0, "wait so long at most, before each measurement, until the machine is quiet")
 	fs.BoolVar(&c.Alone, "alone", true, "take turns with other runs of the bench on this machine, round by round")
 	fs.StringVar(&c.JSON, "json", "", "write everything to this `file` as JSON")
+	fs.StringVar(&c.Profiles, "profiles", "", "leave CPU profiles of the proxies under each load in this `folder` (costs a little; give -length 2s or more)")
 	fs.StringVar(&c.HTML, "html", "", "write one page with tables and plots to this `file`")
 }
 

@@ -200,7 +200,7 @@ func idle(ctx context.Context, c Config, s subject, w way, many int) (figures, e
 			return nil, err
 		}
 		r.Held.Close()
-		wait(ctx, settle)
+		wait(ctx, min(settle, c.Length))
 	}
 	before, err := s.memory()
 	if err != nil {
@@ -211,7 +211,7 @@ func idle(ctx context.Context, c Config, s subject, w way, many int) (figures, e
 		return nil, err
 	}
 	defer r.Held.Close()
-	wait(ctx, settle)
+	wait(ctx, min(settle, c.Length))
 	open, err := s.memory()
 	if err != nil {
 		return nil, err
@@ -224,7 +224,7 @@ func idle(ctx context.Context, c Config, s subject, w way, many int) (figures, e
 		return nil, fmt.Errorf("of %d idle connections %d are left", many, alive)
 	}
 	r.Held.Close()
-	wait(ctx, settle)
+	wait(ctx, min(settle, c.Length))
 	after, err := s.memory()
 	if err != nil {
 		return nil, err
@@ -268,7 +268,7 @@ func standing(ctx context.Context, c Config, s subject) (figures, error) {
 	if err := s.touch(ctx, across); err != nil {
 		return nil, err
 	}
-	wait(ctx, settle)
+	wait(ctx, min(settle, c.Length))
 	f, err := s.still(ctx, across, c.Length)
 	if err != nil {
 		return nil, err

@@ -150,6 +150,14 @@ func (n *Node) Metrics(ctx context.Context) (string, error) {
 	return b.String(), err
 }
 
+// Profile takes a CPU profile of the proxy, in pprof's format. seconds is at
+// least 1.
+func (n *Node) Profile(ctx context.Context, seconds int) ([]byte, error) {
+	var b bytes.Buffer
+	err := n.get(ctx, "127.0.0.1:15000", "/debug/pprof/profile?seconds="+strconv.Itoa(seconds), &b)
+	return b.Bytes(), err
+}
+
 // get fetches a path from a server inside the node: into a bytes.Buffer as it
 // is, into anything else as JSON, nowhere if v is nil.
 func (n *Node) get(ctx context.Context, host, path string, v any) error {

@@ -55,7 +55,6 @@ type client struct {
 	conns []sending
 	buf   []byte // what is sent; a head and a message, or a block
 	in    []byte
-	mark  byte
 
 	windowed bool
 	times    *Histogram
