@@ -114,6 +114,9 @@ func TestDetectByTheHostsRules(t *testing.T) {
 			{"only chains there", "iptables -N X", "iptables -A INPUT -j ACCEPT", b.other.name},
 			{"nowhere", "", "", NameNFT},
 		}
+		if b.turns != b.other.turns {
+			t.Error("the two variants do not wait for each other")
+		}
 		for _, tt := range tests {
 			t.Run(tt.name, func(t *testing.T) {
 				host, _ := nstest.NewNS(t, "host")

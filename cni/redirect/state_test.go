@@ -64,6 +64,26 @@ COMMIT
 	}
 }
 
+func TestQuotedTextsGoOn(t *testing.T) {
+	tests := []struct {
+		line string
+		open bool // at the end
+	}{
+		{"-A X -j Y", false},
+		{"-A X --comment \"a b\" -j Y", false},
+		{"-A X --comment \"a", true},
+		{"-A X --comment \"a \\\" \" -j Y", false},
+		{"-A X --comment \"a \\\\\" -j Y", false},
+		{"-A X --comment \"a \\\"", true},
+		{"-A X -i a\"b -j Y", false}, // an interface's name is not quoted
+	}
+	for _, tt := range tests {
+		if got := endsQuoted(tt.line, false); got != tt.open {
+			t.Errorf("%s: open %v, want %v", tt.line, got, tt.open)
+		}
+	}
+}
+
 func FuzzParseSave(f *testing.F) {
 	f.Add("*nat\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -j WARREN_PRERT\nCOMMIT\n")
 	f.Add("*nat\n:WARREN_PRERT - [0:0]\n-A WARREN_PRERT ! -d 127.0.0.1/32 -p tcp\n")

@@ -124,6 +124,33 @@ func TestOnlyTheInterface(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
+	// Also while captures begin.
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		send(t, a, b, netip.AddrPortFrom(b.IP4, 81), "", func(c net.Conn) net.Conn {
+			for buf := make([]byte, 1000); ; {
+				select {
+				case <-stop:
+					return c
+				default:
+					c.Write(buf)
+				}
+			}
+		})
+	}()
+	for range 100 {
+		begun, err := Open(n.NS, "node3", 15008, netip.Prefix{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		begun.Close()
+		if got := begun.Counts(); got.OtherTCP != 0 {
+			t.Fatalf("counted %+v of another interface", got)
+		}
+	}
+	close(stop)
+	<-stopped
 	send(t, a, b, netip.AddrPortFrom(b.IP4, 80), "past it", plain)
 	send(t, a, &nstest.Pod{NS: other.NS}, netip.AddrPortFrom(other.IP4, 80), "x", plain)
 	if got := waitFor(t, c, func(n Counts) bool { return n.OtherTCP > 0 }); got.OtherTCP != 1 {

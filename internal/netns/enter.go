@@ -46,9 +46,14 @@ func (n *NS) Do(fn func() error) error {
 	if err != nil {
 		return err
 	}
+	return n.do(entry{setns: setns, home: home}, fn)
+}
+
+func (n *NS) do(e entry, fn func() error) error {
 	var fnErr, nsErr error
-	err = withFD(n.f, func(fd int) error {
-		fnErr, nsErr = entry{setns: setns, target: fd, home: home}.visit(fn)
+	err := withFD(n.f, func(fd int) error {
+		e.target = fd
+		fnErr, nsErr = e.visit(fn)
 		return nil
 	})
 	if err = errors.Join(err, nsErr); err != nil {
@@ -60,8 +65,12 @@ func (n *NS) Do(fn func() error) error {
 // Socket makes one socket in the namespace, with one entry, close-on-exec and
 // non-blocking. The caller closes the descriptor. The arguments are socket(2)'s.
 func (n *NS) Socket(domain, typ, proto int) (fd int, err error) {
+	return n.socket(n.Do, domain, typ, proto)
+}
+
+func (n *NS) socket(do func(func() error) error, domain, typ, proto int) (fd int, err error) {
 	fd = -1
-	err = n.Do(func() (err error) {
+	err = do(func() (err error) {
 		fd, err = unix.Socket(domain, typ|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, proto)
 		if err != nil {
 			return fmt.Errorf("netns: socket in %s: %w", n.id, err)

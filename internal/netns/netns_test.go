@@ -41,6 +41,11 @@ func TestIdentity(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer dup.Close()
+	for name, ns := range map[string]*netns.NS{"Open": again, "Dup": dup} {
+		if flags, err := unix.FcntlInt(ns.File().Fd(), unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC == 0 {
+			t.Errorf("%s: flags %#x, %v: children would inherit the namespace", name, flags, err)
+		}
+	}
 	if a.ID() != again.ID() || a.ID() != dup.ID() {
 		t.Errorf("one namespace, three identities: %s, %s, %s", a.ID(), again.ID(), dup.ID())
 	}

@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"sort"
 	"strings"
 	"testing"
@@ -23,6 +24,9 @@ const (
 	// collection, blocking system calls); they are kept, so their number says
 	// something only when it is large.
 	threadSlack = 16
+	// maxGarbage is how much memory a checked test may use before garbage is
+	// collected after all.
+	maxGarbage = 256 << 20
 )
 
 // LeakCheck fails the test if, when it ends, there are open files, goroutines
@@ -38,7 +42,11 @@ func leakCheck(t testing.TB, settle time.Duration) {
 	t.Helper()
 	warmUp()
 	fds, threads, current := openFiles(), Threads(), goleak.IgnoreCurrent()
+	// A collection closes files that nobody holds any more, and hides the leak.
+	percent := debug.SetGCPercent(-1)
+	limit := debug.SetMemoryLimit(maxGarbage)
 	t.Cleanup(func() {
+		defer func() { debug.SetMemoryLimit(limit); debug.SetGCPercent(percent) }()
 		if err := goleak.Find(current); err != nil {
 			t.Errorf("nstest: goroutines left: %v", err)
 		}

@@ -1,6 +1,8 @@
 package nstest
 
 import (
+	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -77,7 +79,19 @@ func addAddr(h *netlink.Handle, link string, p netip.Prefix) error {
 	if p.Addr().Is6() {
 		a.Flags = unix.IFA_F_NODAD
 	}
-	return os.NewSyscallError("add address "+p.String()+" to "+link, h.AddrAdd(l, a))
+	if err := h.AddrAdd(l, a); err != nil || p.Addr().Is4() {
+		return os.NewSyscallError("add address "+p.String()+" to "+link, err)
+	}
+	// The kernel makes an IPv6 address usable later, when it finds the time.
+	var why error
+	if !until(settle, func() bool {
+		var found []netlink.Route
+		found, why = h.RouteGet(a.IP)
+		return why == nil && len(found) > 0 && found[0].Type == unix.RTN_LOCAL
+	}) {
+		return fmt.Errorf("address %s on %s is not usable: %w", p, link, errors.Join(os.ErrDeadlineExceeded, why))
+	}
+	return nil
 }
 
 // addRoute routes dst out of link, through gateway if that is valid.

@@ -6,7 +6,9 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/warren-mesh/warren/internal/netns"
@@ -114,6 +116,9 @@ func (r *recorder) end() (failed string) {
 	return strings.Join(r.errors, "\n")
 }
 
+// sink keeps the compiler from leaving an allocation out.
+var sink []byte
+
 func TestChecksCanFail(t *testing.T) {
 	nstest.Require(t)
 	tests := []struct {
@@ -136,6 +141,32 @@ func TestChecksCanFail(t *testing.T) {
 			go func() { <-stop }()
 			return func() { close(stop) }
 		}, "goroutines left"},
+		{"file that nobody holds", func(t *testing.T, r *recorder) func() {
+			nstest.ShortLeakCheck(r)
+			if _, err := os.Open("/"); err != nil {
+				t.Fatal(err)
+			}
+			for range 100 { // enough garbage for a collection
+				sink = make([]byte, 1<<20)
+			}
+			return func() { runtime.GC() }
+		}, "open files left"},
+		{"threads", func(t *testing.T, r *recorder) func() {
+			nstest.ShortLeakCheck(r)
+			stop := make(chan struct{})
+			var locked, ended sync.WaitGroup
+			for range 40 {
+				locked.Add(1)
+				ended.Go(func() {
+					runtime.LockOSThread()
+					defer runtime.UnlockOSThread()
+					locked.Done()
+					<-stop
+				})
+			}
+			locked.Wait()
+			return func() { close(stop); ended.Wait() }
+		}, "threads, %d at the start"},
 		{"socket in a namespace", func(t *testing.T, r *recorder) func() {
 			ns, _ := nstest.ShortNS(r, "x")
 			var l net.Listener

@@ -202,6 +202,19 @@ func TestListenPacket(t *testing.T) {
 	}
 }
 
+func closesOnExec(t *testing.T, c syscall.Conn) bool {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	flags := 0
+	if err == nil {
+		err = errors.Join(raw.Control(func(fd uintptr) { flags, err = unix.FcntlInt(fd, unix.F_GETFD, 0) }), err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return flags&unix.FD_CLOEXEC != 0
+}
+
 func TestDial(t *testing.T) {
 	nstest.LeakCheck(t)
 	node := nstest.New(t).Node("n")
@@ -218,6 +231,9 @@ func TestDial(t *testing.T) {
 			server := <-ch
 			defer server.Close()
 			check(t, c, connectionOptions...)
+			if !closesOnExec(t, c) {
+				t.Error("children would inherit the connection")
+			}
 			if from := server.RemoteAddr().(*net.TCPAddr).AddrPort(); from.Addr() != tt.src || from.String() != c.LocalAddr().String() {
 				t.Errorf("seen from %s, our end says %s, want %s", from, c.LocalAddr(), tt.src)
 			}
@@ -296,6 +312,7 @@ func TestDialFromAnotherAddress(t *testing.T) {
 					t.Fatal(err)
 				}
 				defer c.Close()
+				check(t, c, want{"IP_BIND_ADDRESS_NO_PORT", unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1})
 				server := <-ch
 				defer server.Close()
 				if from := server.RemoteAddr().(*net.TCPAddr).AddrPort().Addr(); from.String() != tt.src {
