@@ -39,3 +39,10 @@ func (s *Server) Dials() (n int) {
 	}
 	return n
 }
+
+// Sockets is how many descriptors the pods have taken of their share.
+func (s *Server) Sockets() int {
+	s.share.mu.Lock()
+	defer s.share.mu.Unlock()
+	return s.share.total
+}

@@ -69,6 +69,20 @@ func TestPrefetchAndForget(t *testing.T) {
 	until(t, "it is forgotten", func() bool { return m.nodes[0].identities(t) == "[]" })
 }
 
+// A pod whose identity changes holds the new one and no more the old one.
+func TestIdentityChange(t *testing.T) {
+	m := newMesh(t, 1)
+	p := m.nodes[0].meshPod("p")
+	until(t, "the certificate is there", func() bool { return strings.Contains(m.nodes[0].identities(t), p.identity()+" Available") })
+	changed := *p.w
+	changed.TrustDomain = "other.org"
+	m.apply(workload.Batch{Workloads: []*workload.Workload{&changed}})
+	until(t, "only the new identity is held", func() bool {
+		got := m.nodes[0].identities(t)
+		return strings.Contains(got, "spiffe://other.org/ns/default/sa/p") && !strings.Contains(got, "cluster.local")
+	})
+}
+
 // What the node agent's status reads, over the socket that only root can use.
 func TestAdminShowsPods(t *testing.T) {
 	m := newMesh(t, 1)
