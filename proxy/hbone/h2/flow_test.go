@@ -148,3 +148,17 @@ func TestSendersKeepToTheirCredit(t *testing.T) {
 		t.Errorf("sent %d, want what is positive", n)
 	}
 }
+
+// TestNoCreditOutOfNothing: an owner that reports more than it was given does not
+// widen the window.
+func TestNoCreditOutOfNothing(t *testing.T) {
+	p := newPeer(t, false, testConfig)
+	s := p.connect(1)
+	p.must(p.fr.WriteData(1, false, make([]byte, 1000)))
+	p.send()
+	p.c.Consumed(s, 1<<20)
+	p.flush()
+	if s.recv.avail != s.recv.size-1000 || s.recv.pending != 1000 {
+		t.Errorf("%+v", s.recv)
+	}
+}

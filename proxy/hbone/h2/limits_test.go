@@ -128,3 +128,17 @@ func TestWhatWeSendEarnsWindowUpdates(t *testing.T) {
 		}
 	}
 }
+
+// TestAPeerThatDoesNotReadRefusals: answers other than acknowledgements are
+// bounded as well.
+func TestAPeerThatDoesNotReadRefusals(t *testing.T) {
+	p := newPeer(t, false, testConfig)
+	for id := uint32(1); p.err == nil && id < 1<<17; id += 2 {
+		p.headers(id, false, ":method", "GET", ":scheme", "https", ":path", "/", ":authority", "x")
+		p.send()
+	}
+	var ce *ConnError
+	if !errors.As(p.err, &ce) || ce.Code != calm {
+		t.Fatalf("%v, want ENHANCE_YOUR_CALM", p.err)
+	}
+}
