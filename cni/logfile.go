@@ -17,8 +17,9 @@ const (
 )
 
 // logFile appends to a file that other calls append to at the same time: every
-// record is one write. Its size is bounded by maxLogFile and what the calls
-// add that run when it is reached.
+// record is one write. Its size is bounded by twice maxLogFile, which it grows to
+// while whoever moves it away is slow or has died, and by what the calls add that
+// run when that is reached.
 type logFile struct {
 	f    *os.File
 	room int
@@ -41,7 +42,12 @@ func openLog(path string, limit int64) (*logFile, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &logFile{f: f, room: maxLogCall}, nil
+	info, err := f.Stat()
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return &logFile{f: f, room: int(min(maxLogCall, max(0, 2*limit-info.Size())))}, nil
 }
 
 func full(path string, limit int64) bool {
