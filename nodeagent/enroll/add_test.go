@@ -283,6 +283,9 @@ func TestNewSandboxOfOnePod(t *testing.T) {
 	older, newer := n.sandbox("app", "a", "uid-a", "c1"), n.sandbox("app", "a", "uid-a", "c2")
 	n.mustAdd(older)
 	n.mustAdd(newer)
+	if got := n.attachments(); !slices.Equal(got, []string{"c2-eth0.json"}) || n.e.Knows(older.key) {
+		t.Errorf("the old sandbox is remembered: %v", got)
+	}
 	if f.Pods()["uid-a"].NS != newer.netns.ID() {
 		t.Error("the proxy does not serve the new sandbox")
 	}
