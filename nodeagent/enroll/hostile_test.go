@@ -298,3 +298,32 @@ func TestTwoAddsOfWhichOneFails(t *testing.T) {
 	}
 	n.until("the rules are back", func() bool { return n.captured(second) })
 }
+
+// TestPluginDiesBeforeItHears: the pod was served, and nobody knows.
+func TestPluginDiesBeforeItHears(t *testing.T) {
+	nstest.LeakCheck(t)
+	n := newNode(t).start()
+	f, _ := n.proxy()
+	n.world.pod("app", "a", "uid-a")
+	s := n.sandbox("app", "a", "uid-a", "c1")
+	ns, err := s.netns.Dup()
+	if err != nil {
+		t.Fatal(err)
+	}
+	session, answer, err := n.e.Decide(within(t), event.Add{Key: s.key, Network: "net", PodName: s.name, PodNamespace: s.ns, PodUID: s.uid, Netns: s.path}, ns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.backend.Apply(s.netns, config(*answer.Redirect)); err != nil {
+		t.Fatal(err)
+	}
+	if err := session.Programmed(within(t), event.ByPlugin); err != nil {
+		t.Fatal(err)
+	}
+	session.Abort(errors.New("gone"))
+	s.programmedWith = *answer.Redirect
+	if n.captured(s) || len(f.Pods()) > 0 {
+		t.Errorf("redirected: %t, served: %v", n.captured(s), f.Pods())
+	}
+	n.nothingLeft(s)
+}
