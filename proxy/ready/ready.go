@@ -1,0 +1,230 @@
+package ready
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Events is what a socket is ready for, as far as it is known to have changed.
+type Events uint8
+
+// Hangup: no more bytes come from the peer than those that can be read now.
+// Failed: the socket is broken, and what broke it is its error. Both come with
+// Readable, and Failed with Writable too.
+const (
+	Readable Events = 1 << iota
+	Writable
+	Hangup
+	Failed
+)
+
+// Handler is told of readiness. Notify is called by one goroutine at a time,
+// which other sockets wait for: it must not block. Every change is followed by
+// a call that begins after it; a call may find nothing changed, and one may
+// come after the socket was closed.
+type Handler interface{ Notify(Events) }
+
+// Set is the readiness of many sockets.
+type Set struct {
+	loops []*loop
+	next  atomic.Uint32
+	wg    sync.WaitGroup
+}
+
+// ErrClosed is returned by what is called after Close.
+var ErrClosed = errors.New("ready: closed")
+
+// New starts a set of that many loops, at least one. It takes a descriptor a
+// loop, and fails when there is none.
+func New(loops int) (*Set, error) {
+	s := &Set{}
+	for range max(1, loops) {
+		l, err := newLoop()
+		if err != nil {
+			return nil, errors.Join(err, s.Close())
+		}
+		s.loops = append(s.loops, l)
+		s.wg.Go(l.run)
+	}
+	return s, nil
+}
+
+// Close stops the loops and waits for them. Sockets that are registered stay
+// open, and their handlers hear nothing more. It must not be called by a handler.
+func (s *Set) Close() error {
+	var err error
+	for _, l := range s.loops {
+		err = errors.Join(err, l.close())
+	}
+	s.wg.Wait()
+	return err
+}
+
+// Watch has h told what k is ready for from now on; what it is ready for
+// already is told as well. It is called once for a socket. Of a socket that is
+// closed nothing is told, and that is no error.
+func (s *Set) Watch(k *Socket, h Handler) error {
+	fd, ok := k.Acquire()
+	if !ok {
+		return nil
+	}
+	defer k.Release()
+	l := s.loops[int(s.next.Add(1))%len(s.loops)]
+	return l.add(fd, k, h)
+}
+
+// loop is one epoll instance. The table says which handler an event is for:
+// the event carries an index and the generation of the entry there, so that one
+// that was fetched before its socket was closed reaches nobody else.
+type loop struct {
+	file *os.File // owns the descriptor
+	raw  syscall.RawConn
+	fd   int
+
+	mu      sync.Mutex
+	closed  bool
+	entries []entry
+	free    uint32 // 1 + the first free entry; 0: none
+}
+
+type entry struct {
+	h    Handler // nil: free
+	gen  uint32
+	next uint32 // of a free entry: 1 + the next one; 0: the last
+}
+
+func newLoop() (*loop, error) {
+	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("ready: %w", os.NewSyscallError("epoll_create1", err))
+	}
+	if err := unix.SetNonblock(fd, true); err != nil { // os would not poll it
+		return nil, errors.Join(fmt.Errorf("ready: %w", os.NewSyscallError("fcntl", err)), unix.Close(fd))
+	}
+	l := &loop{file: os.NewFile(uintptr(fd), "epoll"), fd: fd}
+	if l.raw, err = l.file.SyscallConn(); err != nil {
+		return nil, errors.Join(fmt.Errorf("ready: %w", err), l.file.Close())
+	}
+	return l, nil
+}
+
+func (l *loop) close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return nil
+	}
+	l.closed = true
+	l.entries = nil
+	return l.file.Close()
+}
+
+const interest = unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET
+
+// add registers fd. mu is held throughout: close must not let the descriptor of
+// the instance go meanwhile, and the first event must find its entry.
+func (l *loop) add(fd int, k *Socket, h Handler) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return ErrClosed
+	}
+	if l.free == 0 {
+		l.entries = append(l.entries, entry{})
+		l.free = uint32(len(l.entries))
+	}
+	at := l.free - 1
+	e := &l.entries[at]
+	ev := unix.EpollEvent{Events: interest, Fd: int32(at), Pad: int32(e.gen)}
+	if err := unix.EpollCtl(l.fd, unix.EPOLL_CTL_ADD, fd, &ev); err != nil {
+		return fmt.Errorf("ready: %w", os.NewSyscallError("epoll_ctl", err))
+	}
+	l.free, e.next, e.h = e.next, 0, h
+	k.loop, k.at = l, at
+	return nil
+}
+
+// forget frees the entry of a socket that is about to be closed. Closing takes
+// it out of the instance: we hold its only descriptor.
+func (l *loop) forget(at uint32) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return
+	}
+	e := &l.entries[at]
+	e.h = nil
+	e.gen++
+	e.next, l.free = l.free, at+1
+}
+
+// batch is how many events are fetched at a time.
+const batch = 256
+
+// run waits for events and hands them on until the loop is closed.
+func (l *loop) run() {
+	var (
+		events [batch]unix.EpollEvent
+		due    [batch]Handler
+		n      int
+	)
+	fetch := func(fd uintptr) bool {
+		n = fetchEvents(int(fd), events[:])
+		return n != 0
+	}
+	for {
+		if err := l.raw.Read(fetch); err != nil || n < 0 {
+			return
+		}
+		l.mu.Lock()
+		for i := range events[:n] {
+			ev := &events[i]
+			due[i] = nil
+			if at := int(uint32(ev.Fd)); at < len(l.entries) && l.entries[at].gen == uint32(ev.Pad) {
+				due[i] = l.entries[at].h
+			}
+		}
+		l.mu.Unlock()
+		for i, h := range due[:n] {
+			if h != nil {
+				h.Notify(eventsOf(events[i].Events))
+			}
+		}
+		clear(due[:n])
+	}
+}
+
+// fetchEvents returns how many events there are now; negative: never any more.
+func fetchEvents(fd int, events []unix.EpollEvent) int {
+	for {
+		n, err := unix.EpollWait(fd, events, 0)
+		if err == nil {
+			return n
+		}
+		if err != unix.EINTR {
+			return -1
+		}
+	}
+}
+
+func eventsOf(bits uint32) (e Events) {
+	if bits&unix.EPOLLIN != 0 {
+		e |= Readable
+	}
+	if bits&unix.EPOLLOUT != 0 {
+		e |= Writable
+	}
+	if bits&(unix.EPOLLRDHUP|unix.EPOLLHUP) != 0 {
+		e |= Hangup | Readable
+	}
+	if bits&unix.EPOLLERR != 0 {
+		e |= Failed | Readable | Writable
+	}
+	return e
+}

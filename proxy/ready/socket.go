@@ -1,0 +1,109 @@
+package ready
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+// Socket owns a non-blocking descriptor. It is made by [Socket.Take], may be
+// part of another struct, and must not be copied after that. The zero Socket is
+// a closed one.
+type Socket struct {
+	// state counts the users; isOpen is a flag above the count.
+	state atomic.Uint32
+	fd    int32
+	at    uint32 // the entry in loop, set by Watch before it lets go of the socket
+	loop  *loop
+}
+
+const (
+	isOpen  = 1 << 31
+	oneUser = 1
+)
+
+// Take makes k the owner of c's connection and closes c, which must not be in
+// use by anybody; on error c is closed all the same, and so is the connection.
+func (k *Socket) Take(c *net.TCPConn) error {
+	raw, err := c.SyscallConn()
+	if err != nil { // c is no connection
+		return fmt.Errorf("ready: %w", err)
+	}
+	fd := -1
+	cerr := raw.Control(func(old uintptr) {
+		// The duplicate and not the original, whose number is net's to close.
+		fd, err = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			// The peer has to see that nobody will read what it sends.
+			_ = unix.SetsockoptLinger(int(old), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+		}
+	})
+	_ = c.Close() // with a duplicate there is nothing to flush, and nothing to fail
+	switch {
+	case cerr != nil:
+		return fmt.Errorf("ready: %w", cerr)
+	case err != nil:
+		return fmt.Errorf("ready: %w", os.NewSyscallError("fcntl", err))
+	}
+	k.fd = int32(fd)
+	k.state.Store(isOpen)
+	return nil
+}
+
+// Acquire lends the descriptor out until Release, which must follow. It returns
+// false when the socket is closed.
+func (k *Socket) Acquire() (fd int, ok bool) {
+	for {
+		s := k.state.Load()
+		if s&isOpen == 0 {
+			return -1, false
+		}
+		if k.state.CompareAndSwap(s, s+oneUser) {
+			return int(k.fd), true
+		}
+	}
+}
+
+// Release ends the use of the descriptor.
+func (k *Socket) Release() {
+	if s := k.state.Add(^uint32(0)); s == 0 {
+		k.destroy()
+	}
+}
+
+// Close closes the socket as soon as nobody uses it. It may be called from any
+// goroutine; only the first call counts.
+func (k *Socket) Close() {
+	for {
+		s := k.state.Load()
+		if s&isOpen == 0 {
+			return
+		}
+		// While it is taken away from others it is ours: one user more, one flag less.
+		if k.state.CompareAndSwap(s, s&^isOpen+oneUser) {
+			k.Release()
+			return
+		}
+	}
+}
+
+// Reset is Close, but the peer sees a reset and not an end.
+func (k *Socket) Reset() {
+	if fd, ok := k.Acquire(); ok {
+		// It fails on no socket that is open.
+		_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+		k.Close()
+		k.Release()
+	}
+}
+
+// destroy is called once, by whoever leaves last.
+func (k *Socket) destroy() {
+	if k.loop != nil {
+		k.loop.forget(k.at)
+	}
+	_ = unix.Close(int(k.fd)) // the descriptor is gone whatever close says
+}
