@@ -88,7 +88,7 @@ func (c *connection) cutFor(reason error) {
 // relay moves the bytes between near and far, which it owns, and ends the
 // connection when that is over. It returns at once.
 func (c *connection) relay(near *net.TCPConn, far relay.Far, done func()) {
-	c.ride(relay.Start(near, far, (*relay.Counters)(c.bytes), func(r relay.Result) {
+	c.ride(c.p.s.relay.Start(near, far, (*relay.Counters)(c.bytes), func(r relay.Result) {
 		c.end(r.Err)
 		done()
 	}))

@@ -203,7 +203,7 @@ func (p *pod) outboundHere(c *connection, n *neighbour, d route.Decision, self *
 	}
 	p.s.metrics.sameNode.Inc()
 	p.work.Add(1)
-	flow := relay.Start(client, relay.TCP(app), (*relay.Counters)(c.bytes), func(r relay.Result) {
+	flow := p.s.relay.Start(client, relay.TCP(app), (*relay.Counters)(c.bytes), func(r relay.Result) {
 		c.end(r.Err)
 		in.end(r.Err)
 		done()

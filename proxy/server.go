@@ -17,6 +17,8 @@ import (
 	"github.com/warren-mesh/warren/nodeagent/zds"
 	"github.com/warren-mesh/warren/proxy/admin"
 	"github.com/warren-mesh/warren/proxy/hbone"
+	"github.com/warren-mesh/warren/proxy/ready"
+	"github.com/warren-mesh/warren/proxy/relay"
 	"github.com/warren-mesh/warren/proxy/sockopt"
 	"github.com/warren-mesh/warren/proxy/track"
 	"github.com/warren-mesh/warren/xds/client"
@@ -61,6 +63,8 @@ type Server struct {
 	budget  *hbone.Budget
 	share   *share
 	proven  pairs
+	waiting *ready.Set // the sockets of connections
+	relay   *relay.Relay
 	ready   *admin.Readiness
 	pods    *pods
 	lines   lines
@@ -99,6 +103,10 @@ func New(cfg Config, o Options) (s *Server, err error) {
 			s = nil
 		}
 	}()
+	if s.waiting, err = ready.New(s.cfg.Threads); err != nil {
+		return s, fmt.Errorf("proxy: %w", err)
+	}
+	s.relay = relay.New(s.waiting)
 	s.metrics = newMetrics(s.tracked, l.sink.Lost, s.tag())
 	s.pods = newPods(s)
 	s.lines.zds.address(cfg.ZDSPath)
@@ -112,6 +120,9 @@ func New(cfg Config, o Options) (s *Server, err error) {
 func (s *Server) Close() {
 	if s.ca != nil {
 		_ = s.ca.Close()
+	}
+	if s.waiting != nil {
+		_ = s.waiting.Close()
 	}
 	s.logs.sink.Close()
 }

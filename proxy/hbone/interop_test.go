@@ -120,6 +120,7 @@ func TestStockServer(t *testing.T) {
 		return c, client, err
 	})
 	key := hbone.Key{Dst: l.Addr().(*net.TCPAddr).AddrPort()}
+	flows := newRelay(t)
 	front := serveApp(t, func(c *net.TCPConn) {
 		s, err := pool.Open(context.Background(), key, hbone.Request{Authority: "10.0.0.1:80"})
 		if err != nil {
@@ -130,7 +131,7 @@ func TestStockServer(t *testing.T) {
 			t.Errorf("baggage %q", b)
 		}
 		done := make(chan relay.Result)
-		relay.Start(c, s, nil, func(r relay.Result) { done <- r })
+		flows.Start(c, s, nil, func(r relay.Result) { done <- r })
 		if res := <-done; res.Err != nil || res.Sent != 1<<20 || res.Received != 1<<20 {
 			t.Errorf("%+v", res)
 		}

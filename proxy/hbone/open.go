@@ -33,7 +33,7 @@ func (t *tunnel) request(req Request) (*Stream, <-chan error, error) {
 	answer := make(chan error, 1)
 	s.answer = answer
 	t.changedLocked()
-	t.kick(false)
+	t.kick()
 	return s, answer, nil
 }
 
@@ -64,6 +64,6 @@ func (s *Stream) giveUp(answer <-chan error, err error) error {
 	s.answer = nil
 	s.resetLocked(http2.ErrCodeCancel)
 	t.changedLocked()
-	t.kick(false)
+	t.kick()
 	return err
 }

@@ -57,7 +57,7 @@ func (t *tunnel) tick() {
 	t.pinged = time.Now()
 	t.h2.Ping(t.pingPayload())
 	t.timer.Reset(min(t.cfg.PingInterval, t.cfg.PingTimeout))
-	t.kick(false)
+	t.kick()
 }
 
 // pingPayload tells a PING from the one before it.
@@ -90,7 +90,7 @@ func (t *tunnel) startDrain() {
 	t.h2.GoAway(false, http2.ErrCodeNo)
 	t.h2.Ping(drainPing)
 	t.changedLocked()
-	t.kick(false)
+	t.kick()
 }
 
 // closeIdle ends a tunnel without streams; false: it has some.
@@ -101,6 +101,6 @@ func (t *tunnel) closeIdle() bool {
 		return false
 	}
 	t.closing = true
-	t.kick(false)
+	t.kick()
 	return true
 }

@@ -65,7 +65,7 @@ func (t *tunnel) opened(src []byte) error {
 		}
 		if t.rec.Pending() {
 			t.mu.Lock()
-			t.kick(false)
+			t.kick()
 		}
 		if err != nil {
 			return t.recordError(err)
@@ -105,7 +105,7 @@ func (t *tunnel) receive(plain []byte) error {
 	t.keep(evs)
 	t.mu.Lock()
 	t.changedLocked()
-	t.kick(false)
+	t.kick()
 	return err
 }
 

@@ -14,6 +14,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/warren-mesh/warren/proxy/hbone"
+	"github.com/warren-mesh/warren/proxy/ready"
 	"github.com/warren-mesh/warren/proxy/relay"
 )
 
@@ -47,6 +48,7 @@ type rig struct {
 	pool   *hbone.Pool
 	hbone  net.Listener // the server's tunnel port
 	front  net.Listener // the client's port for applications
+	relay  *relay.Relay
 	ctx    context.Context
 	drain  context.CancelFunc
 	wg     sync.WaitGroup
@@ -56,6 +58,7 @@ type rig struct {
 	// Results of the relays on both sides.
 	clientDone, serverDone chan relay.Result
 	answer                 func(*hbone.Incoming) // nil: connect and relay
+	onFlow                 func(*relay.Flow)     // of the client's side; may be nil
 }
 
 func newRig(tb testing.TB, backend string, change func(*rig)) *rig {
@@ -69,6 +72,7 @@ func newRig(tb testing.TB, backend string, change func(*rig)) *rig {
 	}
 	r.cfg.Records = records
 	r.ctx, r.drain = context.WithCancel(context.Background())
+	r.relay = newRelay(tb)
 	r.hbone, r.front = listen(tb), listen(tb)
 	client, server := r.pki.client(tb, "client"), r.pki.server(tb, "server")
 	r.pool = hbone.NewPool(r.cfg, func(ctx context.Context, k hbone.Key) (net.Conn, *tls.Config, error) {
@@ -80,6 +84,16 @@ func newRig(tb testing.TB, backend string, change func(*rig)) *rig {
 	r.wg.Go(func() { r.acceptApps(backend) })
 	tb.Cleanup(r.close)
 	return r
+}
+
+func newRelay(tb testing.TB) *relay.Relay {
+	tb.Helper()
+	set, err := ready.New(1)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { _ = set.Close() })
+	return relay.New(set)
 }
 
 func (r *rig) close() {
@@ -135,7 +149,7 @@ func (r *rig) connect(in *hbone.Incoming) {
 			return
 		}
 		s := in.Accept([][2]string{{"baggage", "k8s.namespace.name=default"}})
-		relay.Start(app.(*net.TCPConn), s, nil, func(res relay.Result) { r.serverDone <- res })
+		r.relay.Start(app.(*net.TCPConn), s, nil, func(res relay.Result) { r.serverDone <- res })
 	})
 }
 
@@ -154,7 +168,10 @@ func (r *rig) acceptApps(backend string) {
 				c.Close()
 				return
 			}
-			relay.Start(c.(*net.TCPConn), s, nil, func(res relay.Result) { r.clientDone <- res })
+			f := r.relay.Start(c.(*net.TCPConn), s, nil, func(res relay.Result) { r.clientDone <- res })
+			if r.onFlow != nil {
+				r.onFlow(f)
+			}
 		})
 	}
 }

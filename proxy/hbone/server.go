@@ -96,7 +96,7 @@ func (in *Incoming) Accept(header [][2]string) *Stream {
 	if t.err == nil {
 		t.h2.Accept(in.s.h, header)
 	}
-	t.kick(false)
+	t.kick()
 	return in.s
 }
 
@@ -113,5 +113,5 @@ func (in *Incoming) Reject(status int) {
 	}
 	in.s.muted = true
 	t.changedLocked()
-	t.kick(false)
+	t.kick()
 }

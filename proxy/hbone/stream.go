@@ -90,7 +90,7 @@ func (s *Stream) Attach(pull func(dst []byte) (int, error), push func(bufs [][]b
 		t.mu.Lock()
 	}
 	t.changedLocked()
-	t.kick(false)
+	t.kick()
 }
 
 // pushed calls push and settles the credit of what it took.
@@ -204,7 +204,7 @@ func (s *Stream) Ready() {
 		return
 	}
 	t.h2.Ready(s.h)
-	t.kick(true)
+	t.kick()
 }
 
 // Took returns credit for n bytes; see relay.Far.
@@ -212,7 +212,7 @@ func (s *Stream) Took(n int) {
 	t := s.t
 	t.mu.Lock()
 	t.h2.Consumed(s.h, n)
-	t.kick(false)
+	t.kick()
 }
 
 // Reset ends the stream as an abnormal close: the peer gets RST_STREAM with
@@ -225,7 +225,7 @@ func (s *Stream) Reset(err error) {
 	}
 	s.resetLocked(http2.ErrCodeConnect)
 	t.changedLocked()
-	t.kick(false)
+	t.kick()
 }
 
 func (s *Stream) resetLocked(code http2.ErrCode) {

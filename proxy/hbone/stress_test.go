@@ -86,6 +86,9 @@ func send(c *net.TCPConn, seed uint64, up bool, n, cut int64) error {
 	}
 }
 
+// errWrong is what must not happen to a connection, whatever happens to it.
+var errWrong = errors.New("wrong")
+
 // receive holds what comes against the pattern. cut: the peer resets.
 func receive(c *net.TCPConn, seed uint64, up bool, n int64, cut bool) error {
 	r := rand.New(rand.NewPCG(seed, 3))
@@ -95,14 +98,14 @@ func receive(c *net.TCPConn, seed uint64, up bool, n int64, cut bool) error {
 		k, err := c.Read(got[:1+r.IntN(len(got))])
 		_, _ = want.Read(ref[:k])
 		if string(got[:k]) != string(ref[:k]) {
-			return fmt.Errorf("wrong bytes behind %d", at)
+			return fmt.Errorf("%w: other bytes behind %d", errWrong, at)
 		}
 		at += int64(k)
 		switch {
 		case err == io.EOF && at == n && !cut:
 			return nil
 		case err == io.EOF:
-			return fmt.Errorf("a clean end at %d of %d, cut %v", at, n, cut)
+			return fmt.Errorf("%w: a clean end at %d of %d, cut %v", errWrong, at, n, cut)
 		case err != nil && cut && errors.Is(err, syscall.ECONNRESET):
 			return nil
 		case err != nil:
@@ -134,10 +137,10 @@ func (k talk) run(c *net.TCPConn, client bool) error {
 		return nil
 	case inCut >= 0 && told(err): // the one report of the reset went to the write
 		return nil
-	case herr != nil || inCut >= 0:
+	case inCut >= 0:
 		return herr
 	}
-	return err
+	return errors.Join(herr, err)
 }
 
 func told(err error) bool { return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) }

@@ -98,7 +98,7 @@ func (t *tunnel) now() time.Duration { return time.Since(t.start) }
 func (t *tunnel) begin() {
 	t.mu.Lock()
 	t.timer = time.AfterFunc(max(0, t.cfg.HandshakeTimeout-t.now()), t.tick)
-	t.kick(false)
+	t.kick()
 }
 
 // fail ends the tunnel for good. Its reader notices, and ends the streams.

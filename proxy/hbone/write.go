@@ -3,7 +3,6 @@ package hbone
 import (
 	"errors"
 	"io"
-	"runtime"
 	"time"
 
 	"github.com/warren-mesh/warren/proxy/hbone/h2"
@@ -17,28 +16,18 @@ const (
 )
 
 // kick sees to it that what is to be sent gets sent; it is called with mu held
-// and releases it. The writer role is one flag: who finds it free and has
-// something to send takes it. With inline the caller itself writes once, which
-// saves a switch of goroutines for a small message; what remains, or all of it,
-// is left to a goroutine that lives until there is nothing more to send. The
-// reader must never be inline: two tunnels' readers waiting for each other's
-// sockets would wait for ever.
-func (t *tunnel) kick(inline bool) {
+// and releases it, and does not block. The writer role is one flag: who finds
+// it free and has something to send starts a goroutine, which has the role
+// until there is nothing more to send. Whatever else becomes ready before that
+// goroutine runs shares its record and its system call.
+func (t *tunnel) kick() {
 	if t.writing || !t.workLocked() {
 		t.mu.Unlock()
 		return
 	}
 	t.writing = true
-	alone := t.h2.Streams() < 2
 	t.mu.Unlock()
-	if inline && !alone {
-		// Let whoever else has become ready say so first: one record and one
-		// system call then carry several small messages.
-		runtime.Gosched()
-	}
-	if !inline || t.writeOnce() {
-		go t.writeAll()
-	}
+	go t.writeAll()
 }
 
 // workLocked says whether there is something to write.

@@ -31,7 +31,7 @@ func (c *chunk) empty() bool   { return c.off == c.end }
 // queue is bytes that wait, in order.
 type queue struct{ chunks []chunk }
 
-func (q *queue) empty() bool { return len(q.chunks) == 0 }
+func (q *queue) empty() bool { return q == nil || len(q.chunks) == 0 }
 
 // add copies p to the end.
 func (q *queue) add(p []byte) {

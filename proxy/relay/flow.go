@@ -2,6 +2,8 @@ package relay
 
 import (
 	"net"
+
+	"github.com/warren-mesh/warren/proxy/ready"
 )
 
 // Flow is one relayed connection.
@@ -10,18 +12,25 @@ type Flow struct{ c cutter }
 // cutter is the part of a flow that Cut needs.
 type cutter interface{ fail(error) }
 
+// Relay starts flows whose sockets wait in one set.
+type Relay struct{ set *ready.Set }
+
+// New returns a Relay. The set stays the caller's: it is closed after the last
+// flow has ended.
+func New(set *ready.Set) *Relay { return &Relay{set} }
+
 // Start relays between app and far until both directions have ended. It
 // returns at once and takes ownership of both: they are closed when done is
 // called, which happens exactly once, from any goroutine and possibly before
 // Start returns; done must not block. c may be nil.
-func Start(app *net.TCPConn, far Far, c *Counters, done func(Result)) *Flow {
+func (r *Relay) Start(app *net.TCPConn, far Far, c *Counters, done func(Result)) *Flow {
 	if c == nil {
 		c = new(Counters)
 	}
 	if t, ok := far.(tcpFar); ok {
 		return &Flow{startSplice(app, t.conn, c, done)}
 	}
-	return &Flow{startStream(app, far, c, done)}
+	return startStream(r.set, app, far, c, done)
 }
 
 // Cut ends the flow now: both ends see a reset and done gets err, unless the

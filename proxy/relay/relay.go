@@ -7,8 +7,7 @@ import (
 
 // Far is the end of a flow that is not the application's own socket. Its
 // parameters are plain funcs so that an implementation needs nothing of this
-// package. All methods may be called from any goroutine. Only Ready may
-// block, for one write to the far end's socket.
+// package. All methods may be called from any goroutine, and none may block.
 type Far interface {
 	// Attach starts the traffic; it is called once. The far end calls
 	//
@@ -26,8 +25,8 @@ type Far interface {
 	// Calls of pull never overlap, nor do calls of push and end. None of the
 	// three may block.
 	Attach(pull func(dst []byte) (int, error), push func(bufs [][]byte) (int, error), end func(error))
-	// Ready says that pull has something again: bytes, the end or an error. It
-	// may call pull before it returns.
+	// Ready says that pull has something again: bytes, the end or an error, or,
+	// rarely, nothing after all.
 	Ready()
 	// Took returns flow-control credit for n bytes that push kept back.
 	Took(n int)

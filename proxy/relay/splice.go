@@ -105,13 +105,13 @@ func splice(dst *net.TCPConn, src *halfClosed, count *atomic.Int64) error {
 	wait := func(fd uintptr) bool {
 		c = getChunk()
 		var again bool
-		c.end, again, rerr = readNow(fd, c.mem[:])
+		c.end, again, rerr = readNow(int(fd), c.mem[:])
 		if again {
 			c.free()
 			return false
 		}
 		if c.empty() && rerr == nil {
-			rerr = ended(fd, &src.shut)
+			rerr = ended(int(fd), &src.shut)
 		}
 		if c.end == chunkSize {
 			waiting = readable(fd)

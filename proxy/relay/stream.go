@@ -1,243 +1,183 @@
 package relay
 
 import (
-	"errors"
 	"io"
 	"net"
 	"sync"
 	"sync/atomic"
-	"syscall"
-	"time"
+
+	"github.com/warren-mesh/warren/proxy/ready"
 )
 
 // streamFlow relays between an application and a far end that pulls and pushes.
+// It owns no goroutine: its calls are the far end's and the readiness loop's.
 //
-// Up, from the application: one goroutine (waitUp) waits until the application
-// has bytes, reads the first of them and calls Ready. From then on it is the
-// far end's turn to read, straight into the frame it builds (pull), until the
-// socket is empty; then wake sends the goroutine waiting again. So an idle flow
+// Up, from the application: Notify says that there is something to read, and
+// from then on it is the far end's turn (pulling): it reads, straight into the
+// frame it builds, until the socket is empty. What becomes readable meanwhile
+// is noted (changed), so that the end of a turn misses nothing. An idle flow
 // holds no buffer, and no two goroutines read at a time.
 //
 // Down, to the application: push writes what the socket takes at once. The rest
-// waits in queue, and a goroutine (drain) lives until the queue is empty.
+// waits in queue, and each time the socket has room again a goroutine (drain)
+// lives until the socket is full or the queue is empty.
 type streamFlow struct {
-	app  *net.TCPConn
-	raw  syscall.RawConn
+	flow Flow
+	app  ready.Socket
 	far  Far
 	c    *Counters
 	done func(Result)
-	wake chan struct{} // capacity 1
-
-	// Arguments and results of the callbacks for raw, one set for each of
-	// waitUp, pull and push, none of which overlaps itself: made once, so that
-	// no closure is allocated for a read.
-	await, now reading
-	out        writing
-
 	shut atomic.Bool // we have half-closed app, or are about to
 
 	mu       sync.Mutex
-	head     chunk // read by waitUp, not pulled yet
-	upErr    error // what follows head: io.EOF or an error
-	pulling  bool  // it is the far end's turn to read
-	upDone   bool  // the application's end was passed on, or nobody wants it
-	queue    queue
-	blocked  bool // drain is running
-	ended    bool // the far end's bytes end after queue
-	downDone bool // and that end was passed on
-	finished bool // done was called or is about to be
+	queue    *queue // nil while there is nothing in it
+	pulling  bool   // it is the far end's turn to read
+	changed  bool   // since the turn's last read began there may be more
+	hangup   bool   // the application's end, or worse, follows what can be read
+	upDone   bool   // the application's end was passed on, or nobody wants it
+	blocked  bool   // the queue waits for the socket
+	draining bool   // drain is running
+	writable bool   // the socket has got room since drain's last write began
+	ended    bool   // the far end's bytes end after queue
+	downDone bool   // and that end was passed on
+	failing  bool   // Notify is asking the socket for its error
+	finished bool   // done was called or is about to be
 }
 
-// reading is one non-blocking read as a RawConn callback.
-type reading struct {
-	buf   []byte
-	n     int
-	again bool
-	err   error
-	f     func(uintptr) bool
-}
-
-// writing is one non-blocking write as a RawConn callback.
-type writing struct {
-	bufs [][]byte
-	n    int
-	err  error
-	f    func(uintptr) bool
-}
-
-func startStream(app *net.TCPConn, far Far, c *Counters, done func(Result)) *streamFlow {
-	f := &streamFlow{app: app, far: far, c: c, done: done, wake: make(chan struct{}, 1)}
-	raw, err := app.SyscallConn()
-	if err != nil { // app is not a connection
+func startStream(set *ready.Set, app *net.TCPConn, far Far, c *Counters, done func(Result)) *Flow {
+	f := &streamFlow{far: far, c: c, done: done}
+	f.flow.c = f
+	if err := f.app.Take(app); err != nil {
 		f.fail(err)
-		return f
-	}
-	f.raw = raw
-	f.await.f = f.tryAwait
-	f.now.f = func(fd uintptr) bool {
-		r := &f.now
-		r.n, r.again, r.err = readNow(fd, r.buf)
-		if r.n == 0 && !r.again && r.err == nil {
-			r.err = ended(fd, &f.shut)
-		}
-		return true
-	}
-	f.out.f = func(fd uintptr) bool {
-		w := &f.out
-		w.n, _, w.err = writeNow(fd, w.bufs)
-		return true
+		return &f.flow
 	}
 	far.Attach(f.pull, f.push, f.end)
-	go f.waitUp()
-	return f
-}
-
-// tryAwait reads into a new chunk, or leaves none behind and waits.
-func (f *streamFlow) tryAwait(fd uintptr) bool {
-	r := &f.await
-	c := getChunk()
-	r.n, r.again, r.err = readNow(fd, c.mem[:])
-	if r.n == 0 {
-		c.free()
-		if !r.again && r.err == nil {
-			r.err = ended(fd, &f.shut)
-		}
-		return !r.again
+	if err := set.Watch(&f.app, f); err != nil {
+		f.fail(err)
 	}
-	c.end = r.n
-	f.mu.Lock()
-	f.head = c
-	f.mu.Unlock()
-	return true
+	return &f.flow
 }
 
-// waitUp waits for the application's bytes, one burst after the other.
-func (f *streamFlow) waitUp() {
-	for {
-		f.await.n, f.await.err = 0, nil
-		err := errors.Join(f.raw.Read(f.await.f), f.await.err)
-		if err == nil && f.await.n == 0 {
-			err = io.EOF
-		}
+// Notify is the readiness loop's.
+func (f *streamFlow) Notify(e ready.Events) {
+	if e&ready.Failed != 0 {
+		// Not through pull, for the far end may be out of credit.
 		f.mu.Lock()
-		if f.finished || f.upDone {
-			f.head.free()
-			f.mu.Unlock()
-			return
-		}
-		f.upErr, f.pulling = err, true
+		f.failing = true
 		f.mu.Unlock()
-		if err != nil && err != io.EOF {
-			f.fail(err) // not through pull: the far end may be out of credit
+		if err := f.failure(); err != nil {
+			f.fail(err)
 			return
 		}
+	}
+	f.mu.Lock()
+	if f.finished {
+		f.mu.Unlock()
+		return
+	}
+	f.hangup = f.hangup || e&ready.Hangup != 0
+	up := false
+	if e&ready.Readable != 0 && !f.upDone {
+		up = !f.pulling
+		f.pulling, f.changed = true, true
+	}
+	if e&ready.Writable != 0 {
+		f.writable = true
+		if f.blocked && !f.draining {
+			f.draining = true
+			go f.drain()
+		}
+	}
+	f.mu.Unlock()
+	if up {
 		f.far.Ready()
-		if err != nil {
-			return
-		}
-		select {
-		case <-f.wake:
-		default: // the far end takes its time
-			if !f.stalled() {
-				return
-			}
-		}
 	}
 }
 
-// glance is how often a flow whose far end does not pull looks after its
-// application.
-const glance = time.Second
-
-// stalled waits for wake while it is the far end's turn. A far end without credit
-// may not pull for ever, and then nobody would notice that the application has
-// reset its connection: the backend would wait for a client that is gone, and the
-// flow would stay. It cannot be waited for, because bytes that nobody reads yet
-// wake as well. False: the flow is over.
-func (f *streamFlow) stalled() bool {
-	tick := time.NewTicker(glance)
-	defer tick.Stop()
-	for {
-		select {
-		case <-f.wake:
-			return true
-		case <-tick.C:
-		}
-		var dead error
-		err := f.raw.Control(func(fd uintptr) { dead = broken(fd) })
-		if err = errors.Join(err, dead); err != nil {
-			f.fail(err)
-			return false
-		}
+// failure returns what broke the socket; nil when a call has been told already.
+func (f *streamFlow) failure() error {
+	fd, ok := f.app.Acquire()
+	if !ok {
+		return nil
 	}
+	defer f.app.Release()
+	return failure(fd)
 }
 
 // pull is Far's: it reads the application for the far end.
-func (f *streamFlow) pull(dst []byte) (int, error) {
-	f.mu.Lock()
-	if !f.pulling || f.upDone {
-		f.mu.Unlock()
-		return 0, nil
-	}
-	n, more := 0, true
-	if !f.head.empty() {
-		n = copy(dst, f.head.bytes())
-		f.head.off += n
-		if !f.head.empty() {
+func (f *streamFlow) pull(dst []byte) (n int, err error) {
+	for more := true; more && n < len(dst); {
+		f.mu.Lock()
+		if !f.pulling || f.upDone || f.finished {
 			f.mu.Unlock()
-			f.c.Sent.Add(int64(n))
 			return n, nil
 		}
-		more = f.head.end == chunkSize // the chunk was too small for what was there
-		f.head.free()
-	}
-	err := f.upErr
-	f.mu.Unlock()
-	if err == nil && more && n < len(dst) {
-		var k int
-		k, more, err = f.readInto(dst[n:])
-		n += k
-	}
-	f.c.Sent.Add(int64(n))
-	switch {
-	case err == io.EOF:
-		f.endUp()
-	case err != nil:
-		f.fail(err)
-	case !more:
-		f.mu.Lock()
-		f.pulling = false
+		f.changed = false
+		all := f.hangup
 		f.mu.Unlock()
-		f.signal()
+		var k int
+		k, more, err = f.readInto(dst[n:], all)
+		n += k
+		f.c.Sent.Add(int64(k))
+		if err == io.EOF {
+			if err = f.checkEnd(); err == nil {
+				f.endUp()
+				return n, io.EOF
+			}
+		}
+		if err != nil {
+			f.fail(err)
+			return n, err
+		}
+		if !more {
+			f.mu.Lock()
+			f.pulling = f.changed
+			more = f.changed
+			f.mu.Unlock()
+		}
+		if n > 0 {
+			break // the far end asks again
+		}
 	}
-	return n, err
+	return n, nil
 }
 
 // readInto reads the application without waiting. more: it is worth reading
-// again. A short read has emptied the socket; only for large ones, where more
-// is likely on its way, is it worth another try before going back to waiting.
-func (f *streamFlow) readInto(dst []byte) (n int, more bool, err error) {
-	r := &f.now
-	r.buf = dst
-	err = f.raw.Read(r.f)
-	r.buf = nil
+// again. A short read has emptied the socket, and tells nothing of an end that
+// follows (all: one does). For large ones, where more is likely on its way, it
+// is worth another try as well.
+func (f *streamFlow) readInto(dst []byte, all bool) (n int, more bool, err error) {
+	fd, ok := f.app.Acquire()
+	if !ok {
+		return 0, false, net.ErrClosed
+	}
+	n, again, err := readNow(fd, dst)
+	f.app.Release()
 	switch {
-	case err != nil || r.err != nil:
-		return 0, false, errors.Join(err, r.err)
-	case r.again:
+	case err != nil:
+		return 0, false, err
+	case again:
 		return 0, false, nil
-	case r.n == 0:
+	case n == 0:
 		return 0, false, io.EOF
 	}
-	return r.n, r.n == len(dst) || r.n >= chunkSize, nil
+	return n, all || n == len(dst) || n >= chunkSize, nil
 }
 
-// signal sends waitUp back to waiting.
-func (f *streamFlow) signal() {
-	select {
-	case f.wake <- struct{}{}:
-	default:
+// checkEnd tells an end from a reset that another call was told of.
+func (f *streamFlow) checkEnd() error {
+	fd, ok := f.app.Acquire()
+	if !ok {
+		return net.ErrClosed
 	}
+	err := ended(fd, &f.shut)
+	f.app.Release()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.failing { // it was Notify
+		return errReset
+	}
+	return err
 }
 
 // push is Far's: it writes to the application what it takes, and keeps the rest.
@@ -252,8 +192,9 @@ func (f *streamFlow) push(bufs [][]byte) (int, error) {
 		f.mu.Unlock()
 		return 0, nil
 	}
+	f.writable = false
 	f.mu.Unlock()
-	n, err := f.writeOut(bufs)
+	n, _, err := f.writeOut(bufs)
 	f.c.Received.Add(int64(n))
 	if err != nil {
 		f.fail(err)
@@ -263,31 +204,37 @@ func (f *streamFlow) push(bufs [][]byte) (int, error) {
 	defer f.mu.Unlock()
 	if f.keepLocked(bufs, n) && !f.finished {
 		f.blocked = true
-		go f.drain()
+		if f.writable { // the socket has got room since
+			f.draining = true
+			go f.drain()
+		}
 	}
 	return n, nil
 }
 
-// writeOut writes as much of bufs as the socket takes now.
-func (f *streamFlow) writeOut(bufs [][]byte) (int, error) {
-	total, w := 0, &f.out
-	for {
-		w.bufs = bufs
-		err := f.raw.Write(w.f)
-		w.bufs = nil
-		if err = errors.Join(err, w.err); err != nil {
-			return total, err
-		}
-		total += w.n
-		want := 0
-		for _, b := range bufs[:min(len(bufs), maxVec)] {
-			want += len(b)
-		}
-		if w.n < want || len(bufs) <= maxVec {
-			return total, nil
-		}
-		bufs = bufs[maxVec:]
+// writeOut writes as much of bufs as the socket takes now. full: it takes no more.
+func (f *streamFlow) writeOut(bufs [][]byte) (total int, full bool, err error) {
+	fd, ok := f.app.Acquire()
+	if !ok {
+		return 0, false, net.ErrClosed
 	}
+	defer f.app.Release()
+	for len(bufs) > 0 {
+		some := bufs[:min(len(bufs), maxVec)]
+		n, _, err := writeNow(fd, some)
+		total += n
+		if err != nil {
+			return total, false, err
+		}
+		for _, b := range some {
+			n -= len(b)
+		}
+		if n < 0 {
+			return total, true, nil
+		}
+		bufs = bufs[len(some):]
+	}
+	return total, false, nil
 }
 
 // keepLocked queues bufs but for their first skip bytes; it says whether there
@@ -298,21 +245,18 @@ func (f *streamFlow) keepLocked(bufs [][]byte, skip int) bool {
 			skip -= len(b)
 			continue
 		}
+		if f.queue == nil {
+			f.queue = new(queue)
+		}
 		f.queue.add(b[skip:])
 		skip = 0
 	}
-	return !f.queue.empty()
+	return f.queue != nil
 }
 
-// drain writes the queue as the application takes it.
+// drain writes the queue while the application takes it.
 func (f *streamFlow) drain() {
-	bufs := make([][]byte, 0, maxVec)
-	var w writing
-	w.f = func(fd uintptr) bool {
-		var again bool
-		w.n, again, w.err = writeNow(fd, w.bufs)
-		return !again
-	}
+	var mem [maxVec][]byte
 	for {
 		f.mu.Lock()
 		if f.finished {
@@ -320,7 +264,7 @@ func (f *streamFlow) drain() {
 			return
 		}
 		if f.queue.empty() {
-			f.blocked = false
+			f.queue, f.blocked, f.draining = nil, false, false
 			ended := f.ended
 			f.mu.Unlock()
 			if ended {
@@ -328,17 +272,26 @@ func (f *streamFlow) drain() {
 			}
 			return
 		}
-		w.bufs = f.queue.first(bufs[:0])
+		bufs := f.queue.first(mem[:0])
+		f.writable = false
 		f.mu.Unlock()
-		if err := errors.Join(f.raw.Write(w.f), w.err); err != nil {
+		n, full, err := f.writeOut(bufs)
+		f.c.Received.Add(int64(n))
+		if err != nil {
 			f.fail(err)
 			return
 		}
 		f.mu.Lock()
-		f.queue.drop(w.n)
+		f.queue.drop(n)
+		wait := full && !f.writable
+		f.draining = !wait
 		f.mu.Unlock()
-		f.c.Received.Add(int64(w.n))
-		f.far.Took(w.n)
+		if n > 0 {
+			f.far.Took(n)
+		}
+		if wait {
+			return
+		}
 	}
 }
 
@@ -363,7 +316,13 @@ func (f *streamFlow) end(err error) {
 // endDown passes the far end's end on to the application.
 func (f *streamFlow) endDown() {
 	f.shut.Store(true)
-	if err := f.app.CloseWrite(); err != nil && !errors.Is(err, syscall.ENOTCONN) {
+	fd, ok := f.app.Acquire()
+	if !ok {
+		return // it has failed
+	}
+	err := shutdown(fd)
+	f.app.Release()
+	if err != nil {
 		f.fail(err)
 		return
 	}
@@ -390,8 +349,7 @@ func (f *streamFlow) finish() {
 	}
 	f.finished = true
 	f.mu.Unlock()
-	_ = f.app.Close()
-	f.signal()
+	f.app.Close()
 	f.report(nil)
 }
 
@@ -405,9 +363,8 @@ func (f *streamFlow) fail(err error) {
 	f.finished = true
 	f.mu.Unlock()
 	// The queue is left to the collector: drain may be writing from it.
-	reset(f.app)
+	f.app.Reset()
 	f.far.Reset(err)
-	f.signal()
 	f.report(err)
 }
 

@@ -1,0 +1,111 @@
+package hbone_test
+
+import (
+	"encoding/binary"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/warren-mesh/warren/proxy/hbone"
+	"github.com/warren-mesh/warren/proxy/relay"
+)
+
+// TestTorture runs 500 talks at once through few tunnels and cuts flows at
+// random, over and above what talks do to themselves. Each end reads either all
+// bytes and the end, or the first of them and an error; afterwards nothing is
+// left of it all.
+func TestTorture(t *testing.T) {
+	fds, heap := descriptors(t), heapInUse()
+	t.Run("all", torture)
+	if n := descriptors(t); n > fds {
+		t.Errorf("%d descriptors, were %d", n, fds)
+	}
+	if n := heapInUse(); n > heap+64<<20 {
+		t.Errorf("%d MiB in use, were %d", n>>20, heap>>20)
+	}
+}
+
+func torture(t *testing.T) {
+	const talks = 500
+	var cuts, failed atomic.Int64
+	check := func(k talk, c *net.TCPConn, client bool) {
+		_ = c.SetDeadline(time.Now().Add(time.Minute)) // for a lost wake-up
+		err := k.run(c, client)
+		if errors.Is(err, errWrong) && !told(err) || errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("client %v of %+v: %v", client, k, err)
+		}
+		if err != nil && client {
+			failed.Add(1)
+		}
+	}
+	backend := serveApp(t, func(c *net.TCPConn) {
+		var b [8]byte
+		if _, err := io.ReadFull(c, b[:]); err == nil { // else it was cut before it began
+			check(newTalk(binary.LittleEndian.Uint64(b[:])), c, false)
+		}
+	})
+	r := newRig(t, backend, func(r *rig) {
+		r.cfg = hbone.Config{MaxStreams: talks, InitialWindow: 64 << 10, PoolStreams: talks / 3}
+		r.onFlow = func(f *relay.Flow) {
+			if rand.IntN(20) == 0 {
+				cuts.Add(1)
+				r.wg.Go(func() {
+					time.Sleep(rand.N(50 * time.Millisecond))
+					f.Cut(errors.New("cut"))
+				})
+			}
+		}
+	})
+	seed := rand.Uint64() &^ whole
+	t.Logf("seed %d", seed)
+	var wg sync.WaitGroup
+	for i := range talks {
+		c := r.dial()
+		wg.Go(func() {
+			k := newTalk((seed + uint64(i)) &^ whole)
+			_, _ = c.Write(binary.LittleEndian.AppendUint64(nil, k.seed))
+			check(k, c, true)
+			c.Close()
+		})
+	}
+	wg.Wait()
+	t.Logf("%d cut, %d failed", cuts.Load(), failed.Load())
+	if failed.Load() > cuts.Load() {
+		t.Error("more failed than were cut")
+	}
+	for i := range 2 * talks {
+		select {
+		case <-r.clientDone:
+		case <-r.serverDone:
+		case <-time.After(10 * time.Second):
+			t.Fatalf("%d of %d flows ended", i, 2*talks)
+		}
+	}
+	if len(r.clientDone)+len(r.serverDone) > 0 {
+		t.Error("a flow ended twice")
+	}
+}
+
+func descriptors(tb testing.TB) int {
+	tb.Helper()
+	all, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return len(all)
+}
+
+func heapInUse() uint64 {
+	runtime.GC()
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}

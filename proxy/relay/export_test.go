@@ -1,4 +1,0 @@
-package relay
-
-// Glance is for tests that wait for it.
-const Glance = glance
