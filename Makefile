@@ -21,7 +21,7 @@ FUZZTIME    ?= 10s
 .PHONY: help deps build plugins demo test test-race e2e bench bench-go lint fuzz ci clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 deps: ## install the system packages that are missing (or name them)
 	@sh ./e2e/deps.sh

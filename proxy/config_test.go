@@ -2,6 +2,8 @@ package proxy
 
 import (
 	"log/slog"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -125,6 +127,20 @@ func TestAddressMistakes(t *testing.T) {
 	for _, good := range []string{"https://istiod:15012", "https://[::1]:15012/", "http://10.0.0.1:1", "unix:///run/x.sock", "istiod:15012"} {
 		if _, err := FromEnviron([]string{"XDS_ADDRESS=" + good, "CA_ADDRESS=" + good}); err != nil {
 			t.Errorf("%s: %v", good, err)
+		}
+	}
+}
+
+// Editors end a file with a newline; a token has none.
+func TestTokenFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "token")
+	for text, want := range map[string]string{"a.b.c": "a.b.c", " a.b.c\r\n\n": "a.b.c", "\n": ""} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		got, err := Token{Path: path}.Read()
+		if got != want || (err != nil) != (want == "") {
+			t.Errorf("%q: %q, %v", text, got, err)
 		}
 	}
 }

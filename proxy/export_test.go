@@ -46,3 +46,13 @@ func (s *Server) Sockets() int {
 	defer s.share.mu.Unlock()
 	return s.share.total
 }
+
+// AddTunnels makes it seem that each pod has so many tunnels more.
+func (s *Server) AddTunnels(n int64) {
+	for _, p := range s.pods.list() {
+		p.tunnels.Add(n)
+	}
+}
+
+// MaxTunnels is how many a pod may have.
+const MaxTunnels = maxTunnels

@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"net/url"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -22,6 +23,7 @@ import (
 
 	"github.com/warren-mesh/warren/ca/mtls"
 	"github.com/warren-mesh/warren/ca/source/fake"
+	"github.com/warren-mesh/warren/proxy"
 	"github.com/warren-mesh/warren/proxy/hbone"
 	"github.com/warren-mesh/warren/xds/workload"
 )
@@ -72,9 +74,9 @@ type stranger struct {
 	key  hbone.Key
 }
 
-func (p *pod) stranger(t *testing.T, signer *fake.Signer, id, expected string, to netip.AddrPort) *stranger {
+func (p *pod) stranger(t *testing.T, signer *fake.Signer, id, expected string, to netip.AddrPort, ttl ...time.Duration) *stranger {
 	t.Helper()
-	self := issue(t, signer, id)
+	self := issue(t, signer, id, append(ttl, time.Hour)[0])
 	peer := spiffeid.RequireFromString(expected)
 	pool := hbone.NewPool(hbone.Config{}, func(ctx context.Context, k hbone.Key) (net.Conn, *tls.Config, error) {
 		c, err := p.Dial(ctx, "tcp", k.Dst.String())
@@ -103,7 +105,7 @@ func (s *stranger) connect(t *testing.T, authority string, header ...[2]string) 
 	return err
 }
 
-func issue(t *testing.T, signer *fake.Signer, id string) *mtls.Identity {
+func issue(t *testing.T, signer *fake.Signer, id string, ttl time.Duration) *mtls.Identity {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -118,7 +120,7 @@ func issue(t *testing.T, signer *fake.Signer, id string) *mtls.Identity {
 		t.Fatal(err)
 	}
 	spiffe := spiffeid.RequireFromString(id)
-	answer, err := signer.Sign(t.Context(), spiffe, pemOf("CERTIFICATE REQUEST", csr), time.Hour)
+	answer, err := signer.Sign(t.Context(), spiffe, pemOf("CERTIFICATE REQUEST", csr), ttl)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -130,7 +132,7 @@ func issue(t *testing.T, signer *fake.Signer, id string) *mtls.Identity {
 	if err != nil {
 		t.Fatal(err)
 	}
-	self, err := mtls.NewIdentity(spiffe, key, chain, roots, time.Now())
+	self, err := mtls.NewIdentity(spiffe, key, chain, roots, time.Now().Add(-10*time.Second)) // so short a one is good on receipt only
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -227,6 +229,48 @@ func TestImpostors(t *testing.T) {
 		})
 	}
 	client.mustCall(server.addr(8080))
+}
+
+// A tunnel takes no new connections when the certificate that it was made with
+// has ended, and ends.
+func TestTunnelEndsWithCertificate(t *testing.T) {
+	m := newMesh(t, 1)
+	server, outside := m.nodes[0].meshPod("server"), m.nodes[0].pod("outside")
+	server.echo(8080)
+	s := outside.stranger(t, m.ca, "spiffe://cluster.local/ns/default/sa/outside", server.identity(), netip.AddrPortFrom(server.IP4, 15008), 2*time.Second)
+	if err := s.connect(t, server.addr(8080)); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the tunnel is gone", func() bool { return m.nodes[0].srv.Sockets() == 0 })
+}
+
+// A pod has only so many tunnels; who comes later is told at once, and served
+// when there is room.
+func TestTunnelsAreBounded(t *testing.T) {
+	m := newMesh(t, 1)
+	server, outside := m.nodes[0].meshPod("server"), m.nodes[0].pod("outside")
+	m.nodes[0].srv.AddTunnels(proxy.MaxTunnels)
+	full := server.listener(t, outside)
+	if _, err := io.ReadAll(full); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("ended with %v, want a reset", err)
+	}
+	m.nodes[0].srv.AddTunnels(-1)
+	room := server.listener(t, outside)
+	if err := tls.Client(room, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}}).Handshake(); err != nil {
+		t.Errorf("with room again: %v", err)
+	}
+	m.nodes[0].srv.AddTunnels(1 - proxy.MaxTunnels)
+}
+
+// listener is a connection to the pod's port for tunnels.
+func (p *pod) listener(t *testing.T, from *pod) *net.TCPConn {
+	t.Helper()
+	c, err := from.dial(p.addr(15008))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
 }
 
 // A peer that hangs up in the middle of the handshake leaves nothing behind.

@@ -72,7 +72,9 @@ func TestPolicies(t *testing.T) {
 			}
 			for _, p := range tt.denied() {
 				sm, cm := server.node.logs.mark(), p.node.logs.mark()
-				p.mustFail(server.addr(tt.port))
+				if _, _, err := p.call(server.addr(tt.port), "x"); err == nil || errors.Is(err, io.EOF) {
+					t.Errorf("%s: ended with %v, want an error that no application takes for an empty answer", p.Name, err)
+				}
 				server.node.logs.access(t, sm, map[string]string{
 					"direction": "inbound", "src.addr": p.IP4.String(), "error": "connection closed due to policy rejection: " + tt.reason,
 				})
@@ -95,6 +97,19 @@ func TestPolicyChangeCuts(t *testing.T) {
 	selector := deny("selected", workload.Match{Principals: principals(client)})
 	selector.Scope = workload.ScopeSelector
 	m.apply(workload.Batch{Policies: []*workload.Policy{selector}})
+	everywhere := deny("everywhere", workload.Match{DestinationPorts: []uint16{1}})
+	everywhere.Scope, everywhere.Namespace = workload.ScopeGlobal, "istio-system"
+	stricter := *everywhere
+	stricter.Rules = deny("", workload.Match{Principals: principals(other)}).Rules
+	allow := func(name string, p ...*pod) *workload.Policy {
+		a := deny(name, workload.Match{Principals: principals(p...)})
+		a.Action = workload.Allow
+		return a
+	}
+	m.apply(workload.Batch{Policies: []*workload.Policy{everywhere, allow("all", client, other), allow("rest", client, other), {
+		Name: "plain", Namespace: "default", Scope: workload.ScopeNamespace, Action: workload.Allow,
+		Rules: []workload.Rule{{Clauses: []workload.Clause{{Matches: []workload.Match{{NotPrincipals: []workload.StringMatch{{Kind: workload.Presence}}}}}}}},
+	}}})
 	attached := *server.w
 	attached.Policies = []string{"default/selected"}
 	tests := []struct {
@@ -109,6 +124,10 @@ func TestPolicyChangeCuts(t *testing.T) {
 			workload.Batch{RemovedPolicies: []string{"default/live"}}, outside, other},
 		{"a policy is attached to the workload", workload.Batch{Workloads: []*workload.Workload{&attached}},
 			workload.Batch{Workloads: []*workload.Workload{server.w}}, client, other},
+		{"a policy of the whole mesh changes", workload.Batch{Policies: []*workload.Policy{&stricter}},
+			workload.Batch{Policies: []*workload.Policy{everywhere}}, other, client},
+		{"a policy that allowed is gone", workload.Batch{RemovedPolicies: []string{"default/plain"}},
+			workload.Batch{Policies: []*workload.Policy{allow("plain", outside)}}, outside, client},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
