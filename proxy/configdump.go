@@ -59,7 +59,7 @@ func configMap(c Config) map[string]any {
 			"keepaliveRetries": c.Sockets.Keepalive.Count, "keepaliveEnabled": c.Sockets.Keepalive != sockopt.Keepalive{},
 			"userTimeoutEnabled": c.Sockets.UserTimeout > 0,
 		},
-		"ipv6Enabled": c.IPv6, "enableEnhancedBaggage": c.ResponseBaggage, "proxyMetadata": c.Metadata,
+		"ipv6Enabled": c.IPv6, "sameNode": c.SameNode, "enableEnhancedBaggage": c.ResponseBaggage, "proxyMetadata": c.Metadata,
 		"numWorkerThreads": c.Threads, "logLevel": c.Log.Filter, "logJson": c.Log.JSON,
 	}
 }

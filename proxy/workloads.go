@@ -81,7 +81,6 @@ func (ps *pods) start(ctx context.Context, w zds.Workload) error {
 	p, err := ps.s.newPod(ctx, w)
 	if err != nil {
 		err = fmt.Errorf("failure to start proxy: %w", err)
-		ps.log.Warn("pod is not served yet", "uid", w.UID, "pod", podName(w.Info), "err", err)
 		ps.mu.Lock()
 		older, had := ps.pending[w.UID]
 		ps.pending[w.UID] = pendingPod{w: w, err: err}
@@ -235,7 +234,9 @@ func (ps *pods) retryOnce(ctx context.Context) {
 		ok = ok && !ps.ending
 		ps.mu.Unlock()
 		if ok {
-			_ = ps.start(ctx, pending.w) // it says so itself
+			if err := ps.start(ctx, pending.w); err != nil {
+				ps.log.Warn("pod is not served yet", "uid", uid, "pod", podName(pending.w.Info), "err", err)
+			}
 		}
 		ps.ops.Unlock()
 	}
