@@ -290,6 +290,30 @@ func TestRequestsTakenBack(t *testing.T) {
 	}
 }
 
+// TestPeerGoesAwayUnderAStream: an end in good order of the connection is none of
+// the stream.
+func TestPeerGoesAwayUnderAStream(t *testing.T) {
+	p := newPKI(t)
+	ended, up := make(chan error, 1), make(chan struct{})
+	o := serveOne(t, p, hbone.Config{}, func(in *hbone.Incoming) {
+		in.Accept(nil).Attach(func([]byte) (int, error) { return 0, nil },
+			func([][]byte) (int, error) { return 0, nil },
+			func(err error) { ended <- err })
+		close(up)
+	})
+	f := o.framed(t, p)
+	_ = f.connect(1, "a:1")
+	<-up
+	f.c.Close() // with close_notify
+	if err := o.wait(t); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("Serve: %v", err)
+	}
+	var lost *hbone.TunnelError
+	if err := <-ended; !errors.As(err, &lost) {
+		t.Errorf("the stream ended with %v", err)
+	}
+}
+
 // TestEarlyData: what a client sends before its answer, or before the stream is
 // attached, arrives in order.
 func TestEarlyData(t *testing.T) {

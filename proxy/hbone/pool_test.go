@@ -377,6 +377,24 @@ func TestPoolRetries(t *testing.T) {
 			t.Errorf("%v after %d tunnels", err, tunnels.Load())
 		}
 	})
+	t.Run("a fresh tunnel that dies is the answer", func(t *testing.T) {
+		r := newRig(t, "", nil)
+		var requests atomic.Int64
+		l := frameServer(t, r.pki, func(f *framed) {
+			for {
+				if _, ok := f.next().(*http2.MetaHeadersFrame); ok {
+					requests.Add(1) // and who knows what it did with it
+					f.c.Close()
+					return
+				}
+			}
+		})
+		p := newCountingPool(t, r, hbone.Config{})
+		var lost *hbone.TunnelError
+		if _, err := p.Open(context.Background(), hbone.Key{Dst: l}, request()); !errors.As(err, &lost) || requests.Load() != 1 {
+			t.Errorf("%v after %d requests", err, requests.Load())
+		}
+	})
 	t.Run("a peer that ends every tunnel", func(t *testing.T) {
 		r := newRig(t, "", nil)
 		l := frameServer(t, r.pki, func(f *framed) { f.c.Close() })

@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/warren-mesh/warren/proxy/relay"
 )
 
 // talk is what both ends of one connection agree to do, out of a seed.
@@ -182,7 +184,9 @@ func TestStress(t *testing.T) {
 		}
 		check(k, "server", k.run(c, false))
 	})
-	r = newRig(t, backend, nil)
+	r = newRig(t, backend, func(r *rig) { // nobody listens to these here
+		r.clientDone, r.serverDone = make(chan relay.Result, conns*rounds), make(chan relay.Result, conns*rounds)
+	})
 	for round := range rounds {
 		var wg sync.WaitGroup
 		for i := range conns {
