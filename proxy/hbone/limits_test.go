@@ -4,9 +4,12 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"math/rand/v2"
 	"net"
 	"runtime"
+	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -68,4 +71,62 @@ func TestPeerThatAllowsNoStreams(t *testing.T) {
 	pool.Close()
 	l.Close()
 	wg.Wait()
+}
+
+// TestPoolUnderFailingDials: whoever waits for a dial that fails, hangs or is given
+// up gets an answer, and no key is remembered for it.
+func TestPoolUnderFailingDials(t *testing.T) {
+	r := newRig(t, "", func(r *rig) { r.answer = acceptAll })
+	client := r.pki.client(t, "client")
+	pool := hbone.NewPool(hbone.Config{}, func(ctx context.Context, k hbone.Key) (net.Conn, *tls.Config, error) {
+		switch rand.IntN(4) {
+		case 0:
+			return nil, nil, errors.New("refused")
+		case 1:
+			<-ctx.Done() // until nobody waits
+			return nil, nil, ctx.Err()
+		case 2:
+			c, s := net.Pipe() // a peer that hangs up in the handshake
+			go func() {
+				_, _ = s.Read(make([]byte, 1))
+				s.Close()
+			}()
+			return c, client, nil
+		}
+		var d net.Dialer
+		c, err := d.DialContext(ctx, "tcp", k.Dst.String())
+		return c, client, err
+	})
+	var wg sync.WaitGroup
+	var opened, failed atomic.Int32
+	for i := range 400 {
+		wg.Go(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Duration(1+rand.IntN(200))*time.Millisecond)
+			defer cancel()
+			key := r.key()
+			key.Expected = strconv.Itoa(i % 20)
+			s, err := pool.Open(ctx, key, hbone.Request{Authority: "a:1"})
+			if err != nil {
+				failed.Add(1)
+				return
+			}
+			opened.Add(1)
+			s.Reset(errors.New("enough"))
+		})
+	}
+	wg.Wait()
+	t.Logf("%d opened, %d failed", opened.Load(), failed.Load())
+	for {
+		s := pool.Stats()
+		if s.Streams == 0 && s.Keys <= s.Tunnels { // dials that were given up have ended
+			break
+		}
+		runtime.Gosched()
+	}
+	if err := pool.Close(); err != nil {
+		t.Error(err)
+	}
+	if s := pool.Stats(); s != (hbone.Stats{}) {
+		t.Errorf("left: %+v", s)
+	}
 }
