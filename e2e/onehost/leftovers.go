@@ -74,7 +74,8 @@ func processesOf(prefix string) ([]int, error) {
 		}
 		for _, f := range []string{"cmdline", "environ"} {
 			// A process may end while it is looked at: then it is not left over.
-			if b, err := os.ReadFile(filepath.Join("/proc", d.Name(), f)); err == nil && bytes.Contains(b, needle) && ours(d.Name()) {
+			b, err := os.ReadFile(filepath.Join("/proc", d.Name(), f))
+			if err == nil && bytes.Contains(b, needle) && (ours(d.Name()) || bytes.Contains(b, proxyOf(needle))) {
 				pids = append(pids, pid)
 				break
 			}
@@ -82,6 +83,10 @@ func processesOf(prefix string) ([]int, error) {
 	}
 	return pids, nil
 }
+
+// proxyOf is what only the environment of a mesh's proxy has, whatever its
+// program is called.
+func proxyOf(folder []byte) []byte { return append([]byte("INPOD_UDS="), folder...) }
 
 // ours reports whether a process runs one of our programs, so that a reader's
 // `tail -f` on a log is never killed.
@@ -91,7 +96,7 @@ func ours(pid string) bool {
 		return false
 	}
 	switch strings.TrimSuffix(filepath.Base(exe), " (deleted)") {
-	case "controlplane", "nodeagent", "proxy", "warren-cni", "ztunnel", "bench":
+	case "controlplane", "nodeagent", "proxy", "warren-cni", "ztunnel", "bench", "bench.test":
 		return true
 	}
 	return false
