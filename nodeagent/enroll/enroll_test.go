@@ -130,7 +130,7 @@ func newNode(t *testing.T) *node {
 	}
 	n := &node{
 		t: t, dir: t.TempDir(), world: newWorld(), flows: new(flows), backend: b,
-		times: enroll.Times{Pod: 300 * time.Millisecond, Add: 1500 * time.Millisecond, Drain: 5 * time.Second, Sweep: 50 * time.Millisecond, Retry: 20 * time.Millisecond},
+		times: enroll.Times{Pod: 300 * time.Millisecond, Add: 2500 * time.Millisecond, Drain: 5 * time.Second, Sweep: 50 * time.Millisecond, Retry: 20 * time.Millisecond},
 	}
 	n.client = &event.Client{Path: filepath.Join(n.dir, event.SocketName)}
 	return n
