@@ -103,6 +103,14 @@ func New(cfg Config, log *slog.Logger) (_ *Agent, err error) {
 	return a, a.listen()
 }
 
+// untaken names the files of the folder that were broken at every look since the start.
+func (a *Agent) untaken() (files []string) {
+	for _, p := range a.folder.Untaken() {
+		files = append(files, p.String())
+	}
+	return files
+}
+
 // assemble makes the parts and connects them.
 func (a *Agent) assemble() error {
 	selectors, err := translate.ParseSelectors(a.cfg.Selectors, a.cfg.ExcludeNamespaces...)
@@ -110,7 +118,7 @@ func (a *Agent) assemble() error {
 		return err
 	}
 	a.folder = file.Feed(a.cfg.KubeDir, a.log)
-	a.watch, err = podwatch.New(a.folder, enroll.ViewOptions{
+	a.watch, err = podwatch.New(a.folder, a.untaken, enroll.ViewOptions{
 		Node: a.cfg.NodeName, OwnNamespace: a.cfg.OwnNamespace, ExcludeNamespaces: a.cfg.ExcludeNamespaces, Selectors: selectors,
 	})
 	if err != nil {

@@ -81,6 +81,9 @@ func (e *Enroller) findPod(ctx context.Context, name PodName, uid string) (Pod, 
 		view, changed := e.cfg.World.View()
 		if view != nil {
 			if p, ok := view.Pod(name, uid); ok {
+				if err := view.Undecided(p); err != nil {
+					return Pod{}, &event.Error{Retryable: true, Msg: fmt.Sprintf("whether pod %s belongs into the mesh is not known: %v", name, err), Details: "mend that file; this is retried"}
+				}
 				return p, nil
 			}
 		}

@@ -34,7 +34,9 @@ func (e *Enroller) Run(ctx context.Context) error {
 	for {
 		view, changed := e.cfg.World.View()
 		if view != nil {
-			away.keep(e.cfg.StateDir, view.Away(), e.log)
+			if len(view.missing) == 0 { // else the last word stands
+				away.keep(e.cfg.StateDir, view.Away(), e.log)
+			}
 			e.compare(view)
 		}
 		select {
@@ -74,6 +76,8 @@ func (e *Enroller) actionLocked(view *View, m *member) (action, Pod) {
 	p, ok := view.Pod(m.name, m.uid)
 	switch {
 	case !ok:
+		return next(m.phase, wantUnknown, true), p
+	case view.Undecided(p) != nil:
 		return next(m.phase, wantUnknown, true), p
 	case !p.Eligible.InMesh:
 		return next(m.phase, wantOut, true), p

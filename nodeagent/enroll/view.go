@@ -1,6 +1,7 @@
 package enroll
 
 import (
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -39,6 +40,7 @@ type Pod struct {
 type View struct {
 	pods    map[PodName]Pod
 	modes   map[string]string // of every namespace: event.NSOut, NSIn or NSMixed
+	missing []string          // what could not be read yet, for people
 	exempt  string
 	exclude []string
 }
@@ -85,6 +87,23 @@ func NewView(o translate.Objects, opts ViewOptions) *View {
 		}
 	}
 	return v
+}
+
+// Without returns the view knowing that the objects in missing are not in it: what
+// they say is unknown, not gone.
+func (v *View) Without(missing []string) *View {
+	w := *v
+	w.missing = missing
+	return &w
+}
+
+// Undecided says why it cannot be told yet that a pod is outside the mesh; nil
+// when it can.
+func (v *View) Undecided(p Pod) error {
+	if _, known := v.modes[p.Namespace]; known || len(v.missing) == 0 || p.Eligible.InMesh || v.Exempt(p.Namespace) {
+		return nil
+	}
+	return fmt.Errorf("namespace %s is not known, and %s could not be read since the agent's start", p.Namespace, strings.Join(v.missing, ", "))
 }
 
 // Exempt says whether the pods of a namespace are left alone whatever their

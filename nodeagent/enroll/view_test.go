@@ -71,3 +71,30 @@ func TestView(t *testing.T) {
 		}
 	}
 }
+
+func TestUndecided(t *testing.T) {
+	broken := []string{"ns.yaml: line 1: bad"}
+	in := Pod{PodName: PodName{"app", "a"}, Eligible: translate.Eligibility{InMesh: true}}
+	out := Pod{PodName: PodName{"app", "b"}}
+	known := &View{modes: map[string]string{"app": "out"}}
+	unknown := &View{modes: map[string]string{}, exempt: "own"}
+	for _, tc := range []struct {
+		name string
+		view *View
+		pod  Pod
+		want bool
+	}{
+		{"everything was read", unknown.Without(nil), out, false},
+		{"its namespace may be in the broken file", unknown.Without(broken), out, true},
+		{"its namespace is known", known.Without(broken), out, false},
+		{"its own label says in", unknown.Without(broken), in, false},
+		{"exempt", unknown.Without(broken), Pod{PodName: PodName{"own", "agent"}}, false},
+	} {
+		if err := tc.view.Undecided(tc.pod); (err != nil) != tc.want {
+			t.Errorf("%s: %v, want undecided %t", tc.name, err, tc.want)
+		}
+	}
+	if next(PhaseEnrolled, wantUnknown, true) != actNone {
+		t.Error("a pod of which nothing is known is taken out of the mesh")
+	}
+}

@@ -32,20 +32,26 @@ type Source interface {
 
 // Watcher holds the newest view. It implements enroll.World.
 type Watcher struct {
-	source Source
-	opts   enroll.ViewOptions
+	source  Source
+	missing func() []string
+	opts    enroll.ViewOptions
 
 	mu      sync.Mutex
 	view    *enroll.View // nil until the source has synced
 	changed chan struct{}
 }
 
-// New prepares a watcher; Run makes it watch.
-func New(source Source, opts enroll.ViewOptions) (*Watcher, error) {
+// New prepares a watcher; Run makes it watch. missing names what the source has
+// not been able to read since its start, and so does not know what it held; nil:
+// nothing ever is.
+func New(source Source, missing func() []string, opts enroll.ViewOptions) (*Watcher, error) {
 	if source == nil {
 		return nil, ErrNoSource
 	}
-	return &Watcher{source: source, opts: opts, changed: make(chan struct{})}, nil
+	if missing == nil {
+		missing = func() []string { return nil }
+	}
+	return &Watcher{source: source, missing: missing, opts: opts, changed: make(chan struct{})}, nil
 }
 
 // Run follows the objects until ctx ends; it returns what the source's Run
@@ -60,9 +66,10 @@ func (w *Watcher) Run(ctx context.Context) error {
 		case err := <-done:
 			return err
 		}
+		missing := w.missing() // first: what is read meanwhile is missed for once, not trusted too early
 		var objects translate.Objects
 		objects, changed = w.source.Read()
-		w.publish(enroll.NewView(objects, w.opts))
+		w.publish(enroll.NewView(objects, w.opts).Without(missing))
 	}
 }
 

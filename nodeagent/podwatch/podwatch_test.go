@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -18,7 +19,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestNoSource(t *testing.T) {
-	if _, err := New(nil, enroll.ViewOptions{}); !errors.Is(err, ErrNoSource) {
+	if _, err := New(nil, nil, enroll.ViewOptions{}); !errors.Is(err, ErrNoSource) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -35,7 +36,7 @@ func TestFollowsAFolder(t *testing.T) {
 		}
 	}
 	put("{istio.io/dataplane-mode: ambient}")
-	w, err := New(file.Feed(dir, slog.New(slog.DiscardHandler)), enroll.ViewOptions{Node: "n1"})
+	w, err := New(file.Feed(dir, slog.New(slog.DiscardHandler)), nil, enroll.ViewOptions{Node: "n1"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,6 +68,59 @@ func TestFollowsAFolder(t *testing.T) {
 	}
 	waitFor(true)
 	put("{}")
+	waitFor(false)
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// The agent starts beside a broken file, which held the pod's namespace: the pod
+// is not taken for one outside the mesh.
+func TestAFileThatWasNeverRead(t *testing.T) {
+	dir := t.TempDir()
+	put := func(name, doc string) {
+		tmp := filepath.Join(dir, ".tmp")
+		if err := errors.Join(os.WriteFile(tmp, []byte(doc), 0o600), os.Rename(tmp, filepath.Join(dir, name))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("pod.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: app, uid: u}\nspec: {nodeName: n1}\n")
+	put("ns.yaml", "apiVersion: v1\nkind: Namespace\nmetadata: {name: app, labels: {istio.io/dataplane-mode: ambient}\n")
+	folder := file.Feed(dir, slog.New(slog.DiscardHandler))
+	w, err := New(folder, func() (names []string) {
+		for _, p := range folder.Untaken() {
+			names = append(names, p.File)
+		}
+		return names
+	}, enroll.ViewOptions{Node: "n1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- w.Run(ctx) }()
+	waitFor := func(undecided bool) {
+		t.Helper()
+		timeout := time.After(10 * time.Second)
+		for {
+			v, changed := w.View()
+			if v != nil {
+				p, ok := v.Pod(enroll.PodName{Namespace: "app", Name: "a"}, "u")
+				err := v.Undecided(p)
+				if ok && undecided && err != nil && strings.Contains(err.Error(), "ns.yaml") || ok && !undecided && err == nil && p.Eligible.InMesh {
+					return
+				}
+			}
+			select {
+			case <-changed:
+			case <-timeout:
+				t.Fatalf("never undecided: %t", undecided)
+			}
+		}
+	}
+	waitFor(true)
+	put("ns.yaml", "apiVersion: v1\nkind: Namespace\nmetadata: {name: app, labels: {istio.io/dataplane-mode: ambient}}\n")
 	waitFor(false)
 	cancel()
 	if err := <-done; err != nil {
