@@ -146,6 +146,35 @@ func TestRestarts(t *testing.T) {
 		mustEcho(t, client, netip.AddrPortFrom(late.IP4(), 7))
 	})
 
+	t.Run("agent started beside a broken file: pods keep their place", func(t *testing.T) {
+		if err := errors.Join(m.Nodes[1].KillAgent(), m.Break("Namespace", "", "app")); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.Nodes[1].StartAgent(testContext(t)); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, 20*time.Second, "the proxy is connected", func() error {
+			text, _, err := m.Nodes[1].Status(testContext(t))
+			if err == nil && !strings.Contains(text, "verified") {
+				err = errors.New(text)
+			}
+			return err
+		})
+		if now, err := server.Rules(); err != nil || now != rules {
+			t.Errorf("the pod's rules changed: %v\n%s", err, now)
+		}
+		mustEcho(t, client, dst)
+		if _, err := m.Nodes[1].AddPod(testContext(t), onehost.PodSpec{Namespace: "app", Name: "undecided", ServiceAccount: "u"}); err == nil {
+			t.Error("a pod was admitted, though nobody knows whether it belongs into the mesh")
+		} else if !strings.Contains(err.Error(), "namespace-") {
+			t.Errorf("the refusal does not name the file: %v", err)
+		}
+		if err := m.PutNamespace("app", map[string]string{"istio.io/dataplane-mode": "ambient"}); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, 20*time.Second, "status is healthy again", func() error { return healthy(m.Nodes[1]) })
+	})
+
 	t.Run("proxy killed and started: pods keep their place", func(t *testing.T) {
 		if err := m.Nodes[1].KillProxy(); err != nil {
 			t.Fatal(err)

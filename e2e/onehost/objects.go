@@ -46,6 +46,11 @@ func (m *Mesh) putRaw(kind, namespace, name, spec string) error {
 		"apiVersion: security.istio.io/v1\nkind: %s\nmetadata: {name: %s, namespace: %s}\nspec:\n%s", kind, name, namespace, spec))
 }
 
+// Break puts something in the place of an object's file that is no object.
+func (m *Mesh) Break(kind, namespace, name string) error {
+	return m.kube.write(m.kube.file(kind, namespace, name), []byte("kind: ["))
+}
+
 // Remove deletes an object's file.
 func (m *Mesh) Remove(kind, namespace, name string) error {
 	return m.kube.remove(kind, namespace, name)
