@@ -28,8 +28,9 @@ type Config struct {
 	PoolStreams int
 	// IdleRelease is how long a Pool keeps a tunnel without streams. Default 5 m.
 	IdleRelease time.Duration
-	// HandshakeTimeout bounds TLS and the peer's first SETTINGS, together.
-	// Default 10 s.
+	// HandshakeTimeout bounds how long the peer is waited for, in TLS and for its
+	// first SETTINGS together. Our own waiting at the Gate is not in it; where we
+	// are the client, what the peer may wait at its own comes to it. Default 10 s.
 	HandshakeTimeout time.Duration
 	// ResponseTimeout bounds the wait for the answer to a CONNECT. Default 20 s:
 	// a peer may spend 15 s on finding the workload and dialing it.
@@ -44,8 +45,11 @@ type Config struct {
 	// Budget caps the sum of what windows have grown by, over all tunnels that
 	// share it. Nil: no cap.
 	Budget *Budget
-	// Records chooses the TLS record layer. The zero value is for all but those
-	// who compare the two.
+	// Gate bounds handshakes, over all tunnels that share it; they take turns as
+	// Owner's. Nil: no bound.
+	Gate  *Gate
+	Owner string
+	// Records chooses the TLS record layer. Default OwnRecords.
 	Records Records
 	// Log takes what has no caller to return to; nil discards it.
 	Log *slog.Logger

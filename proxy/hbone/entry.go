@@ -135,6 +135,13 @@ func (p *Pool) startDialLocked(e *entry) {
 
 // connect makes a tunnel.
 func (p *Pool) connect(ctx context.Context, key Key) (*tunnel, error) {
+	if g := p.cfg.Gate; g != nil {
+		peer := peerKey{addr: key.Dst.Addr().Unmap(), client: true}
+		if err := g.enter(ctx, peer, g.patience); err != nil {
+			return nil, &TLSError{Peer: key.Dst.String(), Err: err}
+		}
+		defer g.leave(peer)
+	}
 	conn, tc, err := p.dial(ctx, key)
 	if err != nil {
 		return nil, &ConnectError{Dst: key.Dst, Err: err}

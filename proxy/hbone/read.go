@@ -25,6 +25,12 @@ func (t *tunnel) read() error {
 	if err := t.opened(nil); err != nil { // what came along with the handshake
 		return err
 	}
+	if early := t.early; len(early) > 0 {
+		t.early = nil
+		if err := t.opened(early); err != nil {
+			return err
+		}
+	}
 	in := make([]byte, idleRead)
 	var needed time.Time // when a read last used the size of in
 	for {

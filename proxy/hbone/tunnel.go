@@ -32,7 +32,9 @@ type tunnel struct {
 	cfg   Config
 	conn  net.Conn
 	rec   record.Layer
-	role  string // the log's name for the peer: src.addr or dst.addr
+	early []byte        // read with the handshake, not opened yet
+	left  time.Duration // what the peer has left of its time for TLS and SETTINGS
+	role  string        // the log's name for the peer: src.addr or dst.addr
 	start time.Time
 	done  chan struct{} // closed when run has returned
 
@@ -61,16 +63,14 @@ type tunnel struct {
 
 // newTunnel runs the TLS handshake on conn. On error conn is closed.
 func newTunnel(ctx context.Context, conn net.Conn, tc *tls.Config, cfg Config, client bool) (*tunnel, error) {
-	start := time.Now()
-	hs, cancel := context.WithTimeoutCause(ctx, cfg.HandshakeTimeout,
-		fmt.Errorf("%w after %s", ErrTimeout, cfg.HandshakeTimeout))
-	defer cancel()
-	rec, err := record.Handshake(hs, conn, tc, client, cfg.Records)
+	rec, early, left, err := handshake(ctx, conn, tc, cfg, client)
 	if err != nil {
 		conn.Close()
 		return nil, &TLSError{Peer: conn.RemoteAddr().String(), Err: err}
 	}
-	t := &tunnel{cfg: cfg, conn: conn, rec: rec, role: "src.addr", start: start, done: make(chan struct{})}
+	t := &tunnel{
+		cfg: cfg, conn: conn, rec: rec, early: early, left: left, role: "src.addr", start: time.Now(), done: make(chan struct{}),
+	}
 	hc := h2.Config{
 		StreamWindow:  cfg.StreamWindow,
 		InitialWindow: cfg.InitialWindow,
@@ -97,7 +97,7 @@ func (t *tunnel) now() time.Duration { return time.Since(t.start) }
 // begin greets the peer and starts the timers.
 func (t *tunnel) begin() {
 	t.mu.Lock()
-	t.timer = time.AfterFunc(max(0, t.cfg.HandshakeTimeout-t.now()), t.tick)
+	t.timer = time.AfterFunc(t.left, t.tick)
 	t.kick()
 }
 
