@@ -344,6 +344,19 @@ func TestWithoutIPv6(t *testing.T) {
 	})
 }
 
+// A runtime may bring the loopback up beside us instead of before.
+func TestLoopbackDown(t *testing.T) {
+	variants(t, func(t *testing.T, b *iptables) {
+		ns, _ := nstest.NewNS(t, "lodown")
+		sh(t, b, ns, "ip link set lo down")
+		c := Defaults()
+		apply(t, b, ns, c)
+		if diffs, err := b.Verify(ns, c); err != nil || len(diffs) > 0 {
+			t.Errorf("%v, %v", diffs, err)
+		}
+	})
+}
+
 func TestManyAtOnce(t *testing.T) {
 	variants(t, func(t *testing.T, b *iptables) {
 		pod, _ := nstest.NewNS(t, "pod")

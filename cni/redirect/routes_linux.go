@@ -61,10 +61,27 @@ func (r *routes) families(c Config) []Family {
 	return c.families()
 }
 
+// raiseLoopback sees to it that the loopback is up, which the routes need. The
+// runtime does that too, but containerd does it beside the conflist that we are
+// in, not before.
+func (r *routes) raiseLoopback() error {
+	lo, err := r.h.LinkByName("lo")
+	if err == nil && lo.Attrs().Flags&net.FlagUp == 0 {
+		err = r.h.LinkSetUp(lo)
+	}
+	if err != nil {
+		return fmt.Errorf("bring lo up: %w", err)
+	}
+	return nil
+}
+
 func (r *routes) add(c Config) error {
+	if err := r.raiseLoopback(); err != nil {
+		return err
+	}
 	for _, f := range r.families(c) {
 		if err := r.h.RouteReplace(localRoute(f)); err != nil {
-			return fmt.Errorf("route table %d of %s (is lo up?): %w", RouteTable, f, err)
+			return fmt.Errorf("route table %d of %s: %w", RouteTable, f, err)
 		}
 		if err := r.h.RuleAdd(markRule(f)); err != nil && !errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("%s rule fwmark %#x: %w", f, MarkConn, err)
