@@ -440,17 +440,6 @@ func TestBounds(t *testing.T) {
 			t.Errorf("error %v", err)
 		}
 	})
-	t.Run("loopback is down", func(t *testing.T) {
-		b, err := Detect()
-		if err != nil {
-			t.Fatal(err)
-		}
-		down, _ := nstest.NewNS(t, "down")
-		sh(t, b.(*iptables), down, "ip link set lo down")
-		if err := b.Apply(down, Defaults()); !errors.Is(err, unix.ENETDOWN) || !strings.Contains(err.Error(), "is lo up?") {
-			t.Errorf("error %v", err)
-		}
-	})
 	t.Run("the namespace is gone", func(t *testing.T) {
 		gone, err := pod.Dup()
 		if err != nil {
