@@ -74,6 +74,14 @@ func TestStopSparesTheSuccessor(t *testing.T) {
 	if err := conns[1].ctx.Err(); err != nil {
 		t.Errorf("the new one's connection was cut: %v", err)
 	}
+	late, err := older.track(track.Facts{Pod: "u"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if late.ctx.Err() == nil {
+		t.Error("a connection that comes after the end lives")
+	}
+	late.end(nil)
 	conns[0].end(nil)
 	if newer.stop(); !errors.Is(context.Cause(conns[1].ctx), errDrain) {
 		t.Error("the new one's connection outlived it")
