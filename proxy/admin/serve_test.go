@@ -42,7 +42,8 @@ func TestSlowHead(t *testing.T) {
 		if _, err := io.WriteString(client, "GET / HTTP/1.1\r\nHost:"); err != nil {
 			t.Fatal(err)
 		}
-		go func() { time.Sleep(time.Hour); client.Close() }() // or it would wait for ever
+		hangUp := time.AfterFunc(time.Hour, func() { client.Close() }) // or it would wait for ever
+		defer hangUp.Stop()
 		_, _ = io.ReadAll(client)
 		if d := time.Since(start); d != headerTimeout {
 			t.Errorf("held for %s", d)
