@@ -152,7 +152,7 @@ func (b *bed) redirect() error {
 // the client's address, in plaintext, could else take the port of another of
 // the client's connections, which the pod's kernel cannot tell apart.
 func (b *bed) tune() error {
-	const clients, servers = "16384 40959", "40960 65535"
+	const clients, servers = "16384 36863", "36864 65535"
 	for _, p := range []*onehost.Pod{b.client, b.local, b.server, b.outClient, b.outLocal, b.outServer} {
 		ports := servers
 		if p == b.client || p == b.outClient {

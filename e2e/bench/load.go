@@ -174,14 +174,14 @@ const (
 	settle = time.Second // until what was begun before has come to rest
 )
 
-// idleOn is how many idle connections a way can have: where one proxy has both
-// ends of each, half as many as it may have descriptors.
+// idleOn is how many idle connections a way can have. Where one proxy has both
+// ends of each, it may not be allowed enough descriptors; a third of what it is
+// allowed leaves it some for other things, such as pipes.
 func idleOn(w way, want int) int {
-	const rest = 500
 	if w == across {
 		return want
 	}
-	return min(want, (maxFDs()-rest)/2)
+	return min(want, maxFDs()/3)
 }
 
 // idle opens many connections on proxies that have done little before, leaves

@@ -150,7 +150,9 @@ func (s subject) touch(ctx context.Context, w way) error {
 	}
 }
 
-// lastWords are the last lines of the proxies' logs, after a failure.
+// lastWords are the ends of lines in the proxies' logs, after a failure: the
+// last that tell of an error other than the end of our own connections, or else
+// the last.
 func (s subject) lastWords() string {
 	if s.kind != proxied {
 		return ""
@@ -159,9 +161,13 @@ func (s subject) lastWords() string {
 	for _, n := range s.bed.Nodes {
 		text, _ := os.ReadFile(n.ProxyLog())
 		lines := strings.Split(strings.TrimSpace(string(text)), "\n")
-		for _, l := range lines[max(0, len(lines)-3):] {
-			fmt.Fprintf(&b, "\n      %s: %.400s", n.Name, l)
+		last := lines[len(lines)-1]
+		for _, l := range lines {
+			if strings.Contains(l, `"error":`) && !strings.Contains(l, "reset by peer") {
+				last = l
+			}
 		}
+		fmt.Fprintf(&b, "\n      %s: %s", n.Name, last[max(0, len(last)-400):])
 	}
 	return b.String()
 }
