@@ -304,6 +304,7 @@ func TestPending(t *testing.T) {
 	}
 	taken.Close()
 	m.nodes[0].srv.RetryPods(context.Background())
+	closed(t, ns)
 	c, err := p.Dial(t.Context(), "tcp", "127.0.0.1:15006")
 	if err == nil {
 		c.Close()

@@ -2,9 +2,18 @@ package proxy
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
+	"log/slog"
 	"testing"
+	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/warren-mesh/warren/ca/mtls"
+	"github.com/warren-mesh/warren/ca/source/fake"
+	"github.com/warren-mesh/warren/ca/svid"
 	"github.com/warren-mesh/warren/proxy/hbone"
 	"github.com/warren-mesh/warren/proxy/sockopt"
 	"github.com/warren-mesh/warren/proxy/track"
@@ -40,6 +49,38 @@ func TestShare(t *testing.T) {
 	}
 	if s.total != 0 || len(s.pods) != 0 {
 		t.Errorf("%d left, of %d pods", s.total, len(s.pods))
+	}
+}
+
+// A tunnel takes no more connections when the first of two certificates ends.
+func TestUntil(t *testing.T) {
+	ends := time.Now().Add(time.Hour).Truncate(time.Second)
+	peer := tls.ConnectionState{PeerCertificates: []*x509.Certificate{{NotAfter: ends}}}
+	ca, err := fake.New(spiffeid.RequireTrustDomainFromString("cluster.local"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	certs := svid.New(svid.Config{Signer: ca, Log: slog.New(slog.DiscardHandler)})
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- certs.Run(ctx) }()
+	defer func() { cancel(); <-ended }()
+	lease := certs.Acquire("u", spiffeid.RequireFromString("spiffe://cluster.local/ns/a/sa/b"))
+	defer lease.Release()
+	own, err := lease.Identity(ctx) // for a day
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := new(pod)
+	for _, tt := range []struct {
+		name string
+		cs   tls.ConnectionState
+		want time.Time
+	}{{"the peer's", peer, ends}, {"ours", tls.ConnectionState{}, own.NotAfter()}} {
+		p.dials = map[hbone.Key]*mtls.Identity{{}: own}
+		if got := p.until(hbone.Key{}, tt.cs); !got.Equal(tt.want) || len(p.dials) != 0 {
+			t.Errorf("%s ends first: %s, want %s; %d left", tt.name, got, tt.want, len(p.dials))
+		}
 	}
 }
 
