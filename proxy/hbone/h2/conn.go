@@ -85,6 +85,7 @@ const assumedStreams = 100
 // NewClient returns the side that opens streams.
 func NewClient(cfg Config) *Conn {
 	c := newConn(cfg)
+	cfg = c.cfg
 	c.client = true
 	c.nextID = 1
 	c.out.ctl = append(c.out.ctl, http2.ClientPreface...)
@@ -100,6 +101,7 @@ func NewClient(cfg Config) *Conn {
 // NewServer returns the side that answers.
 func NewServer(cfg Config) *Conn {
 	c := newConn(cfg)
+	cfg = c.cfg
 	c.in.preface = len(http2.ClientPreface)
 	c.appendSettings(
 		http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: cfg.MaxStreams},
@@ -111,6 +113,9 @@ func NewServer(cfg Config) *Conn {
 }
 
 func newConn(cfg Config) *Conn {
+	if cfg.Budget.tight() {
+		cfg.InitialWindow = min(cfg.InitialWindow, initialWindow)
+	}
 	c := &Conn{
 		cfg:     cfg,
 		limits:  newLimits(),

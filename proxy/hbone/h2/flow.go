@@ -71,6 +71,28 @@ func (w *recvWindow) grow(now time.Duration, limit int64, budget *Budget) {
 	w.pending += n
 }
 
+// shrink keeps back credit that is due when the budget is overdrawn, so much that
+// half of the window stays at least: what it grew by before the rest. It says
+// whether memory is so short that the window must not grow.
+func (w *recvWindow) shrink(budget *Budget) bool {
+	var n int64
+	switch {
+	case budget.tight():
+		n = w.size - initialWindow
+	case budget.over():
+		n = w.grown
+	default:
+		return false
+	}
+	n = max(0, min(n, w.size/2, w.pending))
+	w.size -= n
+	w.pending -= n
+	back := min(n, w.grown)
+	w.grown -= back
+	budget.put(back)
+	return true
+}
+
 // refill returns the credit to announce and counts it as given.
 func (w *recvWindow) refill() int64 {
 	n := w.pending

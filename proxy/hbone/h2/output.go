@@ -148,8 +148,12 @@ func (c *Conn) AppendControl(dst []byte) []byte {
 		if s.done || s.remoteEnd {
 			continue
 		}
-		s.recv.grow(c.now, int64(c.cfg.StreamWindow), c.cfg.Budget)
-		c.appendWindowUpdate(s.ID, s.recv.refill())
+		if !s.recv.shrink(c.cfg.Budget) {
+			s.recv.grow(c.now, int64(c.cfg.StreamWindow), c.cfg.Budget)
+		}
+		if n := s.recv.refill(); n > 0 {
+			c.appendWindowUpdate(s.ID, n)
+		}
 	}
 	c.updates = c.updates[:0]
 	dst = append(dst, c.out.ctl...)
