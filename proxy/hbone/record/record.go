@@ -34,10 +34,8 @@ func SealedSize(n int) int { return n + (n/MaxPlain+1)*Overhead }
 type Choice uint8
 
 const (
-	// Default is Stock.
-	Default Choice = iota
 	// Own is ours wherever it applies: TLS 1.3 with AES-GCM, not in FIPS mode.
-	Own
+	Own Choice = iota
 	// Stock is that of crypto/tls, always.
 	Stock
 )

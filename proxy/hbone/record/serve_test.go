@@ -73,7 +73,7 @@ func serve(addr string) error {
 	}
 }
 
-// answer gives every empty line an answer, until the peer says close_notify or
+// answer answers requests and echoes lines that are none, until the peer says close_notify or
 // something is wrong.
 func answer(c net.Conn, cfg *tls.Config, choice record.Choice) {
 	defer c.Close()
@@ -90,11 +90,14 @@ func answer(c net.Conn, cfg *tls.Config, choice record.Choice) {
 		plain, took, oerr := l.Open(out, in[:n])
 		got = append(got, plain...)
 		var reply []byte
-		if bytes.Contains(got, []byte("\r\n\r\n")) {
+		switch request := bytes.HasPrefix(got, []byte("GET ")); {
+		case request && bytes.Contains(got, []byte("\r\n\r\n")):
 			if bytes.Contains(got, []byte("/keyupdate")) {
 				record.AskKeyUpdate(l)
 			}
 			reply, got = []byte("HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok"), nil
+		case !request && bytes.HasSuffix(got, []byte("\n")): // an echo
+			reply, got = got, nil
 		}
 		wire, err := l.Seal(nil, reply)
 		if oerr == io.EOF && err == nil {
