@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/warren-mesh/warren/proxy/hbone"
 	"github.com/warren-mesh/warren/proxy/sockopt"
 )
 
@@ -38,6 +39,7 @@ func TestEnviron(t *testing.T) {
 		{"CA_ADDR=ca:1", func(c Config) any { return c.CA.Address }, "https://ca:1"},
 		{"KUBERNETES_SERVICE_HOST=10.0.0.1", func(c Config) any { return c.XDS.Address }, inClusterIstiod},
 		{"PROXY_CONFIG={concurrency: 3}", func(c Config) any { return c.Threads }, 3},
+		{"TLS_RECORDS=stock", func(c Config) any { return c.HBONE.Records }, hbone.StockRecords},
 		{"SAME_NODE=mtls", func(c Config) any { return c.SameNode }, false},
 		{"NODE_NAME=n1", func(c Config) any { return c.NodeName }, "n1"},
 		{"CLUSTER_ID=c1", func(c Config) any { return c.ClusterID }, "c1"},

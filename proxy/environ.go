@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/warren-mesh/warren/proxy/hbone"
 	"github.com/warren-mesh/warren/proxy/sockopt"
 )
 
@@ -234,6 +235,14 @@ func (e *environ) tunnels(c *Config) {
 	h.MaxFrame = uint32(e.number("HTTP2_FRAME_SIZE", uint64(h.MaxFrame), 16384, 1<<24-1))
 	h.PoolStreams = int(e.number("POOL_MAX_STREAMS_PER_CONNECTION", uint64(h.PoolStreams), 1, 65535))
 	h.IdleRelease = e.duration("POOL_UNUSED_RELEASE_TIMEOUT", h.IdleRelease)
+	switch v := e.text("TLS_RECORDS", "own"); v {
+	case "own":
+		h.Records = hbone.OwnRecords
+	case "stock":
+		h.Records = hbone.StockRecords
+	default:
+		e.bad("TLS_RECORDS", "%q is neither own nor stock", v)
+	}
 	switch v := e.text("SAME_NODE", "splice"); v {
 	case "splice":
 		c.SameNode = true
