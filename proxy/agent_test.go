@@ -125,6 +125,7 @@ func TestWorldFirst(t *testing.T) {
 		c.XDS.Address, c.ZDSPath = "http://"+world.Addr().String(), filepath.Join(dir, "zds.sock")
 	})
 	n := m.nodes[0]
+	until(t, "the socket was tried for", func() bool { return strings.Contains(n.logs.text(), "no administration socket yet") })
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
