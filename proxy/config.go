@@ -49,7 +49,9 @@ type Config struct {
 	ResponseBaggage bool          // send and read baggage about workloads
 	PolicyInfoLog   bool          // log decisions of policies at info instead of debug
 	Log             LogConfig
-	Threads         int // 0: what Go finds
+	Threads         int   // how many run Go code at once; 0: as CPU and the machine say
+	CPU             CPUs  // what Threads is found by
+	MemoryLimit     int64 // bytes, Go's soft limit; found, not set
 
 	Admin, Stats, Ready netip.AddrPort // listeners in the proxy's own namespace
 }

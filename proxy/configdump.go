@@ -60,7 +60,7 @@ func configMap(c Config) map[string]any {
 			"userTimeoutEnabled": c.Sockets.UserTimeout > 0,
 		},
 		"ipv6Enabled": c.IPv6, "sameNode": c.SameNode, "enableEnhancedBaggage": c.ResponseBaggage, "proxyMetadata": c.Metadata,
-		"numWorkerThreads": c.Threads, "logLevel": c.Log.Filter, "logJson": c.Log.JSON,
+		"numWorkerThreads": c.Threads, "memoryLimit": c.MemoryLimit, "logLevel": c.Log.Filter, "logJson": c.Log.JSON,
 	}
 }
 

@@ -38,7 +38,8 @@ func FromEnviron(environ []string) (Config, error) {
 	default:
 		e.bad("LOG_FORMAT", "%q is neither plain nor json", f)
 	}
-	c.Threads = e.threads(c.Threads)
+	c.CPU = CPUs{Limit: e.cpus("ZTUNNEL_RESOURCE_CPU_LIMIT"), Request: e.cpus("ZTUNNEL_RESOURCE_CPU_REQUEST"), Count: e.cpus("ZTUNNEL_CPU_LIMIT")}
+	c.Threads = e.threads(c)
 	e.errs = append(e.errs, c.Validate())
 	return c, errors.Join(e.errs...)
 }

@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"runtime"
 	"strings"
 
 	"sigs.k8s.io/yaml"
@@ -56,7 +57,9 @@ func (p proxyConfig) apply(c *Config) {
 		c.Stats = netip.AddrPortFrom(c.Stats.Addr(), p.StatsPort)
 	}
 	if p.Concurrency != nil {
-		c.Threads = int(*p.Concurrency)
+		if c.Threads = int(*p.Concurrency); c.Threads == 0 {
+			c.Threads = runtime.NumCPU()
+		}
 	}
 	for k, v := range p.ProxyMetadata {
 		c.Metadata[trimMeta(k)] = v

@@ -32,9 +32,6 @@ const (
 	taskPods  = "workload proxy manager"
 )
 
-// windowBudget caps the sum of what the windows of all tunnels may grow by.
-const windowBudget = 1 << 30
-
 // AdminSocket is the name of the administration socket, beside the node agent's.
 const AdminSocket = "admin.sock"
 
@@ -60,7 +57,9 @@ type Server struct {
 	certs   *svid.Manager
 	tracked *track.Registry
 	metrics *metrics
+	allot   allotment
 	budget  *hbone.Budget
+	gate    *hbone.Gate
 	share   *share
 	proven  pairs
 	waiting *ready.Set // the sockets of connections
@@ -91,7 +90,10 @@ func New(cfg Config, o Options) (s *Server, err error) {
 		l.sink.Close()
 		return nil, fmt.Errorf("proxy: %w", err)
 	}
+	allotted := allot(cfg, findMachine())
+	cfg.Threads, cfg.MemoryLimit = allotted.threads, allotted.memory
 	s = &Server{
+		allot: allotted, gate: hbone.NewGate(allotted.handshakes()),
 		share: newShare(files), cfg: cfg, version: o.Version, logs: l, log: l.scope("proxy"), rbacLog: l.scope("rbac"), store: workload.NewStore(),
 		tracked: track.New(maxConnections, maxPodConnections), budget: hbone.NewBudget(windowBudget),
 		ready: admin.NewReadiness(taskState, taskProxy, taskPods), asked: make(chan struct{}), started: make(chan struct{}),
@@ -166,9 +168,6 @@ func (s *Server) Run(ctx context.Context) error {
 	if err := netns.SelfTest(); err != nil {
 		return fmt.Errorf("proxy: %w", err)
 	}
-	if s.cfg.Threads > 0 {
-		runtime.GOMAXPROCS(s.cfg.Threads)
-	}
 	s.log.Info("version", "version", s.version, "go", runtime.Version())
 	s.log.LogAttrs(ctx, slog.LevelInfo, "configuration", configAttrs(s.cfg)...)
 	front, err := s.listenAll()
@@ -210,6 +209,7 @@ func (s *Server) runBack(c *crew) {
 		c.start(s.xds.Run)
 	}
 	c.start(func(ctx context.Context) error { s.watch(ctx); return nil })
+	c.start(func(ctx context.Context) error { s.watchMemory(ctx); return nil })
 }
 
 // runFront starts what ends when the proxy is told to end.
@@ -308,5 +308,6 @@ func Main(ctx context.Context, cfg Config, version string, out io.Writer) error 
 	if err != nil {
 		return err
 	}
+	s.allot.take(s.log)
 	return s.Run(ctx)
 }

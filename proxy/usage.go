@@ -21,12 +21,14 @@ tunnels        HTTP2_STREAM_WINDOW_SIZE HTTP2_CONNECTION_WINDOW_SIZE HTTP2_FRAME
                ENABLE_RESPONSE_BAGGAGE TLS_RECORDS (own, or stock: those of crypto/tls)
 process        CONNECTION_TERMINATION_DEADLINE TERMINATION_GRACE_PERIOD_SECONDS
                ZTUNNEL_WORKER_THREADS SAME_NODE (splice, or mtls: TLS between two pods of
-               this node as well)
+               this node as well) and, unless that says how many threads, in this order:
+               PROXY_CONFIG's concurrency, GOMAXPROCS, ZTUNNEL_RESOURCE_CPU_LIMIT (and
+               _REQUEST), the cgroup's limit, a quarter of the CPUs (ZTUNNEL_CPU_LIMIT:
+               so many are there). GOMEMLIMIT (nine tenths of the cgroup's limit)
 logs           RUST_LOG (info, or info,access=debug) LOG_FORMAT (plain or json)
                AUTHZ_POLICY_INFO_LOGGING
 
-of no effect   ZTUNNEL_CPU_LIMIT ZTUNNEL_RESOURCE_CPU_LIMIT ZTUNNEL_RESOURCE_CPU_REQUEST
-               (the container's own limit counts), LOCALHOST_APP_TUNNEL,
+of no effect   LOCALHOST_APP_TUNNEL,
                PREFERED_SERVICE_NAMESPACE and ISTIO_META_DNS_PROXY_ADDR (of features that
                are not there yet)
 refused        when asked for, as not there yet: PROXY_MODE=dedicated PROXY_WORKLOAD_INFO

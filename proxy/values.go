@@ -84,23 +84,39 @@ func unitOf(name string) time.Duration {
 }
 
 // threads is how many system threads may run Go code at once: a number, a part
-// of the CPUs, 0 for all of them. Unset it is the mesh's concurrency, or else
-// Go's own choice, which already heeds the container's limit.
-func (e *environ) threads(def int) int {
+// of the CPUs, 0 for all of them. Unset it is the mesh's concurrency, if any.
+func (e *environ) threads(c Config) int {
 	const name = "ZTUNNEL_WORKER_THREADS"
 	v, ok := e.vars[name]
 	if !ok {
-		return def
+		return c.Threads
 	}
+	all := c.cpus(machine{cpus: runtime.NumCPU()})
 	if p, isPart := strings.CutSuffix(v, "%"); isPart {
 		n, err := parseNumber(p)
 		if err != nil || n == 0 || n > 100 {
 			e.bad(name, "%q is not a part from 1%% to 100%%", v)
 			return 0
 		}
-		return (runtime.NumCPU()*int(n) + 99) / 100
+		return (all*int(n) + 99) / 100
 	}
-	return int(e.number(name, 0, 0, 1024))
+	if n := int(e.number(name, 0, 0, 1024)); n > 0 {
+		return n
+	}
+	return all
+}
+
+// cpus is a number of CPUs; 0: not said.
+func (e *environ) cpus(name string) int {
+	v := e.text(name, "")
+	if v == "" {
+		return 0
+	}
+	n, err := parseCPUs(v)
+	if err != nil {
+		e.bad(name, "%w", err)
+	}
+	return n
 }
 
 func itoa(n int) string { return strconv.Itoa(n) }
