@@ -203,16 +203,6 @@ func run(t testing.TB, c *Client) (stop func()) {
 	return stop
 }
 
-// eventually waits for a state of the store.
-func eventually(t testing.TB, store *workload.Store, what string, ok func(*workload.View) bool) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	if err := store.Wait(ctx, ok); err != nil {
-		t.Fatalf("%s: %v", what, err)
-	}
-}
-
 func isSynced(c *Client) bool {
 	select {
 	case <-c.Synced():
