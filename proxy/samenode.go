@@ -11,6 +11,8 @@ import (
 	"time"
 	"weak"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
 	"github.com/warren-mesh/warren/ca/mtls"
 	"github.com/warren-mesh/warren/proxy/hbone"
 	"github.com/warren-mesh/warren/proxy/relay"
@@ -172,20 +174,35 @@ func (c *connection) proveIdentities(n *neighbour, d route.Decision, self *workl
 	if err != nil {
 		return err
 	}
-	if mine.ID() != self.Identity() || !slices.Contains(d.Expected, theirs.ID()) {
-		return &identityError{errors.New("the certificates held on this node are not of the workloads that the control plane names")}
+	if err := asNamed(mine, theirs, self.Identity(), d.Expected); err != nil {
+		return err
 	}
 	if c.p.s.proven.has(mine, theirs) {
 		return nil
 	}
-	now := time.Now()
+	if err := acceptEachOther(mine, theirs, time.Now()); err != nil {
+		return err
+	}
+	c.p.s.proven.add(mine, theirs)
+	return nil
+}
+
+// asNamed checks that the certificates are of those whom the control plane names.
+func asNamed(mine, theirs *mtls.Identity, self spiffeid.ID, expected []spiffeid.ID) error {
+	if mine.ID() == self && slices.Contains(expected, theirs.ID()) {
+		return nil
+	}
+	return &identityError{errors.New("the certificates held on this node are not of the workloads that the control plane names")}
+}
+
+// acceptEachOther is what the two sides of a handshake check of each other.
+func acceptEachOther(mine, theirs *mtls.Identity, now time.Time) error {
 	if _, err := mine.VerifyPeer(theirs.Chain(), x509.ExtKeyUsageServerAuth, now); err != nil {
 		return &identityError{err}
 	}
 	if _, err := theirs.VerifyPeer(mine.Chain(), x509.ExtKeyUsageClientAuth, now); err != nil {
 		return &identityError{err}
 	}
-	c.p.s.proven.add(mine, theirs)
 	return nil
 }
 

@@ -1,0 +1,87 @@
+package proxy
+
+import (
+	"context"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/warren-mesh/warren/ca/mtls"
+	"github.com/warren-mesh/warren/ca/source/fake"
+	"github.com/warren-mesh/warren/ca/svid"
+)
+
+// issued gets a certificate from a CA of its own.
+func issued(t *testing.T, ids ...string) (out []*mtls.Identity) {
+	t.Helper()
+	ca, err := fake.New(spiffeid.RequireTrustDomainFromString("cluster.local"), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := svid.New(svid.Config{Signer: ca})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); _ = m.Run(ctx) }()
+	t.Cleanup(func() { cancel(); <-done })
+	for _, id := range ids {
+		i, err := m.Acquire("pod", spiffeid.RequireFromString(id)).Identity(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, i)
+	}
+	return out
+}
+
+// Two ends on one node check of each other what a handshake would.
+func TestNeighboursProveThemselves(t *testing.T) {
+	const a, b, other = "spiffe://cluster.local/ns/x/sa/a", "spiffe://cluster.local/ns/x/sa/b", "spiffe://cluster.local/ns/x/sa/other"
+	pair, stranger := issued(t, a, b), issued(t, a, b)
+	both, err := mtls.NewRoots(append(pair[0].Roots(), stranger[0].Roots()...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	for _, tc := range []struct {
+		name         string
+		mine, theirs *mtls.Identity
+		at           time.Time
+		ok           bool
+	}{
+		{"one CA", pair[0], pair[1], now, true},
+		{"we do not trust the destination's CA", pair[0], stranger[1].WithRoots(both), now, false},
+		{"the destination does not trust ours", pair[0].WithRoots(both), stranger[1], now, false},
+		{"two CAs, both trusted by both", pair[0].WithRoots(both), stranger[1].WithRoots(both), now, true},
+		{"ended", pair[0], pair[1], pair[0].NotAfter().Add(time.Second), false},
+	} {
+		if err := acceptEachOther(tc.mine, tc.theirs, tc.at); (err == nil) != tc.ok {
+			t.Errorf("%s: %v", tc.name, err)
+		}
+	}
+	id := spiffeid.RequireFromString
+	for _, tc := range []struct {
+		name     string
+		self     string
+		expected []spiffeid.ID
+		ok       bool
+	}{
+		{"as named", a, []spiffeid.ID{id(other), id(b)}, true},
+		{"another destination is expected", a, []spiffeid.ID{id(other)}, false},
+		{"nobody is expected", a, nil, false},
+		{"the source is somebody else by now", other, []spiffeid.ID{id(b)}, false},
+	} {
+		if err := asNamed(pair[0], pair[1], id(tc.self), tc.expected); (err == nil) != tc.ok {
+			t.Errorf("%s: %v", tc.name, err)
+		}
+	}
+	var p pairs
+	if p.has(pair[0], pair[1]) {
+		t.Error("an empty memory knows a pair")
+	}
+	p.add(pair[0], pair[1])
+	if !p.has(pair[0], pair[1]) || p.has(pair[1], pair[0]) || p.has(pair[0], stranger[1]) {
+		t.Error("the memory of pairs is wrong")
+	}
+}
