@@ -165,11 +165,12 @@ func (t *tunnel) lastWords(err error) {
 	t.writing = true // for ever: nobody writes after this
 	plain := t.h2.AppendControl(nil)
 	t.mu.Unlock()
+	// An error leaves the alert in out.
 	out, serr := t.rec.Seal(nil, plain)
 	if serr == nil && isEOF(err) {
-		out, serr = t.rec.CloseWrite(out)
+		out, _ = t.rec.CloseWrite(out)
 	}
-	if len(out) == 0 { // an error leaves the alert in out
+	if len(out) == 0 {
 		return
 	}
 	_ = t.conn.SetWriteDeadline(time.Now().Add(linger))

@@ -136,7 +136,7 @@ func (h *half) seal(dst []byte, typ byte, plain []byte) []byte {
 // open decrypts a whole record into the spare capacity of dst, at least Room. It
 // returns the content and its type; dst's length does not change.
 func (h *half) open(dst, record []byte) (content []byte, typ byte, err error) {
-	inner, err := h.aead.Open(dst[len(dst):len(dst)], h.nextNonce(), record[headerSize:], record[:headerSize])
+	inner, err := h.aead.Open(dst[len(dst):], h.nextNonce(), record[headerSize:], record[:headerSize])
 	if err != nil {
 		return nil, 0, errMAC
 	}

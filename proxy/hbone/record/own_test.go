@@ -51,7 +51,7 @@ func mustSeal(tb testing.TB, o *own, plain string) []byte {
 	return wire
 }
 
-var keyUpdate, keyUpdateAsking = []byte{24, 0, 0, 1, 0}, []byte{24, 0, 0, 1, 1}
+var keyUpdate = []byte{24, 0, 0, 1, 0}
 
 // message is a handshake message.
 func message(typ byte, body ...byte) []byte {
