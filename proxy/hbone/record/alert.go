@@ -50,6 +50,7 @@ var (
 	errTicket         = &violation{alertDecodeError, "malformed session ticket"}
 	errKeyUpdateSize  = &violation{alertDecodeError, "malformed key update"}
 	errKeyUpdateValue = &violation{alertIllegalParameter, "key update with an unknown request"}
+	errUpdates        = &violation{alertUnexpectedMessage, "too many key updates for the data they protect"}
 	errKeyBoundary    = &violation{alertUnexpectedMessage, "key update that is not at the end of its record"}
 	errAlertSize      = &violation{alertUnexpectedMessage, "malformed alert"}
 )

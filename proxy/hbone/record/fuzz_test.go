@@ -150,10 +150,10 @@ func (w *twins) compare(own, stock verdict) {
 	case stock.end == "refused" && strings.Contains(stock.err.Error(), "too many") && bytes.HasPrefix(own.plain, stock.plain):
 		return // ours is more patient with what carries no data
 	case own.end != "refused":
-	case same && errorIn(own.err, errOuterType, errInnerType, errTooLong, errKeyUpdateValue, errKeyUpdateSize, errMessage, errTicket):
+	case same && errorIn(own.err, errOuterType, errInnerType, errTooLong, errKeyUpdateValue, errKeyUpdateSize, errUpdates, errMessage, errTicket):
 		return // crypto/tls finds another word for it
 	case !same && bytes.HasPrefix(stock.plain, own.plain) &&
-		errorIn(own.err, errOuterType, errTooLong, errNoType, errInnerType, errMessage, errTicket, errKeyUpdateSize):
+		errorIn(own.err, errOuterType, errTooLong, errNoType, errInnerType, errMessage, errTicket, errKeyUpdateSize, errUpdates):
 		return // it goes on, or waits for the rest
 	}
 	w.t.Errorf("ours: %q %d, %d bytes, update %v, %v\nstock: %q %d, %d bytes, update %v, %v",

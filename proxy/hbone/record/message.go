@@ -77,6 +77,9 @@ func (o *own) message(typ byte, body []byte) error {
 	if len(o.hand) > 0 {
 		return errKeyBoundary // RFC 8446 §5.1
 	}
+	if o.credit -= keyPrice; o.credit < 0 {
+		return errUpdates
+	}
 	if err := o.in.update(); err != nil {
 		return err
 	}

@@ -19,6 +19,10 @@ const (
 	// maxUseless is how many records and messages in a row may carry no data. It
 	// is OpenSSL's limit, which tlsfuzzer goes up to; crypto/tls has 16.
 	maxUseless = 32
+	// A new key costs us some µs, as much as opening many small records. The
+	// peer pays for each with that many records of data, and has credit for 64.
+	keyPrice  = 32
+	keyCredit = 64 * keyPrice
 )
 
 // own is the Layer for TLS 1.3 with AES-GCM (RFC 8446 §4.6, §5, §6).
@@ -31,6 +35,7 @@ type own struct {
 	held    held   // the beginning of a record whose end has not come
 	hand    []byte // the beginning of a message whose end has not come
 	useless int    // see maxUseless
+	credit  int    // see keyPrice
 	readErr error  // why nothing is opened any more
 
 	out half // for Seal and CloseWrite alone
@@ -47,7 +52,7 @@ var errClosed = errors.New("sealing after close_notify")
 
 // newOwn makes the layer. It owns the secrets.
 func newOwn(s suite, state tls.ConnectionState, client bool, in, out []byte) (*own, error) {
-	o := &own{state: state, client: client, in: half{suite: s}, out: half{suite: s}}
+	o := &own{state: state, client: client, credit: keyCredit, in: half{suite: s}, out: half{suite: s}}
 	return o, errors.Join(o.in.use(in), o.out.use(out))
 }
 
@@ -193,6 +198,7 @@ func (o *own) opened(dst, record []byte) ([]byte, error) {
 			return dst, o.noData()
 		}
 		o.useless = 0
+		o.credit = min(o.credit+1, keyCredit)
 		return dst[:len(dst)+len(content)], nil
 	case typeAlert:
 		return dst, o.alerted(content)

@@ -294,6 +294,33 @@ func TestKeyUpdateFlood(t *testing.T) {
 	if _, _, err := server.Open(make([]byte, 0, Room), wire); !errors.Is(err, errUseless) {
 		t.Errorf("got %v", err)
 	}
+
+	// Data in between does not help for long.
+	client, server = couple(t, tls.TLS_AES_128_GCM_SHA256)
+	updates := 0
+	for err == nil {
+		wire, err = client.rekey(nil, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _, err = server.Open(make([]byte, 0, 2*Room), append(wire, mustSeal(t, client, "x")...))
+		updates++
+	}
+	if !errors.Is(err, errUpdates) || updates < 64 || updates > 70 {
+		t.Errorf("%d updates, %v", updates, err)
+	}
+	// Who sends enough may change its key for ever.
+	client, server = couple(t, tls.TLS_AES_128_GCM_SHA256)
+	for range 1000 {
+		wire, err = client.rekey(nil, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range keyPrice {
+			wire = append(wire, mustSeal(t, client, "x")...)
+		}
+		mustOpen(t, server, wire, strings.Repeat("x", keyPrice))
+	}
 }
 
 // TestLimits: both directions change their key in time (RFC 8446 §5.5).
@@ -414,6 +441,7 @@ func BenchmarkKeyUpdate(b *testing.B) {
 		w, _ := client.rekey(wire, true)
 		w, _ = client.Seal(w, []byte{1})
 		mine += len(w)
+		server.credit = keyCredit
 		b.StartTimer()
 		if _, _, err := server.Open(out, w); err != nil {
 			b.Fatal(err)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
+	"crypto/fips140"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
@@ -12,6 +13,8 @@ import (
 	"io"
 	"math/big"
 	"net"
+	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"sync"
@@ -61,7 +64,7 @@ func TestWhichLayer(t *testing.T) {
 		version uint16
 		ours    bool
 	}{
-		"own": {Own, tls.VersionTLS13, true}, "stock": {Stock, tls.VersionTLS13, false},
+		"own": {Own, tls.VersionTLS13, !fips140.Enabled()}, "stock": {Stock, tls.VersionTLS13, false},
 		"TLS 1.2": {Own, tls.VersionTLS12, false},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -83,6 +86,16 @@ func TestWhichLayer(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestFIPS: nothing is ours in FIPS mode, which is chosen when a process starts.
+func TestFIPS(t *testing.T) {
+	cmd := exec.Command(os.Args[0], "-test.run=^TestWhichLayer$", "-test.v")
+	cmd.Env = append(os.Environ(), "GODEBUG=fips140=on")
+	out, err := cmd.CombinedOutput()
+	if err != nil || !bytes.Contains(out, []byte("PASS: TestWhichLayer/own")) {
+		t.Errorf("%v\n%s", err, out)
 	}
 }
 
