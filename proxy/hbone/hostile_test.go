@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -305,7 +306,8 @@ func TestPeerGoesAwayUnderAStream(t *testing.T) {
 	_ = f.connect(1, "a:1")
 	<-up
 	f.c.Close() // with close_notify
-	if err := o.wait(t); !errors.Is(err, io.ErrUnexpectedEOF) {
+	// What we still had to say may have met the closed socket first.
+	if err := o.wait(t); !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) {
 		t.Errorf("Serve: %v", err)
 	}
 	var lost *hbone.TunnelError
