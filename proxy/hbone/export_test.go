@@ -19,12 +19,13 @@ func PatientGate(places int, patience time.Duration) *Gate {
 // Hold takes a place for ever.
 func (g *Gate) Hold() { _ = g.take(context.Background(), laneKey{}, false, 0) }
 
-// Under is how many handshakes a peer has under way with us as server.
-func (g *Gate) Under(peer netip.Addr) int {
+// Peer is how many handshakes a peer has under way with us as server, and how
+// many wait for that.
+func (g *Gate) Peer(peer netip.Addr) [2]int {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if p := g.peers[peerKey{addr: peer}]; p != nil {
-		return p.n
+		return [2]int{p.n, p.wait.Len()}
 	}
-	return 0
+	return [2]int{}
 }

@@ -410,3 +410,35 @@ func TestHowPeersEndStreams(t *testing.T) {
 		t.Errorf("we said %v", r)
 	}
 }
+
+// TestOffendersAreTold: the GOAWAY that says why reaches the peer, whatever was
+// being written and however much of the peer's is unread.
+func TestOffendersAreTold(t *testing.T) {
+	p := newPKI(t)
+	for range 50 {
+		o := serveOne(t, p, hbone.Config{}, nil)
+		f := o.framed(t, p)
+		_ = f.fr.WriteSettings()
+		_ = f.fr.WritePing(false, [8]byte{}) // something to write
+		_ = f.fr.WriteRSTStream(7, http2.ErrCodeNo)
+		junk := make(chan struct{})
+		go func() {
+			defer close(junk)
+			_, _ = f.c.Write(make([]byte, 64<<10))
+		}()
+		var told bool
+		for !told {
+			fr, err := f.fr.ReadFrame()
+			if err != nil {
+				t.Fatalf("not told: %v", err)
+			}
+			g, ok := fr.(*http2.GoAwayFrame)
+			told = ok && g.ErrCode == http2.ErrCodeProtocol
+		}
+		f.c.Close()
+		<-junk
+		if err := o.wait(t); err == nil || !strings.Contains(err.Error(), "idle stream") {
+			t.Errorf("Serve: %v", err)
+		}
+	}
+}

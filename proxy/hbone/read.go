@@ -111,8 +111,12 @@ func (t *tunnel) receive(plain []byte) error {
 	t.keep(evs)
 	t.mu.Lock()
 	t.changedLocked()
+	if err != nil { // the GOAWAY is among run's last words
+		t.mu.Unlock()
+		return err
+	}
 	t.kick()
-	return err
+	return nil
 }
 
 // keptEvents is how many events' room a tunnel keeps: a peer that sends DATA by

@@ -3,6 +3,7 @@ package hbone
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -47,6 +48,7 @@ type tunnel struct {
 	h2      *h2.Conn
 	err     error       // why it ended; set once
 	writing bool        // the writer role is taken
+	wrote   sync.Cond   // it was given back
 	bulk    bool        // the last write filled its buffer
 	closing bool        // in good order: no streams, GOAWAY and close_notify next
 	closed  bool        // close_notify is out
@@ -88,6 +90,7 @@ func newTunnel(ctx context.Context, conn net.Conn, tc *tls.Config, cfg Config, c
 		t.h2 = h2.NewServer(hc)
 	}
 	t.onChange = func() {}
+	t.wrote.L = &t.mu
 	return t, nil
 }
 
@@ -118,23 +121,29 @@ func (t *tunnel) failLocked(err error) {
 // run reads until the tunnel ends, ends its streams and returns why: nil when
 // it was closed in good order by either side.
 func (t *tunnel) run() error {
-	err := t.read()
-	t.lastWords(err)
+	ended := t.read()
 	t.mu.Lock()
-	if t.err == nil {
-		t.err = t.verdictLocked(err)
+	err := t.err
+	if err == nil {
+		err = t.verdictLocked(ended)
 	}
-	err = t.err
 	t.timer.Stop()
+	t.mu.Unlock()
+	said := t.lastWords(ended)
+	t.mu.Lock()
+	t.err = err
 	var streams []*Stream
 	t.h2.Each(func(s *h2.Stream) { streams = append(streams, s.User.(*Stream)) })
 	t.h2.Close()
 	t.onChange()
 	t.mu.Unlock()
-	t.conn.Close()
 	for _, s := range streams {
 		s.deliverEnd(&TunnelError{Err: or(err, io.ErrUnexpectedEOF)})
 	}
+	if said {
+		t.drainSocket()
+	}
+	t.conn.Close()
 	close(t.done)
 	return err
 }
@@ -154,13 +163,17 @@ func (t *tunnel) verdictLocked(err error) error {
 	return err
 }
 
-// lastWords sends what is left to say, a GOAWAY or an alert, if nobody is
-// writing: best effort, and not for long.
-func (t *tunnel) lastWords(err error) {
+// lastWords sends what is left to say, a GOAWAY or an alert: best effort, and not
+// for long. It says whether they are out.
+func (t *tunnel) lastWords(err error) bool {
+	_ = t.conn.SetWriteDeadline(time.Now().Add(linger))
 	t.mu.Lock()
+	for t.writing && isOffence(err) {
+		t.wrote.Wait() // the deadline is the writer's, too
+	}
 	if t.writing || t.err != nil || t.closed {
 		t.mu.Unlock()
-		return
+		return false
 	}
 	t.writing = true // for ever: nobody writes after this
 	plain := t.h2.AppendControl(nil)
@@ -171,10 +184,28 @@ func (t *tunnel) lastWords(err error) {
 		out, _ = t.rec.CloseWrite(out)
 	}
 	if len(out) == 0 {
+		return false
+	}
+	_, err = t.conn.Write(out)
+	return err == nil
+}
+
+// isOffence says whether err is about what the peer sent, which it is to be told.
+func isOffence(err error) bool {
+	var tlsErr *TLSError
+	var h2Err *h2.ConnError
+	return errors.As(err, &tlsErr) || errors.As(err, &h2Err)
+}
+
+// drainSocket gives the peer a moment to read our last words: closing a socket
+// that holds unread bytes resets the connection, and destroys them.
+func (t *tunnel) drainSocket() {
+	c, ok := t.conn.(interface{ CloseWrite() error })
+	if !ok || c.CloseWrite() != nil {
 		return
 	}
-	_ = t.conn.SetWriteDeadline(time.Now().Add(linger))
-	_, _ = t.conn.Write(out)
+	_ = t.conn.SetReadDeadline(time.Now().Add(linger))
+	_, _ = io.CopyN(io.Discard, t.conn, bulkPlain)
 }
 
 // state is the TLS state of the tunnel.

@@ -72,6 +72,7 @@ func (t *tunnel) writeOnce() bool {
 		return true
 	}
 	t.writing = false
+	t.wrote.Signal()
 	return false
 }
 

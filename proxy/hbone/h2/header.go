@@ -119,6 +119,9 @@ func (c *Conn) decode(block []byte) ([]hpack.HeaderField, error) {
 // are answered here: this is a tunnel endpoint and nothing else.
 func (c *Conn) onRequest(id uint32, fields []hpack.HeaderField, listErr error) error {
 	if s := c.streams[id]; s != nil {
+		if s.remoteEnd { // §5.1, half-closed (remote)
+			return &streamError{id, http2.ErrCodeStreamClosed}
+		}
 		// §8.5: on a connected stream only DATA and stream management.
 		return &streamError{id, http2.ErrCodeProtocol}
 	}

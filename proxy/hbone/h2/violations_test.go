@@ -109,6 +109,11 @@ var violations = []violation{
 	{name: "headers on an even stream", do: func(p *peer) { p.headers(2, false, connectTo...) }, conn: protocol},
 	{name: "headers on a lower stream", do: func(p *peer) { p.connect(5); p.headers(3, false, connectTo...) }, conn: closed},
 	{name: "headers on a stream in use", do: func(p *peer) { p.connect(1); p.headers(1, false, connectTo...) }, reset: protocol},
+	{name: "headers behind the end", do: func(p *peer) {
+		p.connect(1)
+		p.must(p.fr.WriteData(1, true, nil))
+		p.headers(1, true, "trailer", "x")
+	}, reset: closed},
 	{name: "trailers", do: func(p *peer) { p.connect(1); p.headers(1, true, "trailer", "x") }, reset: protocol},
 	{name: "trailers from a server", client: true, do: func(p *peer) { p.open(); p.headers(1, true, "trailer", "x") }, reset: protocol},
 	{name: "answer to nothing", client: true, do: func(p *peer) { p.headers(1, false, ":status", "200") }, conn: protocol},
