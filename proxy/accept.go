@@ -62,20 +62,22 @@ func addrOf(a net.Addr) netip.AddrPort {
 	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
 }
 
-// opened counts an accepted socket; what it returns is called at its end. A
-// socket beyond the pod's share is closed, and nil returned.
-func (p *pod) opened(d track.Direction, c *net.TCPConn) func() {
+// opened counts an accepted socket; closed is called at its end. A socket beyond
+// the pod's share is closed, and false returned.
+func (p *pod) opened(d track.Direction, c *net.TCPConn) bool {
 	if err := p.s.share.take(p); err != nil {
 		p.s.logs.early(d, addrOf(c.RemoteAddr()), netip.AddrPort{}, err)
 		refuse(c)
-		return nil
+		return false
 	}
-	n := &p.s.metrics.sockets[d]
-	n.Add(1)
-	return func() {
-		n.Add(-1)
-		p.s.share.give(p)
-	}
+	p.s.metrics.sockets[d].Add(1)
+	return true
+}
+
+// closed is the end of what opened counted.
+func (p *pod) closed(d track.Direction) {
+	p.s.metrics.sockets[d].Add(-1)
+	p.s.share.give(p)
 }
 
 // dialApp connects to the application on behalf of client, from the client's

@@ -15,18 +15,22 @@ import (
 // until its line in the access log is written.
 type connection struct {
 	p     *pod
-	ctx   context.Context // ends when the connection is cut
-	abort context.CancelCauseFunc
 	start time.Time
-	guard *track.Guard
+	guard track.Guard
 	bytes *track.Bytes // what its flow carries; the guard's own, but for the second half of a flow
 	// clientNear: the client is the near end of the relay, so that what it sends
 	// counts as sent.
 	clientNear bool
+	accepted   bool // near was accepted, and counts as open until the relay ends
 	reserved   bool // a descriptor, for the socket that we make; its owner's until end
 
+	// Until there is a flow: ctx ends when the connection is cut, which abort does.
+	// What waits for traffic holds no context.
+	ctx   context.Context
+	abort context.CancelCauseFunc // guarded by mu
+
 	// Set before open, constant afterwards.
-	src, dst       netip.AddrPort
+	dst            netip.AddrPort // as the client sees it
 	hbone          string
 	srcPod, dstPod string
 	via            string // how it travelled, where that is not by the wire
@@ -42,14 +46,13 @@ type connection struct {
 // track registers a connection of the pod. It may be cut from then on; end must
 // be called.
 func (p *pod) track(f track.Facts) (*connection, error) {
-	c := &connection{p: p, start: time.Now(), src: f.Src, dst: f.Dst}
+	c := &connection{p: p, start: time.Now(), dst: f.Dst}
+	c.bytes = &c.guard.Bytes
 	c.ctx, c.abort = context.WithCancelCause(p.hard)
-	g, err := p.s.tracked.Add(f, c, c.cutFor)
-	if err != nil {
+	if err := p.s.tracked.Add(&c.guard, f, c); err != nil {
 		c.abort(nil)
 		return nil, err
 	}
-	c.guard, c.bytes = g, &g.Bytes
 	return c, nil
 }
 
@@ -71,15 +74,18 @@ func (c *connection) open(l labels) {
 	c.p.s.logs.access(c.line(nil, false))
 }
 
-// cutFor ends the connection for reason, whatever it is doing.
-func (c *connection) cutFor(reason error) {
+// Cut implements track.Owner: it ends the connection for reason, whatever it is
+// doing.
+func (c *connection) Cut(reason error) {
 	c.mu.Lock()
 	if c.cut == nil {
 		c.cut = reason
 	}
-	flow := c.flow
+	flow, abort := c.flow, c.abort
 	c.mu.Unlock()
-	c.abort(reason)
+	if abort != nil {
+		abort(reason)
+	}
 	if flow != nil {
 		flow.Cut(reason)
 	}
@@ -87,23 +93,35 @@ func (c *connection) cutFor(reason error) {
 
 // relay moves the bytes between near and far, which it owns, and ends the
 // connection when that is over. It returns at once.
-func (c *connection) relay(near *net.TCPConn, far relay.Far, done func()) {
-	c.ride(c.p.s.relay.Start(near, far, (*relay.Counters)(c.bytes), func(r relay.Result) {
-		c.end(r.Err)
-		done()
-	}))
+func (c *connection) relay(near *net.TCPConn, far relay.Far) {
+	c.p.work.Add(1)
+	c.ride(c.p.s.relay.Start(near, far, (*relay.Counters)(c.bytes), c.over))
+}
+
+// over is the end of relay.
+func (c *connection) over(r relay.Result) {
+	c.end(r.Err)
+	if c.accepted {
+		c.p.closed(c.guard.Facts.Direction)
+	}
+	c.p.work.Done()
 }
 
 // ride ties the connection to its flow: a cut goes there from here on.
 func (c *connection) ride(flow *relay.Flow) {
 	c.mu.Lock()
-	c.flow = flow
-	cut := c.cut
+	if !c.ended {
+		c.flow = flow
+	}
+	cut, abort := c.cut, c.abort
+	c.ctx, c.abort = nil, nil
 	c.mu.Unlock()
 	if cut != nil { // before there was a flow to cut
 		flow.Cut(cut)
 	}
-	c.abort(nil) // the context is not kept for a cut any more
+	if abort != nil {
+		abort(nil)
+	}
 }
 
 // end counts and logs the end of the connection; err is what it ended with, if
@@ -118,9 +136,12 @@ func (c *connection) end(err error) {
 	if c.cut != nil {
 		err = c.cut // the rest is only its consequence
 	}
+	abort := c.abort
 	c.flow = nil
 	c.mu.Unlock()
-	c.abort(nil)
+	if abort != nil {
+		abort(nil)
+	}
 	c.settle()
 	if c.reserved {
 		c.p.s.share.give(c.p)
@@ -153,7 +174,7 @@ func (c *connection) settle() {
 
 func (c *connection) line(err error, ended bool) *accessLine {
 	l := &accessLine{
-		l: &c.series.labels, srcPod: c.srcPod, dstPod: c.dstPod, src: c.src, dst: c.dst, hbone: c.hbone, via: c.via, ended: ended, err: err,
+		l: &c.series.labels, srcPod: c.srcPod, dstPod: c.dstPod, src: c.guard.Facts.Src, dst: c.dst, hbone: c.hbone, via: c.via, ended: ended, err: err,
 	}
 	if ended {
 		l.duration = time.Since(c.start)

@@ -33,11 +33,10 @@ type tunnel struct {
 
 // inbound serves a tunnel until it ends. It owns conn.
 func (p *pod) inbound(conn *net.TCPConn, transparent bool) {
-	done := p.opened(track.Inbound, conn)
-	if done == nil {
+	if !p.opened(track.Inbound, conn) {
 		return
 	}
-	defer done()
+	defer p.closed(track.Inbound)
 	if p.tunnels.Add(1) > maxTunnels {
 		p.tunnels.Add(-1)
 		refuse(conn)
@@ -113,8 +112,7 @@ func (t *tunnel) serve(in *hbone.Incoming) {
 	if b := route.BaggageOf(r.self).String(); t.p.s.cfg.ResponseBaggage && b != "" {
 		header = [][2]string{{"baggage", b}}
 	}
-	t.p.work.Add(1)
-	c.relay(app, in.Accept(header), t.p.work.Done)
+	c.relay(app, in.Accept(header))
 }
 
 // cutStatus answers a request that was cut before it was answered.
@@ -257,7 +255,7 @@ func (p *pod) dialInbound(c *connection, in *hbone.Incoming, target netip.AddrPo
 			}
 		}()
 	}
-	app, err := p.dialApp(ctx, c.src.Addr(), target, transparent)
+	app, err := p.dialApp(ctx, c.guard.Facts.Src.Addr(), target, transparent)
 	if err != nil {
 		return nil, &connectError{err}
 	}

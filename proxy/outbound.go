@@ -18,8 +18,7 @@ import (
 // outbound carries a connection that the pod made. It owns app and returns when
 // the relay runs or all is over.
 func (p *pod) outbound(app *net.TCPConn) {
-	done := p.opened(track.Outbound, app)
-	if done == nil {
+	if !p.opened(track.Outbound, app) {
 		return
 	}
 	src := addrOf(app.RemoteAddr())
@@ -33,22 +32,22 @@ func (p *pod) outbound(app *net.TCPConn) {
 	if err != nil {
 		p.s.logs.early(track.Outbound, src, dst, err)
 		refuse(app)
-		done()
+		p.closed(track.Outbound)
 		return
 	}
 	if n := p.neighbour(src, d, self); n != nil {
-		p.outboundHere(c, n, d, self, app, done)
+		p.outboundHere(c, n, d, self, app)
 		return
 	}
 	far, err := c.dialOut(d, self)
 	if err != nil {
 		c.end(err)
 		refuse(app)
-		done()
+		p.closed(track.Outbound)
 		return
 	}
-	p.work.Add(1)
-	c.relay(app, far, func() { done(); p.work.Done() })
+	c.accepted = true
+	c.relay(app, far)
 }
 
 // refuse closes an application's connection so that it sees an error and not
@@ -120,8 +119,8 @@ func (c *connection) dialOut(d route.Decision, self *workload.Workload) (relay.F
 	if _, err := c.p.hold(self); err != nil { // a warm tunnel would do without
 		return nil, err
 	}
-	key := hbone.Key{Src: self.Identity(), Expected: joinIDs(d.Expected), Dst: d.Dial, SrcIP: c.src.Addr()}
-	far, err := c.p.pool.Open(c.ctx, key, hbone.Request{Authority: d.Authority, Header: connectHeader(c.src, self, d)})
+	key := hbone.Key{Src: self.Identity(), Expected: joinIDs(d.Expected), Dst: d.Dial, SrcIP: c.guard.Facts.Src.Addr()}
+	far, err := c.p.pool.Open(c.ctx, key, hbone.Request{Authority: d.Authority, Header: connectHeader(c.guard.Facts.Src, self, d)})
 	if err != nil {
 		return nil, c.openError(d, err)
 	}

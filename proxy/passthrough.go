@@ -16,8 +16,7 @@ import (
 // that is allowed is for the policies to say: the client has no identity. It
 // owns client and returns when the relay runs or all is over.
 func (p *pod) passthrough(client *net.TCPConn, transparent bool) {
-	done := p.opened(track.Inbound, client)
-	if done == nil {
+	if !p.opened(track.Inbound, client) {
 		return
 	}
 	src := addrOf(client.RemoteAddr())
@@ -30,18 +29,18 @@ func (p *pod) passthrough(client *net.TCPConn, transparent bool) {
 	if err != nil {
 		p.s.logs.early(track.Inbound, src, dst, err)
 		refuse(client)
-		done()
+		p.closed(track.Inbound)
 		return
 	}
 	app, err := p.connectPlain(c, self, dst, transparent)
 	if err != nil {
 		c.end(err)
 		refuse(client)
-		done()
+		p.closed(track.Inbound)
 		return
 	}
-	p.work.Add(1)
-	c.relay(client, relay.TCP(app), func() { done(); p.work.Done() })
+	c.accepted = true
+	c.relay(client, relay.TCP(app))
 }
 
 // plaintext registers the connection and counts it as opened.

@@ -208,14 +208,14 @@ func acceptEachOther(mine, theirs *mtls.Identity, now time.Time) error {
 
 // outboundHere carries a connection from socket to socket. It owns app and
 // returns when the relay runs or all is over.
-func (p *pod) outboundHere(c *connection, n *neighbour, d route.Decision, self *workload.Workload, client *net.TCPConn, done func()) {
+func (p *pod) outboundHere(c *connection, n *neighbour, d route.Decision, self *workload.Workload, client *net.TCPConn) {
 	c.via = viaNode
 	in, app, err := c.connectHere(n, d, self)
 	if err != nil {
 		n.p.work.Done()
 		c.end(err)
 		refuse(client)
-		done()
+		p.closed(track.Outbound)
 		return
 	}
 	p.s.metrics.sameNode.Inc()
@@ -223,7 +223,7 @@ func (p *pod) outboundHere(c *connection, n *neighbour, d route.Decision, self *
 	flow := p.s.relay.Start(client, relay.TCP(app), (*relay.Counters)(c.bytes), func(r relay.Result) {
 		c.end(r.Err)
 		in.end(r.Err)
-		done()
+		p.closed(track.Outbound)
 		p.work.Done()
 		n.p.work.Done()
 	})

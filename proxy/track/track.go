@@ -56,13 +56,19 @@ type Bytes struct {
 type Guard struct {
 	Facts Facts
 	Bytes Bytes
-	// Owner is what the adder wants to find again in Each. It is not changed.
-	Owner any
+	// Owner is who added the connection. It is not changed.
+	Owner Owner
 
-	r    *Registry
-	cut  func(error)
-	once sync.Once // cut is called at most once
-	id   uint64    // in order of Add
+	r   *Registry
+	id  uint64      // in order of Add
+	cut atomic.Bool // Owner was told to end
+}
+
+// Owner is the other side of a guard, of which the guard may be a part.
+type Owner interface {
+	// Cut ends the connection. It is called at most once, from any goroutine and
+	// possibly before Add has returned; it must not block and may call Release.
+	Cut(reason error)
 }
 
 // Registry holds the guards. Use [New]. Its methods may be called from any
@@ -85,15 +91,14 @@ func New(max, maxPod int) *Registry {
 	return &Registry{max: max, maxPod: maxPod, all: make(map[*Guard]struct{}), pods: make(map[string]*Count)}
 }
 
-// Add registers a connection. cut ends it; it is called at most once, from any
-// goroutine and possibly before Add's caller has done anything else, must not
-// block and may call Release. owner is for Each.
-func (r *Registry) Add(f Facts, owner any, cut func(reason error)) (*Guard, error) {
-	g := &Guard{Facts: f, Owner: owner, r: r, cut: cut}
+// Add registers a connection under g, which is new and must not be copied or used
+// again. On error g has been left out.
+func (r *Registry) Add(g *Guard, f Facts, owner Owner) error {
+	g.Facts, g.Owner, g.r = f, owner, r
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if len(r.all) >= r.max {
-		return nil, fmt.Errorf("track: %w on this node: %d", ErrFull, r.max)
+		return fmt.Errorf("track: %w on this node: %d", ErrFull, r.max)
 	}
 	c := r.pods[f.Pod]
 	if c == nil {
@@ -101,13 +106,13 @@ func (r *Registry) Add(f Facts, owner any, cut func(reason error)) (*Guard, erro
 		r.pods[f.Pod] = c
 	}
 	if c.Inbound+c.Outbound >= r.maxPod {
-		return nil, fmt.Errorf("track: %w of this pod: %d", ErrFull, r.maxPod)
+		return fmt.Errorf("track: %w of this pod: %d", ErrFull, r.maxPod)
 	}
 	*c.of(f.Direction)++
 	r.next++
 	g.id = r.next
 	r.all[g] = struct{}{}
-	return g, nil
+	return nil
 }
 
 func (c *Count) of(d Direction) *int {
@@ -134,7 +139,11 @@ func (g *Guard) Release() {
 }
 
 // Cut ends the connection for reason, unless it was cut before.
-func (g *Guard) Cut(reason error) { g.once.Do(func() { g.cut(reason) }) }
+func (g *Guard) Cut(reason error) {
+	if !g.cut.Swap(true) {
+		g.Owner.Cut(reason)
+	}
+}
 
 // Recheck asks verdict about every connection of one direction and cuts those
 // that it returns an error for. It returns how many it cut.

@@ -17,12 +17,17 @@ func facts(pod string, d track.Direction, src string) track.Facts {
 
 func add(t *testing.T, r *track.Registry, f track.Facts, cut func(error)) *track.Guard {
 	t.Helper()
-	g, err := r.Add(f, nil, cut)
-	if err != nil {
+	g := new(track.Guard)
+	if err := r.Add(g, f, owner(cut)); err != nil {
 		t.Fatal(err)
 	}
 	return g
 }
+
+// owner is a func as a track.Owner.
+type owner func(error)
+
+func (o owner) Cut(reason error) { o(reason) }
 
 func TestRecheckCutsTheDenied(t *testing.T) {
 	r := track.New(10, 10)
@@ -69,11 +74,11 @@ func TestBounds(t *testing.T) {
 	r := track.New(3, 2)
 	a := add(t, r, facts("a", track.Inbound, "10.0.0.1:1"), nil)
 	add(t, r, facts("a", track.Outbound, "10.0.0.1:2"), nil)
-	if _, err := r.Add(facts("a", track.Inbound, "10.0.0.1:3"), nil, nil); !errors.Is(err, track.ErrFull) {
+	if err := r.Add(new(track.Guard), facts("a", track.Inbound, "10.0.0.1:3"), nil); !errors.Is(err, track.ErrFull) {
 		t.Errorf("third of a pod: %v, want %v", err, track.ErrFull)
 	}
 	add(t, r, facts("b", track.Inbound, "10.0.0.1:4"), nil)
-	if _, err := r.Add(facts("c", track.Inbound, "10.0.0.1:5"), nil, nil); !errors.Is(err, track.ErrFull) {
+	if err := r.Add(new(track.Guard), facts("c", track.Inbound, "10.0.0.1:5"), nil); !errors.Is(err, track.ErrFull) {
 		t.Errorf("fourth of the node: %v, want %v", err, track.ErrFull)
 	}
 	if got, want := r.Pod("a"), (track.Count{Inbound: 1, Outbound: 1}); got != want {
@@ -137,8 +142,8 @@ func TestNoUpdateIsMissed(t *testing.T) {
 		})
 		refused := false
 		wg.Go(func() { // the connection
-			g, err := r.Add(facts("p", track.Inbound, "10.0.0.1:1"), nil, func(error) { close(cut) })
-			if err != nil {
+			g := new(track.Guard)
+			if err := r.Add(g, facts("p", track.Inbound, "10.0.0.1:1"), owner(func(error) { close(cut) })); err != nil {
 				t.Error(err)
 				return
 			}
