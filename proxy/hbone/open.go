@@ -31,7 +31,7 @@ func (t *tunnel) request(req Request) (*Stream, <-chan error, error) {
 	}
 	s := newStream(t, hs)
 	answer := make(chan error, 1)
-	s.answer = answer
+	s.opening.answer = answer
 	t.changedLocked()
 	t.kick()
 	return s, answer, nil
@@ -57,11 +57,11 @@ func (s *Stream) await(ctx context.Context, answer <-chan error) error {
 func (s *Stream) giveUp(answer <-chan error, err error) error {
 	t := s.t
 	t.mu.Lock()
-	if s.answer == nil {
+	if s.opening == nil || s.opening.answer == nil {
 		t.mu.Unlock()
 		return <-answer
 	}
-	s.answer = nil
+	s.opening.answer = nil
 	s.resetLocked(http2.ErrCodeCancel)
 	t.changedLocked()
 	t.kick()

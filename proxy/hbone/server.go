@@ -62,7 +62,9 @@ func newIncoming(s *Stream, header []hpack.HeaderField) *Incoming {
 	gone := make(chan struct{})
 	in.gone = gone
 	s.t.mu.Lock()
-	s.gone = gone
+	if s.opening != nil {
+		s.opening.gone = gone
+	}
 	s.t.mu.Unlock()
 	return in
 }
@@ -92,7 +94,7 @@ func (in *Incoming) Accept(header [][2]string) *Stream {
 		return in.s
 	}
 	t.mu.Lock()
-	in.s.gone = nil
+	in.s.answered()
 	if t.err == nil {
 		t.h2.Accept(in.s.h, header)
 	}
@@ -107,11 +109,18 @@ func (in *Incoming) Reject(status int) {
 		return
 	}
 	t.mu.Lock()
-	in.s.gone = nil
+	in.s.answered()
 	if t.err == nil {
 		t.h2.Refuse(in.s.h, status)
 	}
 	in.s.muted = true
 	t.changedLocked()
 	t.kick()
+}
+
+// answered ends the time in which the request may be given up; t.mu is held.
+func (s *Stream) answered() {
+	if s.opening != nil {
+		s.opening.gone = nil
+	}
 }

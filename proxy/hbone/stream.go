@@ -20,20 +20,25 @@ type Stream struct {
 	h *h2.Stream
 
 	// The rest is guarded by t.mu.
-	header []hpack.HeaderField // of the response, until Attach
+	opening *opening // nil once it is attached or reset
+	muted   bool     // over: nothing is called back any more
+	pull    func([]byte) (int, error)
+	push    func([][]byte) (int, error)
+	end     func(error)
+}
+
+// opening is what a stream needs until it is attached.
+type opening struct {
+	header []hpack.HeaderField // of the response
 	answer chan error          // client: the outcome of the CONNECT, capacity 1
 	gone   chan struct{}       // server: closed when an unanswered request is over
-	early  []byte              // what came before Attach, at most one window
-	ends   []error             // likewise: calls of end that are due
-	muted  bool                // over: nothing is called back any more
-	pull   func([]byte) (int, error)
-	push   func([][]byte) (int, error)
-	end    func(error)
+	early  []byte              // what has come, at most one window
+	ends   []error             // calls of end that are due
 }
 
 // newStream makes the owner of hs; t.mu is held.
 func newStream(t *tunnel, hs *h2.Stream) *Stream {
-	s := &Stream{t: t, h: hs}
+	s := &Stream{t: t, h: hs, opening: new(opening)}
 	hs.User = s
 	return s
 }
@@ -44,7 +49,10 @@ func newStream(t *tunnel, hs *h2.Stream) *Stream {
 func (s *Stream) Header(name string) []string {
 	s.t.mu.Lock()
 	defer s.t.mu.Unlock()
-	return values(s.header, name)
+	if s.opening == nil {
+		return nil
+	}
+	return values(s.opening.header, name)
 }
 
 func values(header []hpack.HeaderField, name string) []string {
@@ -71,24 +79,24 @@ func (s *Stream) LocalAddr() net.Addr { return s.t.conn.LocalAddr() }
 func (s *Stream) Attach(pull func(dst []byte) (int, error), push func(bufs [][]byte) (int, error), end func(error)) {
 	t := s.t
 	t.mu.Lock()
-	s.header = nil
 	s.pull = pull
 	// Until s.push is set the reader goes on adding to early: the order holds.
-	for len(s.early) > 0 && !s.muted {
-		bytes := s.early
-		s.early = nil
+	for s.opening != nil && len(s.opening.early) > 0 {
+		bytes := s.opening.early
+		s.opening.early = nil
 		t.mu.Unlock()
 		s.pushed(push, [][]byte{bytes})
 		t.mu.Lock()
 	}
-	s.push, s.end, s.early = push, end, nil
-	for len(s.ends) > 0 && !s.muted {
-		err := s.ends[0]
-		s.ends = s.ends[1:]
+	s.push, s.end = push, end
+	for s.opening != nil && len(s.opening.ends) > 0 {
+		err := s.opening.ends[0]
+		s.opening.ends = s.opening.ends[1:]
 		t.mu.Unlock()
 		end(err)
 		t.mu.Lock()
 	}
+	s.opening = nil
 	t.changedLocked()
 	t.kick()
 }
@@ -115,7 +123,7 @@ func (s *Stream) deliver(segs [][]byte) {
 		return
 	case s.push == nil:
 		for _, b := range segs {
-			s.early = append(s.early, b...)
+			s.opening.early = append(s.opening.early, b...)
 		}
 		s.t.mu.Unlock()
 		return
@@ -129,19 +137,21 @@ func (s *Stream) deliver(segs [][]byte) {
 func (s *Stream) deliverEnd(err error) {
 	s.t.mu.Lock()
 	half := err == io.EOF
-	if s.answer != nil && !half {
-		s.answer <- err // empty: respond takes the channel away
-		s.answer = nil
-		s.muted = true
-	}
-	if s.gone != nil && !half {
-		close(s.gone)
-		s.gone = nil
+	if o := s.opening; o != nil && !half {
+		if o.answer != nil {
+			o.answer <- err // empty: respond takes the channel away
+			o.answer = nil
+			s.muted = true
+		}
+		if o.gone != nil {
+			close(o.gone)
+			o.gone = nil
+		}
 	}
 	end := s.end
 	if s.muted || end == nil {
 		if !s.muted {
-			s.ends = append(s.ends, err)
+			s.opening.ends = append(s.opening.ends, err)
 		}
 		s.t.mu.Unlock()
 		return
@@ -163,7 +173,7 @@ func (r refused) Unwrap() error { return r.ResetError }
 func (s *Stream) deliverReset(e *h2.Event) {
 	reset := &ResetError{Code: e.Code}
 	s.t.mu.Lock()
-	waiting := s.answer != nil
+	waiting := s.opening != nil && s.opening.answer != nil
 	s.t.mu.Unlock()
 	switch {
 	case e.Unprocessed:
@@ -181,18 +191,19 @@ func (s *Stream) deliverReset(e *h2.Event) {
 func (s *Stream) respond(status int, header []hpack.HeaderField) {
 	s.t.mu.Lock()
 	defer s.t.mu.Unlock()
-	if s.answer == nil {
+	o := s.opening
+	if o == nil || o.answer == nil {
 		return
 	}
 	if status == 200 {
-		s.header = header
-		s.answer <- nil
+		o.header = header
+		o.answer <- nil
 	} else {
-		s.answer <- &StatusError{Code: status}
+		o.answer <- &StatusError{Code: status}
 		s.muted = true
 		s.t.h2.Reset(s.h, http2.ErrCodeCancel) // unless it is over already
 	}
-	s.answer = nil
+	o.answer = nil
 }
 
 // Ready says that pull has something; see relay.Far.
@@ -231,5 +242,5 @@ func (s *Stream) Reset(err error) {
 func (s *Stream) resetLocked(code http2.ErrCode) {
 	s.t.h2.Reset(s.h, code)
 	s.muted = true
-	s.early, s.ends, s.header = nil, nil, nil
+	s.opening = nil
 }
