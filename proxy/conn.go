@@ -15,13 +15,14 @@ import (
 // until its line in the access log is written.
 type connection struct {
 	p     *pod
-	start time.Time
+	start time.Duration // of the server's life
 	guard track.Guard
 	bytes *track.Bytes // what its flow carries; the guard's own, but for the second half of a flow
 	// clientNear: the client is the near end of the relay, so that what it sends
 	// counts as sent.
 	clientNear bool
 	accepted   bool // near was accepted, and counts as open until the relay ends
+	here       bool // it stays on the node
 	reserved   bool // a descriptor, for the socket that we make; its owner's until end
 
 	// Until there is a flow: ctx ends when the connection is cut, which abort does.
@@ -33,7 +34,6 @@ type connection struct {
 	dst            netip.AddrPort // as the client sees it
 	hbone          string
 	srcPod, dstPod string
-	via            string // how it travelled, where that is not by the wire
 	series         *series
 
 	mu           sync.Mutex
@@ -46,7 +46,7 @@ type connection struct {
 // track registers a connection of the pod. It may be cut from then on; end must
 // be called.
 func (p *pod) track(f track.Facts) (*connection, error) {
-	c := &connection{p: p, start: time.Now(), dst: f.Dst}
+	c := &connection{p: p, start: time.Since(p.s.born), dst: f.Dst}
 	c.bytes = &c.guard.Bytes
 	c.ctx, c.abort = context.WithCancelCause(p.hard)
 	if err := p.s.tracked.Add(&c.guard, f, c); err != nil {
@@ -174,10 +174,13 @@ func (c *connection) settle() {
 
 func (c *connection) line(err error, ended bool) *accessLine {
 	l := &accessLine{
-		l: &c.series.labels, srcPod: c.srcPod, dstPod: c.dstPod, src: c.guard.Facts.Src, dst: c.dst, hbone: c.hbone, via: c.via, ended: ended, err: err,
+		l: &c.series.labels, srcPod: c.srcPod, dstPod: c.dstPod, src: c.guard.Facts.Src, dst: c.dst, hbone: c.hbone, ended: ended, err: err,
+	}
+	if c.here {
+		l.via = viaNode
 	}
 	if ended {
-		l.duration = time.Since(c.start)
+		l.duration = time.Since(c.p.s.born) - c.start
 		l.sent, l.received = c.bytes.Sent.Load(), c.bytes.Received.Load()
 		if c.clientNear && c.series.labels.direction == track.Inbound {
 			l.sent, l.received = l.received, l.sent // the pod is the far end

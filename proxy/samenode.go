@@ -129,7 +129,7 @@ func (c *connection) connectHere(n *neighbour, d route.Decision, self *workload.
 	if err != nil {
 		return nil, nil, errStatus(http.StatusServiceUnavailable)
 	}
-	in.dst, in.hbone, in.srcPod, in.dstPod, in.via = d.Dial, d.Authority, self.Name, n.self.Name, viaNode
+	in.dst, in.hbone, in.srcPod, in.dstPod, in.here = d.Dial, d.Authority, self.Name, n.self.Name, true
 	in.clientNear, in.bytes = true, c.bytes // one flow, counted once, told by both
 	in.open(inboundLabels(self, n.self, d))
 	if err := n.p.authorize(in, n.self); err != nil {
@@ -209,7 +209,7 @@ func acceptEachOther(mine, theirs *mtls.Identity, now time.Time) error {
 // outboundHere carries a connection from socket to socket. It owns app and
 // returns when the relay runs or all is over.
 func (p *pod) outboundHere(c *connection, n *neighbour, d route.Decision, self *workload.Workload, client *net.TCPConn) {
-	c.via = viaNode
+	c.here = true
 	in, app, err := c.connectHere(n, d, self)
 	if err != nil {
 		n.p.work.Done()

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"sync"
+	"time"
 
 	"github.com/warren-mesh/warren/ca/svid"
 	"github.com/warren-mesh/warren/internal/netns"
@@ -47,6 +48,7 @@ type Options struct {
 type Server struct {
 	cfg     Config
 	version string
+	born    time.Time
 	logs    *logs
 	log     *slog.Logger
 	rbacLog *slog.Logger
@@ -94,7 +96,7 @@ func New(cfg Config, o Options) (s *Server, err error) {
 	cfg.Threads, cfg.MemoryLimit = allotted.threads, allotted.memory
 	s = &Server{
 		allot: allotted, gate: hbone.NewGate(allotted.handshakes()),
-		share: newShare(files), cfg: cfg, version: o.Version, logs: l, log: l.scope("proxy"), rbacLog: l.scope("rbac"), store: workload.NewStore(),
+		share: newShare(files), cfg: cfg, version: o.Version, born: time.Now(), logs: l, log: l.scope("proxy"), rbacLog: l.scope("rbac"), store: workload.NewStore(),
 		tracked: track.New(maxConnections, maxPodConnections), budget: hbone.NewBudget(windowBudget),
 		ready: admin.NewReadiness(taskState, taskProxy, taskPods), asked: make(chan struct{}), started: make(chan struct{}),
 		podsChanged: make(chan struct{}, 1), fetched: make(map[string]bool),

@@ -225,7 +225,7 @@ func TestAPeerThatStopsReading(t *testing.T) {
 	ended := make(chan error, 1)
 	o := serveOne(t, p, impatient, func(in *hbone.Incoming) {
 		s := in.Accept(nil)
-		s.Attach(func(dst []byte) (int, error) { return len(dst), nil }, // endless
+		attach(s, func(dst []byte) (int, error) { return len(dst), nil }, // endless
 			func(bufs [][]byte) (int, error) { return 0, nil },
 			func(err error) { ended <- err })
 		go s.Ready()
@@ -272,7 +272,7 @@ func TestRequestsTakenBack(t *testing.T) {
 			<-in.Done()
 			close(gone)
 			s := in.Accept(nil) // too late
-			s.Attach(func([]byte) (int, error) { return 0, nil },
+			attach(s, func([]byte) (int, error) { return 0, nil },
 				func([][]byte) (int, error) { return 0, nil },
 				func(err error) { accepted <- err })
 		}()
@@ -297,7 +297,7 @@ func TestPeerGoesAwayUnderAStream(t *testing.T) {
 	p := newPKI(t)
 	ended, up := make(chan error, 1), make(chan struct{})
 	o := serveOne(t, p, hbone.Config{}, func(in *hbone.Incoming) {
-		in.Accept(nil).Attach(func([]byte) (int, error) { return 0, nil },
+		attach(in.Accept(nil), func([]byte) (int, error) { return 0, nil },
 			func([][]byte) (int, error) { return 0, nil },
 			func(err error) { ended <- err })
 		close(up)
@@ -344,7 +344,7 @@ func TestEarlyData(t *testing.T) {
 	_ = f.fr.WriteData(1, false, []byte("between "))
 	var got bytes.Buffer
 	done := make(chan error, 1)
-	s.Attach(func([]byte) (int, error) { return 0, io.EOF },
+	attach(s, func([]byte) (int, error) { return 0, io.EOF },
 		func(bufs [][]byte) (int, error) {
 			n := 0
 			for _, b := range bufs {
@@ -381,7 +381,7 @@ func TestHowPeersEndStreams(t *testing.T) {
 		p := newPKI(t)
 		done := make(chan error, 2)
 		o := serveOne(t, p, hbone.Config{}, func(in *hbone.Incoming) {
-			in.Accept(nil).Attach(func([]byte) (int, error) { return 0, nil },
+			attach(in.Accept(nil), func([]byte) (int, error) { return 0, nil },
 				func(bufs [][]byte) (int, error) { return 0, nil },
 				func(err error) { done <- err })
 		})

@@ -21,7 +21,7 @@ import (
 // stop is called: then it half-closes.
 func discard(s *hbone.Stream) (stop func()) {
 	var ended atomic.Bool
-	s.Attach(func([]byte) (int, error) {
+	attach(s, func([]byte) (int, error) {
 		if ended.Load() {
 			return 0, io.EOF
 		}
@@ -39,7 +39,7 @@ func discard(s *hbone.Stream) (stop func()) {
 // acceptAll answers 200 and ends its direction when the client has.
 func acceptAll(in *hbone.Incoming) {
 	s := in.Accept(nil)
-	s.Attach(func([]byte) (int, error) { return 0, io.EOF },
+	attach(s, func([]byte) (int, error) { return 0, io.EOF },
 		func(bufs [][]byte) (int, error) { return 0, nil }, func(error) { go s.Ready() })
 }
 
@@ -444,7 +444,7 @@ func TestPoolDrainDeadlineCuts(t *testing.T) {
 		t.Fatal(err)
 	}
 	ended := make(chan error, 1)
-	s.Attach(func([]byte) (int, error) { return 0, nil },
+	attach(s, func([]byte) (int, error) { return 0, nil },
 		func(bufs [][]byte) (int, error) { return 0, nil },
 		func(err error) { ended <- err })
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)

@@ -96,6 +96,21 @@ func newRelay(tb testing.TB) *relay.Relay {
 	return relay.New(set)
 }
 
+// near is three funcs as the end of a stream that an application would be.
+type near struct {
+	pull func([]byte) (int, error)
+	push func([][]byte) (int, error)
+	end  func(error)
+}
+
+func (n near) Pull(dst []byte) (int, error)    { return n.pull(dst) }
+func (n near) Push(bufs [][]byte) (int, error) { return n.push(bufs) }
+func (n near) End(err error)                   { n.end(err) }
+
+func attach(s *hbone.Stream, pull func([]byte) (int, error), push func([][]byte) (int, error), end func(error)) {
+	s.Attach(near{pull, push, end})
+}
+
 func (r *rig) close() {
 	r.front.Close()
 	r.hbone.Close()

@@ -22,9 +22,15 @@ type Stream struct {
 	// The rest is guarded by t.mu.
 	opening *opening // nil once it is attached or reset
 	muted   bool     // over: nothing is called back any more
-	pull    func([]byte) (int, error)
-	push    func([][]byte) (int, error)
-	end     func(error)
+	pushing bool     // near takes what comes, at once
+	near    Near
+}
+
+// Near is what a stream is attached to, relay.Near.
+type Near = interface {
+	Pull(dst []byte) (int, error)
+	Push(bufs [][]byte) (int, error)
+	End(error)
 }
 
 // opening is what a stream needs until it is attached.
@@ -76,24 +82,24 @@ func (s *Stream) LocalAddr() net.Addr { return s.t.conn.LocalAddr() }
 
 // Attach starts the traffic of the stream; see relay.Far. What arrived before
 // is pushed, and an end that came is reported, before Attach returns.
-func (s *Stream) Attach(pull func(dst []byte) (int, error), push func(bufs [][]byte) (int, error), end func(error)) {
+func (s *Stream) Attach(near Near) {
 	t := s.t
 	t.mu.Lock()
-	s.pull = pull
-	// Until s.push is set the reader goes on adding to early: the order holds.
+	s.near = near
+	// Until pushing is set the reader goes on adding to early: the order holds.
 	for s.opening != nil && len(s.opening.early) > 0 {
 		bytes := s.opening.early
 		s.opening.early = nil
 		t.mu.Unlock()
-		s.pushed(push, [][]byte{bytes})
+		s.pushed([][]byte{bytes})
 		t.mu.Lock()
 	}
-	s.push, s.end = push, end
+	s.pushing = true
 	for s.opening != nil && len(s.opening.ends) > 0 {
 		err := s.opening.ends[0]
 		s.opening.ends = s.opening.ends[1:]
 		t.mu.Unlock()
-		end(err)
+		near.End(err)
 		t.mu.Lock()
 	}
 	s.opening = nil
@@ -101,9 +107,9 @@ func (s *Stream) Attach(pull func(dst []byte) (int, error), push func(bufs [][]b
 	t.kick()
 }
 
-// pushed calls push and settles the credit of what it took.
-func (s *Stream) pushed(push func([][]byte) (int, error), bufs [][]byte) {
-	n, err := push(bufs)
+// pushed hands bytes on and settles the credit of what was taken.
+func (s *Stream) pushed(bufs [][]byte) {
+	n, err := s.near.Push(bufs)
 	s.t.mu.Lock()
 	defer s.t.mu.Unlock()
 	if err != nil {
@@ -121,16 +127,15 @@ func (s *Stream) deliver(segs [][]byte) {
 	case s.muted:
 		s.t.mu.Unlock()
 		return
-	case s.push == nil:
+	case !s.pushing:
 		for _, b := range segs {
 			s.opening.early = append(s.opening.early, b...)
 		}
 		s.t.mu.Unlock()
 		return
 	}
-	push := s.push
 	s.t.mu.Unlock()
-	s.pushed(push, segs)
+	s.pushed(segs)
 }
 
 // deliverEnd reports that no more bytes come. Only the tunnel's reader calls it.
@@ -148,8 +153,7 @@ func (s *Stream) deliverEnd(err error) {
 			o.gone = nil
 		}
 	}
-	end := s.end
-	if s.muted || end == nil {
+	if s.muted || !s.pushing {
 		if !s.muted {
 			s.opening.ends = append(s.opening.ends, err)
 		}
@@ -158,7 +162,7 @@ func (s *Stream) deliverEnd(err error) {
 	}
 	s.muted = !half
 	s.t.mu.Unlock()
-	end(err)
+	s.near.End(err)
 }
 
 // refused marks a stream that the peer did nothing with.
@@ -206,11 +210,11 @@ func (s *Stream) respond(status int, header []hpack.HeaderField) {
 	o.answer = nil
 }
 
-// Ready says that pull has something; see relay.Far.
+// Ready says that near has something; see relay.Far.
 func (s *Stream) Ready() {
 	t := s.t
 	t.mu.Lock()
-	if s.pull == nil || s.muted {
+	if s.near == nil || s.muted {
 		t.mu.Unlock()
 		return
 	}

@@ -126,9 +126,9 @@ func (t *tunnel) fill(plain []byte, size int) []byte {
 		}
 		at := len(plain)
 		frame := plain[at : at+frameHeader+n]
-		pull := hs.User.(*Stream).pull
+		near := hs.User.(*Stream).near
 		t.mu.Unlock()
-		k, err := pull(frame[frameHeader:])
+		k, err := near.Pull(frame[frameHeader:])
 		t.mu.Lock()
 		if t.pulled(hs, frame, k, err) {
 			plain = plain[:at+frameHeader+k]

@@ -5,30 +5,37 @@ import (
 	"sync/atomic"
 )
 
-// Far is the end of a flow that is not the application's own socket. Its
-// parameters are plain funcs so that an implementation needs nothing of this
-// package. All methods may be called from any goroutine, and none may block.
+// Near is what a flow gives its far end to call.
+//
+// Calls of Pull never overlap, nor do calls of Push and End. None of the three
+// may block.
+type Near = interface {
+	// Pull is called when the far end can send: it fills dst and returns how much.
+	// 0 and nil: nothing now, Ready follows. io.EOF, with or without bytes:
+	// half-close after them. Another error: reset.
+	Pull(dst []byte) (int, error)
+	// Push is called when bytes came in: bufs are valid during the call only. All
+	// bytes are accepted; the result says how many the application already has,
+	// Took reports the rest. An error: reset.
+	Push(bufs [][]byte) (int, error)
+	// End is called when no more bytes will come: io.EOF for a half-close, after
+	// which Pull goes on; nil when the peer, having half-closed, wants no more from
+	// us either; another error when it was reset or the tunnel died. nil and
+	// errors other than io.EOF are final: nothing is called after them.
+	End(error)
+}
+
+// Far is the end of a flow that is not the application's own socket. An
+// implementation needs nothing of this package: Near is an alias of an interface
+// without a name. All methods may be called from any goroutine, and none may
+// block.
 type Far interface {
-	// Attach starts the traffic; it is called once. The far end calls
-	//
-	//   - pull when it can send: fill dst, return how much. 0 and nil: nothing
-	//     now, Ready follows. io.EOF, with or without bytes: half-close after
-	//     them. Another error: reset;
-	//   - push when bytes came in: bufs are valid during the call only. All
-	//     bytes are accepted; the result says how many the application already
-	//     has, Took reports the rest. An error: reset;
-	//   - end when no more bytes will come: io.EOF for a half-close, after which
-	//     pull goes on; nil when the peer, having half-closed, wants no more from
-	//     us either; another error when it was reset or the tunnel died. nil and
-	//     errors other than io.EOF are final: nothing is called after them.
-	//
-	// Calls of pull never overlap, nor do calls of push and end. None of the
-	// three may block.
-	Attach(pull func(dst []byte) (int, error), push func(bufs [][]byte) (int, error), end func(error))
-	// Ready says that pull has something again: bytes, the end or an error, or,
+	// Attach starts the traffic; it is called once.
+	Attach(Near)
+	// Ready says that Pull has something again: bytes, the end or an error, or,
 	// rarely, nothing after all.
 	Ready()
-	// Took returns flow-control credit for n bytes that push kept back.
+	// Took returns flow-control credit for n bytes that Push kept back.
 	Took(n int)
 	// Reset ends the stream in both directions as an abnormal close; nothing
 	// is called back afterwards, except calls already under way. err is for

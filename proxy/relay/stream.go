@@ -51,7 +51,7 @@ func startStream(set *ready.Set, app *net.TCPConn, far Far, c *Counters, done fu
 		f.fail(err)
 		return &f.flow
 	}
-	far.Attach(f.pull, f.push, f.end)
+	far.Attach(f)
 	if err := set.Watch(&f.app, f); err != nil {
 		f.fail(err)
 	}
@@ -104,8 +104,8 @@ func (f *streamFlow) failure() error {
 	return failure(fd)
 }
 
-// pull is Far's: it reads the application for the far end.
-func (f *streamFlow) pull(dst []byte) (n int, err error) {
+// Pull implements Near: it reads the application for the far end.
+func (f *streamFlow) Pull(dst []byte) (n int, err error) {
 	for more := true; more && n < len(dst); {
 		f.mu.Lock()
 		if !f.pulling || f.upDone || f.finished {
@@ -180,8 +180,8 @@ func (f *streamFlow) checkEnd() error {
 	return err
 }
 
-// push is Far's: it writes to the application what it takes, and keeps the rest.
-func (f *streamFlow) push(bufs [][]byte) (int, error) {
+// Push implements Near: it writes to the application what it takes, and keeps the rest.
+func (f *streamFlow) Push(bufs [][]byte) (int, error) {
 	f.mu.Lock()
 	if f.finished {
 		f.mu.Unlock()
@@ -295,8 +295,8 @@ func (f *streamFlow) drain() {
 	}
 }
 
-// end is Far's: no more bytes come.
-func (f *streamFlow) end(err error) {
+// End implements Near: no more bytes come.
+func (f *streamFlow) End(err error) {
 	if err != nil && err != io.EOF {
 		f.fail(err)
 		return

@@ -5,6 +5,8 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+
+	"github.com/warren-mesh/warren/proxy/relay"
 )
 
 func goroutines() int { return runtime.NumGoroutine() }
@@ -19,11 +21,11 @@ type manual struct {
 	reset atomic.Value
 }
 
-func (m *manual) Attach(pull func([]byte) (int, error), push func([][]byte) (int, error), end func(error)) {
+func (m *manual) Attach(near relay.Near) {
 	if m.ready == nil {
 		m.ready = make(chan struct{}, 16)
 	}
-	m.pull, m.push, m.end = pull, push, end
+	m.pull, m.push, m.end = near.Pull, near.Push, near.End
 }
 
 func (m *manual) Ready()          { m.ready <- struct{}{} }
@@ -53,9 +55,9 @@ func newWire() (a, b *wire) {
 	return a, b
 }
 
-func (w *wire) Attach(pull func([]byte) (int, error), push func([][]byte) (int, error), end func(error)) {
+func (w *wire) Attach(near relay.Near) {
 	w.mu.Lock()
-	w.att, w.pull, w.push, w.end = true, pull, push, end
+	w.att, w.pull, w.push, w.end = true, near.Pull, near.Push, near.End
 	w.cond.Broadcast()
 	w.mu.Unlock()
 	go w.run()
