@@ -9,6 +9,7 @@ need ip iproute2
 need iptables iptables
 need iptables-restore iptables
 need ip6tables-restore iptables
+need nft nftables
 need unshare util-linux
 need openssl openssl
 missing=$(printf '%s\n' $missing | sort -u | tr '\n' ' ')

@@ -226,9 +226,8 @@ func TestVerifyShowsNoControlCharacters(t *testing.T) {
 // A table that iptables cannot read is not an empty one.
 func TestTableThatIPTablesCannotRead(t *testing.T) {
 	nstest.Require(t)
-	if _, err := exec.LookPath("nft"); err != nil {
-		t.Skip(err)
-	}
+	_, err := exec.LookPath("nft")
+	nstest.Need(t, err)
 	b, err := Named(NameNFT)
 	if err != nil {
 		t.Fatal(err)
@@ -247,9 +246,8 @@ func TestTableThatIPTablesCannotRead(t *testing.T) {
 // Istio's agent can do without iptables, which then sees nothing of it.
 func TestForeignTables(t *testing.T) {
 	variants(t, func(t *testing.T, b *iptables) {
-		if _, err := exec.LookPath("nft"); err != nil {
-			t.Skip(err)
-		}
+		_, err := exec.LookPath("nft")
+		nstest.Need(t, err)
 		pod, _ := nstest.NewNS(t, "pod")
 		sh(t, b, pod, "nft add table inet istio-ambient-nat; nft add table ip6 istio-ambient-raw; nft add table inet own")
 		got, err := b.Foreign(pod)

@@ -121,14 +121,14 @@ func checkPlaces(t *tree, registry string) (wrong []string, err error) {
 	return wrong, err
 }
 
-// registryHost is the host that modules come from here, unless it is everyone's.
+// registryHost is the host that modules come from here, unless it is Go's own default.
 func registryHost() string {
-	out, err := exec.Command("go", "env", "GOPROXY").Output()
+	out, err := exec.Command("go", "env", "-changed", "GOPROXY").Output()
 	if err != nil {
 		return ""
 	}
 	m := regexp.MustCompile(`://(?:[^/@]*@)?([^/:,|]+)`).FindStringSubmatch(string(out))
-	if m == nil || m[1] == "proxy.golang.org" {
+	if m == nil {
 		return ""
 	}
 	return m[1]

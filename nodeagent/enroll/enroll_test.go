@@ -125,9 +125,7 @@ func newNode(t *testing.T) *node {
 	t.Helper()
 	nstest.Require(t)
 	b, err := redirect.Detect()
-	if err != nil {
-		t.Skipf("no iptables: %v", err)
-	}
+	nstest.Need(t, err)
 	n := &node{
 		t: t, dir: t.TempDir(), world: newWorld(), flows: new(flows), backend: b,
 		times: enroll.Times{Pod: 300 * time.Millisecond, Add: 2500 * time.Millisecond, Drain: 5 * time.Second, Sweep: 50 * time.Millisecond, Retry: 20 * time.Millisecond},
