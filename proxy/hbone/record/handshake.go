@@ -61,7 +61,8 @@ func shake(ctx context.Context, conn net.Conn, t *tls.Conn) error {
 		_ = conn.SetDeadline(time.Unix(1, 0))
 	})
 	err := t.HandshakeContext(ctx)
-	if !stop() {
+	// The end of ctx may have reached HandshakeContext before it reaches stop.
+	if !stop() || err != nil && ctx.Err() != nil {
 		// The deadline may be set already or be set yet: conn is of no use.
 		return fmt.Errorf("handshake not finished: %w", context.Cause(ctx))
 	}
