@@ -38,10 +38,10 @@ demo: deps build plugins ## a two-node mesh on this machine, real requests, and 
 
 test: deps build plugins ## every test that needs no cluster
 	@$(GO) list -test -deps ./... >/dev/null # modules are fetched here: inside the namespace there is no network
-	$(ROOTLY) $(TESTENV) $(GO) test -count=1 -timeout 15m ./...
+	$(ROOTLY) $(TESTENV) sh ./e2e/test.sh '-count=1 -timeout 15m' ./...
 
 test-race: deps build plugins ## the same under the race detector, but for the whole-mesh tests
-	$(ROOTLY) $(TESTENV) $(GO) test -race -count=1 -timeout 20m $$($(GO) list ./... | grep -v /e2e/)
+	$(ROOTLY) $(TESTENV) sh ./e2e/test.sh '-race -count=1 -timeout 20m' $$($(GO) list ./... | grep -v /e2e/)
 
 e2e: deps build plugins ## the whole-mesh tests alone
 	$(ROOTLY) $(TESTENV) $(GO) test -count=1 -timeout 15m -v ./e2e/onehost/...
