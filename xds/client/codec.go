@@ -17,9 +17,14 @@ import (
 // message has: two bytes on the wire can make an object of a hundred, and a
 // message that is within its limit gigabytes. This one takes the fields that are
 // used, and so many entries of each list as could be.
-type codec struct{ encoding.CodecV2 }
+type codec struct {
+	encoding.CodecV2
+	breath func() *breath
+}
 
-func newCodec() codec { return codec{encoding.GetCodecV2(proto.Name)} }
+// newCodec makes the codec. During a response that takes long it rests by what
+// breath returns.
+func newCodec(breath func() *breath) codec { return codec{encoding.GetCodecV2(proto.Name), breath} }
 
 // Unmarshal is of encoding.CodecV2.
 func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
@@ -29,18 +34,19 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	}
 	buf := data.MaterializeToBuffer(mem.DefaultBufferPool())
 	defer buf.Free()
-	return decodeResponse(buf.ReadOnlyData(), r, maxResources)
+	return decodeResponse(buf.ReadOnlyData(), r, maxResources, c.breath())
 }
 
 // decodeResponse fills r, which shares no memory with b. It takes at most limit
 // resources, and as many names of removed ones.
-func decodeResponse(b []byte, r *discovery.DeltaDiscoveryResponse, limit int) error {
+func decodeResponse(b []byte, r *discovery.DeltaDiscoveryResponse, limit int, rest *breath) error {
 	return eachBytes(b, func(num protowire.Number, v []byte) (err error) {
 		switch num {
 		case 2:
 			if len(r.Resources) == limit {
 				return fmt.Errorf("xds: a response of more than %d resources", limit)
 			}
+			rest.item()
 			res := &discovery.Resource{}
 			r.Resources = append(r.Resources, res)
 			return decodeResource(v, res)

@@ -27,7 +27,7 @@ func FuzzCodec(f *testing.F) {
 	f.Add([]byte{0x08, 0x80, 0x12, 0, 0x13, 0x14})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		want, got := &discovery.DeltaDiscoveryResponse{}, &discovery.DeltaDiscoveryResponse{}
-		werr, gerr := proto.Unmarshal(b, want), decodeResponse(b, got, 1<<20)
+		werr, gerr := proto.Unmarshal(b, want), decodeResponse(b, got, 1<<20, newBreath())
 		if werr != nil {
 			return // it may be broken in what we pass over
 		}
@@ -61,7 +61,7 @@ func TestCodecAmplification(t *testing.T) {
 		r := &discovery.DeltaDiscoveryResponse{}
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
-		err := decodeResponse(b, r, 1000)
+		err := decodeResponse(b, r, 1000, nil)
 		runtime.ReadMemStats(&after)
 		if n := after.TotalAlloc - before.TotalAlloc; n > 1<<20 {
 			t.Errorf("%s: %d bytes made of %d", name, n, len(b))

@@ -50,7 +50,7 @@ func (c *Client) connect() (*grpc.ClientConn, error) {
 			Backoff: backoff.Config{BaseDelay: c.times.connect, MaxDelay: c.times.connect}, MinConnectTimeout: c.times.connect,
 		}),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.ForceCodecV2(newCodec())),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.ForceCodecV2(newCodec(c.breath))),
 		grpc.WithMaxHeaderListSize(maxHeaders),
 		grpc.WithIdleTimeout(0),
 		grpc.WithDisableServiceConfig(),

@@ -114,13 +114,14 @@ func (l *ledger) initial(budget int) map[string]string {
 }
 
 // record notes a change that the store has taken.
-func (l *ledger) record(c *change) {
+func (l *ledger) record(c *change, rest *breath) {
 	for key := range c.gone {
 		l.bytes -= l.entries[key].bytes
 		delete(l.entries, key)
 		delete(l.refused, key)
 	}
 	for key, e := range c.set {
+		rest.item()
 		l.bytes += e.bytes - l.entries[key].bytes
 		l.entries[key] = e
 		delete(l.refused, key)

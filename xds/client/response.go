@@ -41,7 +41,7 @@ type change struct {
 }
 
 // read turns a response into a change. Nothing is changed yet.
-func (l *ledger) read(k kind, r *discovery.DeltaDiscoveryResponse) *change {
+func (l *ledger) read(k kind, r *discovery.DeltaDiscoveryResponse, rest *breath) *change {
 	c := &change{
 		kind: k, nonce: r.GetNonce(),
 		set: make(map[string]entry, len(r.GetResources())), gone: map[string]struct{}{},
@@ -54,6 +54,7 @@ func (l *ledger) read(k kind, r *discovery.DeltaDiscoveryResponse) *change {
 		}
 	}
 	for _, res := range r.GetResources() {
+		rest.item()
 		c.received += len(res.GetResource().GetValue())
 		if err := c.take(l, res); err != nil {
 			c.refusals.add(res.GetName(), err)

@@ -27,9 +27,9 @@ func newWorld(k kind) *world {
 
 // apply takes a response and returns the NACK's text, empty for an ACK.
 func (w *world) apply(r *discovery.DeltaDiscoveryResponse) string {
-	c := w.read(w.kind, r)
+	c := w.read(w.kind, r, nil)
 	w.store.Apply(c.batch)
-	w.record(c)
+	w.record(c, nil)
 	return c.refusals.message()
 }
 

@@ -133,7 +133,7 @@ func (s *session) take(ctx context.Context, r *discovery.DeltaDiscoveryResponse)
 			return err
 		}
 	}
-	c := s.c.ledgers[k].read(k, r)
+	c := s.c.ledgers[k].read(k, r, s.c.breath())
 	if s.c.cfg.Observer != nil {
 		s.c.cfg.Observer.Received(k.typeURL(), c.received)
 	}
@@ -206,9 +206,10 @@ func (s *session) apply(ctx context.Context, changes ...*change) error {
 	for _, c := range changes {
 		b.Merge(c.batch)
 	}
-	s.c.store.Apply(b)
+	rest := s.c.breath()
+	s.c.store.ApplyGently(b, rest.item)
 	for _, c := range changes {
-		s.c.ledgers[c.kind].record(c)
+		s.c.ledgers[c.kind].record(c, rest)
 		s.seen[c.kind] = true
 	}
 	s.c.applied(changes)

@@ -49,28 +49,33 @@ func (e *viewEditor) view() *View {
 	}
 }
 
-func (e *viewEditor) apply(b *Batch) {
+func (e *viewEditor) apply(b *Batch, rest func()) {
 	for _, n := range b.RemovedAddresses {
+		rest()
 		e.removeAddress(n)
 	}
 	for _, n := range b.RemovedPolicies {
 		e.removePolicy(n)
 	}
 	for _, p := range b.Policies {
+		rest()
 		e.removePolicy(p.ResourceName())
 		e.addPolicy(p)
 	}
 	for _, s := range b.Services {
+		rest()
 		s = s.sealed()
 		e.removeService(s.Key())
 		e.addService(s)
 	}
 	for _, w := range b.Workloads {
+		rest()
 		w = w.sealed()
 		e.removeWorkload(w.UID)
 		e.addWorkload(w)
 	}
 	for key, c := range e.changes {
+		rest()
 		old, _ := e.endpoints.get(key)
 		if set := old.with(c); set != nil {
 			e.endpoints.set(key, set)

@@ -81,7 +81,11 @@ func (s *Store) Changed() <-chan struct{} { return s.View().Superseded() }
 
 // Apply makes the batch visible as one new view, then wakes waiters, then calls
 // the hooks. An empty batch does nothing.
-func (s *Store) Apply(b Batch) {
+func (s *Store) Apply(b Batch) { s.ApplyGently(b, func() {}) }
+
+// ApplyGently is Apply for one who lets others run now and then: rest is called
+// between the objects of the batch. It must not use the store.
+func (s *Store) ApplyGently(b Batch, rest func()) {
 	if b.Empty() {
 		return
 	}
@@ -89,7 +93,7 @@ func (s *Store) Apply(b Batch) {
 	defer s.mu.Unlock()
 	old := s.view.Load()
 	e := edit(old)
-	e.apply(&b)
+	e.apply(&b, rest)
 	next := e.view()
 	s.view.Store(next)
 	close(old.superseded)
