@@ -107,7 +107,9 @@ func New(cfg Config, o Options) (s *Server, err error) {
 			s = nil
 		}
 	}()
-	if s.waiting, err = ready.New(s.cfg.Threads); err != nil {
+	// One loop keeps several threads busy: few, so that what is ready at the same
+	// time shares a write.
+	if s.waiting, err = ready.New(s.cfg.Threads / 4); err != nil {
 		return s, fmt.Errorf("proxy: %w", err)
 	}
 	s.relay = relay.New(s.waiting)

@@ -228,7 +228,7 @@ func TestAPeerThatStopsReading(t *testing.T) {
 		attach(s, func(dst []byte) (int, error) { return len(dst), nil }, // endless
 			func(bufs [][]byte) (int, error) { return 0, nil },
 			func(err error) { ended <- err })
-		go s.Ready()
+		go isReady(s)
 	})
 	f := o.framed(t, p)
 	_ = f.fr.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1 << 30})
@@ -354,7 +354,7 @@ func TestEarlyData(t *testing.T) {
 			return n, nil
 		},
 		func(err error) { done <- err })
-	s.Ready()
+	isReady(s)
 	_ = f.fr.WriteData(1, true, []byte("after"))
 	if err := <-done; err != io.EOF || got.String() != "before between after" {
 		t.Errorf("got %q, %v", got.String(), err)

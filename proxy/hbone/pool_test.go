@@ -33,14 +33,14 @@ func discard(s *hbone.Stream) (stop func()) {
 		}
 		return n, nil
 	}, func(error) {})
-	return func() { ended.Store(true); s.Ready() }
+	return func() { ended.Store(true); isReady(s) }
 }
 
 // acceptAll answers 200 and ends its direction when the client has.
 func acceptAll(in *hbone.Incoming) {
 	s := in.Accept(nil)
 	attach(s, func([]byte) (int, error) { return 0, io.EOF },
-		func(bufs [][]byte) (int, error) { return 0, nil }, func(error) { go s.Ready() })
+		func(bufs [][]byte) (int, error) { return 0, nil }, func(error) { go isReady(s) })
 }
 
 // waitUntil waits for a condition that another goroutine brings about.

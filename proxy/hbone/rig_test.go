@@ -107,6 +107,13 @@ func (n near) Pull(dst []byte) (int, error)    { return n.pull(dst) }
 func (n near) Push(bufs [][]byte) (int, error) { return n.push(bufs) }
 func (n near) End(err error)                   { n.end(err) }
 
+// isReady says so of a stream's near end, and has it flushed.
+func isReady(s *hbone.Stream) {
+	if f := s.Ready(); f != nil {
+		f.Flush()
+	}
+}
+
 func attach(s *hbone.Stream, pull func([]byte) (int, error), push func([][]byte) (int, error), end func(error)) {
 	s.Attach(near{pull, push, end})
 }

@@ -210,16 +210,24 @@ func (s *Stream) respond(status int, header []hpack.HeaderField) {
 	o.answer = nil
 }
 
-// Ready says that near has something; see relay.Far.
-func (s *Stream) Ready() {
+// Ready says that near has something; see relay.Far. The writer role goes to who
+// calls, for one small write that does not wait, which saves a switch of
+// goroutines; bulk, which takes its time, has a goroutine.
+func (s *Stream) Ready() interface{ Flush() } {
 	t := s.t
 	t.mu.Lock()
 	if s.near == nil || s.muted {
 		t.mu.Unlock()
-		return
+		return nil
 	}
 	t.h2.Ready(s.h)
-	t.kick()
+	if t.bulk || t.writing || !t.workLocked() {
+		t.kick()
+		return nil
+	}
+	t.writing = true
+	t.mu.Unlock()
+	return t
 }
 
 // Took returns credit for n bytes; see relay.Far.

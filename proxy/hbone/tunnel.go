@@ -13,6 +13,7 @@ import (
 
 	"github.com/warren-mesh/warren/proxy/hbone/h2"
 	"github.com/warren-mesh/warren/proxy/hbone/record"
+	"github.com/warren-mesh/warren/proxy/ready"
 )
 
 // The field list sizes we announce, as ztunnel does.
@@ -58,6 +59,10 @@ type tunnel struct {
 	timer   *time.Timer // ping, or the first SETTINGS
 	drain   drainState
 
+	// Who has the writer role uses these.
+	batch  batch
+	direct *ready.Writer
+
 	// Used by run's goroutine alone.
 	evs  []h2.Event
 	segs [][]byte
@@ -91,6 +96,7 @@ func newTunnel(ctx context.Context, conn net.Conn, tc *tls.Config, cfg Config, c
 	}
 	t.onChange = func() {}
 	t.wrote.L = &t.mu
+	t.direct = ready.NewWriter(conn)
 	return t, nil
 }
 

@@ -3,6 +3,7 @@ package hbone
 import (
 	"errors"
 	"io"
+	"net"
 	"time"
 
 	"github.com/warren-mesh/warren/proxy/hbone/h2"
@@ -46,23 +47,79 @@ func (t *tunnel) writeAll() {
 // writeOnce builds, seals and writes one batch. It returns false when it has
 // given the writer role back.
 func (t *tunnel) writeOnce() bool {
+	b := t.build()
+	return t.written(b, b.write(t.conn))
+}
+
+// Flush is writeOnce for somebody who has the writer role and no time: what the
+// socket does not take at once, and all that follows, is a goroutine's.
+func (t *tunnel) Flush() {
+	b := t.build()
+	n, err := t.direct.Try(b.out.b)
+	b.sent += n
+	switch {
+	case len(b.plain.b) == 0, err == nil && b.sent < len(b.out.b):
+		go func() {
+			if err == nil {
+				err = b.write(t.conn)
+			}
+			if t.written(b, err) {
+				t.writeAll()
+			}
+		}()
+	case t.written(b, err):
+		go t.writeAll()
+	}
+}
+
+// batch is one write on its way.
+type batch struct {
+	plain, out *buffer // frames, and the records that they became
+	sent       int     // of out
+	err        error   // of sealing: out is an alert at most
+}
+
+// build makes a batch of what there is to send.
+func (t *tunnel) build() *batch {
 	t.mu.Lock()
 	size := smallPlain
 	if t.bulk {
 		size = bulkPlain
 	}
 	t.mu.Unlock()
-	plain, out := getBuffer(size), getBuffer(size)
-	defer putBuffer(plain)
-	defer putBuffer(out)
-	plain.b = t.fill(plain.b, size)
-	if err := t.send(out, plain.b); err != nil {
+	b := &t.batch
+	*b = batch{plain: getBuffer(size), out: getBuffer(size)}
+	b.plain.b = t.fill(b.plain.b, size)
+	b.out.b, b.err = t.rec.Seal(b.out.b, b.plain.b)
+	return b
+}
+
+// write writes what has not been sent yet.
+func (b *batch) write(c net.Conn) error {
+	if b.sent == len(b.out.b) {
+		return nil
+	}
+	_, err := c.Write(b.out.b[b.sent:])
+	return err
+}
+
+// written settles a batch; err is the write's. It returns false when it has given
+// the writer role back.
+func (t *tunnel) written(b *batch, err error) bool {
+	empty := len(b.plain.b) == 0
+	if b.err != nil {
+		err = &TLSError{Peer: t.conn.RemoteAddr().String(), Err: b.err}
+	}
+	putBuffer(b.plain)
+	putBuffer(b.out)
+	*b = batch{}
+	if err != nil {
 		t.fail(err)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.changedLocked()
-	if t.closing && !t.closed && t.err == nil && len(plain.b) == 0 {
+	if t.closing && !t.closed && t.err == nil && empty {
 		t.closed = true
 		t.mu.Unlock()
 		t.sayGoodbye()
@@ -74,19 +131,6 @@ func (t *tunnel) writeOnce() bool {
 	t.writing = false
 	t.wrote.Signal()
 	return false
-}
-
-// send seals plain, all of it, and writes it in one go.
-func (t *tunnel) send(out *buffer, plain []byte) error {
-	var serr, err error
-	out.b, serr = t.rec.Seal(out.b, plain)
-	if len(out.b) > 0 { // an alert, when sealing failed
-		_, err = t.conn.Write(out.b)
-	}
-	if serr != nil {
-		return &TLSError{Peer: t.conn.RemoteAddr().String(), Err: serr}
-	}
-	return err
 }
 
 // sayGoodbye ends our direction of the connection and gives the peer a moment

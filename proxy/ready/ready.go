@@ -28,7 +28,27 @@ const (
 // which other sockets wait for: it must not block. Every change is followed by
 // a call that begins after it; a call may find nothing changed, and one may
 // come after the socket was closed.
-type Handler interface{ Notify(Events) }
+type Handler interface{ Notify(Events, *Turn) }
+
+// Flusher is what a handler leaves for later, an alias of an interface without a
+// name so that others can make one without this package.
+type Flusher = interface{ Flush() }
+
+// Turn is one round of a loop: what is ready at the same time. It is good for the
+// length of a Notify.
+type Turn struct{ due []Flusher }
+
+// Later has f flushed when all handlers of the turn have been told, so that what
+// several of them cause is done at once. Flush must not block either.
+func (t *Turn) Later(f Flusher) { t.due = append(t.due, f) }
+
+func (t *Turn) end() {
+	for _, f := range t.due {
+		f.Flush()
+	}
+	clear(t.due)
+	t.due = t.due[:0]
+}
 
 // Set is the readiness of many sockets.
 type Set struct {
@@ -66,9 +86,11 @@ func (s *Set) Close() error {
 	return err
 }
 
-// Watch has h told what k is ready for from now on; what it is ready for
-// already is told as well. It is called once for a socket. Of a socket that is
-// closed nothing is told, and that is no error.
+// Watch has h told from now on when k has something to read, an end or an error,
+// and what there is already. It is called once for a socket. Of a socket that is
+// closed nothing is told, and that is no error. Room to write is told of after
+// [Socket.WatchWrites]: a socket that never was full has nothing to say about it,
+// and would wake its loop first of all.
 func (s *Set) Watch(k *Socket, h Handler) error {
 	fd, ok := k.Acquire()
 	if !ok {
@@ -76,7 +98,13 @@ func (s *Set) Watch(k *Socket, h Handler) error {
 	}
 	defer k.Release()
 	l := s.loops[int(s.next.Add(1))%len(s.loops)]
-	return l.add(fd, k, h)
+	if err := l.add(fd, k, h); err != nil {
+		return err
+	}
+	if k.writes.Load() { // since before there was a loop to say it to
+		return l.addWrites(fd, k.at)
+	}
+	return nil
 }
 
 // loop is one epoll instance. The table says which handler an event is for:
@@ -125,7 +153,7 @@ func (l *loop) close() error {
 	return l.file.Close()
 }
 
-const interest = unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET
+const interest = unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLET
 
 // add registers fd. mu is held throughout: close must not let the descriptor of
 // the instance go meanwhile, and the first event must find its entry.
@@ -146,7 +174,22 @@ func (l *loop) add(fd int, k *Socket, h Handler) error {
 		return fmt.Errorf("ready: %w", os.NewSyscallError("epoll_ctl", err))
 	}
 	l.free, e.next, e.h = e.next, 0, h
-	k.loop, k.at = l, at
+	k.at = at
+	k.loop.Store(l)
+	return nil
+}
+
+// addWrites has room told of as well, once there is any.
+func (l *loop) addWrites(fd int, at uint32) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return ErrClosed
+	}
+	ev := unix.EpollEvent{Events: interest | unix.EPOLLOUT, Fd: int32(at), Pad: int32(l.entries[at].gen)}
+	if err := unix.EpollCtl(l.fd, unix.EPOLL_CTL_MOD, fd, &ev); err != nil {
+		return fmt.Errorf("ready: %w", os.NewSyscallError("epoll_ctl", err))
+	}
 	return nil
 }
 
@@ -172,6 +215,7 @@ func (l *loop) run() {
 	var (
 		events [batch]unix.EpollEvent
 		due    [batch]Handler
+		turn   Turn
 		n      int
 	)
 	fetch := func(fd uintptr) bool {
@@ -193,10 +237,11 @@ func (l *loop) run() {
 		l.mu.Unlock()
 		for i, h := range due[:n] {
 			if h != nil {
-				h.Notify(eventsOf(events[i].Events))
+				h.Notify(eventsOf(events[i].Events), &turn)
 			}
 		}
 		clear(due[:n])
+		turn.end()
 	}
 }
 

@@ -66,7 +66,7 @@ func take(tb testing.TB) (peer *net.TCPConn, k *ready.Socket) {
 // heard is a handler that hands on what it is told.
 type heard chan ready.Events
 
-func (h heard) Notify(e ready.Events) { h <- e }
+func (h heard) Notify(e ready.Events, _ *ready.Turn) { h <- e }
 
 // wait waits for events that include all of want.
 func (h heard) wait(want ready.Events) {
@@ -78,7 +78,7 @@ func (h heard) wait(want ready.Events) {
 func watch(tb testing.TB, s *ready.Set, k *ready.Socket) heard {
 	tb.Helper()
 	h := make(heard, 64)
-	if err := s.Watch(k, h); err != nil {
+	if err := errors.Join(s.Watch(k, h), k.WatchWrites(), k.WatchWrites()); err != nil {
 		tb.Fatal(err)
 	}
 	return h
@@ -116,6 +116,29 @@ func TestEvents(t *testing.T) {
 		fill(t, k)
 		go func() { _, _ = io.Copy(io.Discard, peer) }()
 		h.wait(ready.Writable)
+	})
+	t.Run("room, asked for first", func(t *testing.T) {
+		s := newSet(t, 1)
+		_, k := take(t)
+		h := make(heard, 64)
+		if err := errors.Join(k.WatchWrites(), s.Watch(k, h)); err != nil {
+			t.Fatal(err)
+		}
+		h.wait(ready.Writable)
+	})
+	t.Run("no room asked for", func(t *testing.T) {
+		s := newSet(t, 1)
+		peer, k := take(t)
+		h := make(heard, 64)
+		if err := s.Watch(k, h); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := peer.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		if e := <-h; e != ready.Readable {
+			t.Errorf("told %b before anything else", e)
+		}
 	})
 	t.Run("end", func(t *testing.T) {
 		s := newSet(t, 1)
@@ -274,7 +297,7 @@ type owner struct {
 	bytes atomic.Int64
 }
 
-func (o *owner) Notify(e ready.Events) {
+func (o *owner) Notify(e ready.Events, _ *ready.Turn) {
 	n := o.bytes.Add(int64(readAll(o.k)))
 	if n > 1 || e&ready.Failed != 0 {
 		o.t.Errorf("%d bytes, events %b", n, e)
@@ -315,7 +338,7 @@ func TestManyRounds(t *testing.T) {
 // echo answers every byte with one, on the loop.
 type echo struct{ k *ready.Socket }
 
-func (e echo) Notify(ready.Events) {
+func (e echo) Notify(ready.Events, *ready.Turn) {
 	n := readAll(e.k)
 	if fd, ok := e.k.Acquire(); ok {
 		_, _ = unix.Write(fd, make([]byte, n))
@@ -344,6 +367,87 @@ func TestFairness(t *testing.T) {
 		}
 		h.wait(ready.Readable)
 		readAll(k)
+	}
+}
+
+// later leaves itself for later, and says what it was told before that.
+type later struct {
+	k      *ready.Socket
+	told   *atomic.Int32
+	before chan int32
+}
+
+func (l later) Notify(_ ready.Events, turn *ready.Turn) {
+	l.told.Add(1)
+	turn.Later(l)
+}
+
+func (l later) Flush() { l.before <- l.told.Load() }
+
+// TestLater: what is left for later comes after all that was ready.
+func TestLater(t *testing.T) {
+	s := newSet(t, 1)
+	_, gate := take(t)
+	open := make(blocked)
+	if err := errors.Join(s.Watch(gate, open), gate.WatchWrites()); err != nil {
+		t.Fatal(err)
+	}
+	open <- struct{}{} // the loop is held up from here on
+	const n = 10
+	var told atomic.Int32
+	before := make(chan int32, n)
+	for range n { // ready as soon as watched
+		_, k := take(t)
+		if err := errors.Join(s.Watch(k, later{k, &told, before}), k.WatchWrites()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(open)
+	for range n {
+		if got := <-before; got != n {
+			t.Errorf("flushed after %d of %d", got, n)
+		}
+	}
+}
+
+// blocked holds its loop up from what the channel gets until it is closed, as a
+// handler must not.
+type blocked chan struct{}
+
+func (b blocked) Notify(ready.Events, *ready.Turn) { <-b; <-b }
+
+func TestWriter(t *testing.T) {
+	peer, ours := pair(t)
+	w := ready.NewWriter(ours)
+	total := 0
+	for {
+		n, err := w.Try(make([]byte, 100_000))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if total += n; n == 0 {
+			break // full, and it did not wait
+		}
+	}
+	if n, err := io.CopyN(io.Discard, peer, int64(total)); err != nil {
+		t.Errorf("the peer got %d of %d: %v", n, total, err)
+	}
+	_ = peer.SetLinger(0)
+	peer.Close()
+	for {
+		if _, err := w.Try([]byte("x")); err != nil {
+			break
+		}
+	}
+	ours.Close()
+	if _, err := w.Try([]byte("x")); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("closed: %v", err)
+	}
+	a, b := net.Pipe()
+	defer a.Close()
+	defer b.Close()
+	if n, err := ready.NewWriter(a).Try([]byte("x")); n != 0 || err != nil {
+		t.Errorf("without a descriptor: %d, %v", n, err)
 	}
 }
 

@@ -14,10 +14,11 @@ import (
 // a closed one.
 type Socket struct {
 	// state counts the users; isOpen is a flag above the count.
-	state atomic.Uint32
-	fd    int32
-	at    uint32 // the entry in loop, set by Watch before it lets go of the socket
-	loop  *loop
+	state  atomic.Uint32
+	writes atomic.Bool // room is of interest
+	fd     int32
+	at     uint32 // the entry in loop, set before it
+	loop   atomic.Pointer[loop]
 }
 
 const (
@@ -67,6 +68,25 @@ func (k *Socket) Acquire() (fd int, ok bool) {
 	}
 }
 
+// WatchWrites has the handler of a watched socket told of room to write too, from
+// now on: of room that there is already, and then each time after a write that
+// found none. It may be called again. Before Watch, and of a closed socket, it
+// does nothing; Watch makes up for it.
+func (k *Socket) WatchWrites() error {
+	fd, ok := k.Acquire()
+	if !ok {
+		return nil
+	}
+	defer k.Release()
+	if k.writes.Swap(true) {
+		return nil
+	}
+	if l := k.loop.Load(); l != nil {
+		return l.addWrites(fd, k.at)
+	}
+	return nil
+}
+
 // Release ends the use of the descriptor.
 func (k *Socket) Release() {
 	if s := k.state.Add(^uint32(0)); s == 0 {
@@ -102,8 +122,8 @@ func (k *Socket) Reset() {
 
 // destroy is called once, by whoever leaves last.
 func (k *Socket) destroy() {
-	if k.loop != nil {
-		k.loop.forget(k.at)
+	if l := k.loop.Load(); l != nil {
+		l.forget(k.at)
 	}
 	_ = unix.Close(int(k.fd)) // the descriptor is gone whatever close says
 }

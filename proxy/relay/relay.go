@@ -25,6 +25,9 @@ type Near = interface {
 	End(error)
 }
 
+// Flusher is ready.Flusher.
+type Flusher = interface{ Flush() }
+
 // Far is the end of a flow that is not the application's own socket. An
 // implementation needs nothing of this package: Near is an alias of an interface
 // without a name. All methods may be called from any goroutine, and none may
@@ -33,8 +36,9 @@ type Far interface {
 	// Attach starts the traffic; it is called once.
 	Attach(Near)
 	// Ready says that Pull has something again: bytes, the end or an error, or,
-	// rarely, nothing after all.
-	Ready()
+	// rarely, nothing after all. What it returns, if not nil, must be flushed once,
+	// soon, but after others that are ready at the same time have said so.
+	Ready() Flusher
 	// Took returns flow-control credit for n bytes that Push kept back.
 	Took(n int)
 	// Reset ends the stream in both directions as an abnormal close; nothing

@@ -13,10 +13,10 @@ import (
 // only knows how to be reset.
 type tcpFar struct{ conn *net.TCPConn }
 
-func (t tcpFar) Attach(n Near) { n.End(errors.ErrUnsupported) }
-func (t tcpFar) Ready()        {}
-func (t tcpFar) Took(int)      {}
-func (t tcpFar) Reset(error)   { reset(t.conn) }
+func (t tcpFar) Attach(n Near)  { n.End(errors.ErrUnsupported) }
+func (t tcpFar) Ready() Flusher { return nil }
+func (t tcpFar) Took(int)       {}
+func (t tcpFar) Reset(error)    { reset(t.conn) }
 
 // spliceFlow relays between two TCP connections, one goroutine a direction.
 // Small messages are read and written; what is more than a chunk is spliced:

@@ -59,7 +59,7 @@ func startStream(set *ready.Set, app *net.TCPConn, far Far, c *Counters, done fu
 }
 
 // Notify is the readiness loop's.
-func (f *streamFlow) Notify(e ready.Events) {
+func (f *streamFlow) Notify(e ready.Events, turn *ready.Turn) {
 	if e&ready.Failed != 0 {
 		// Not through pull, for the far end may be out of credit.
 		f.mu.Lock()
@@ -90,7 +90,9 @@ func (f *streamFlow) Notify(e ready.Events) {
 	}
 	f.mu.Unlock()
 	if up {
-		f.far.Ready()
+		if then := f.far.Ready(); then != nil {
+			turn.Later(then)
+		}
 	}
 }
 
@@ -201,12 +203,19 @@ func (f *streamFlow) Push(bufs [][]byte) (int, error) {
 		return n, err
 	}
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.keepLocked(bufs, n) && !f.finished {
+	wait := f.keepLocked(bufs, n) && !f.finished
+	if wait {
 		f.blocked = true
 		if f.writable { // the socket has got room since
 			f.draining = true
 			go f.drain()
+		}
+	}
+	f.mu.Unlock()
+	if wait {
+		if err := f.app.WatchWrites(); err != nil {
+			f.fail(err)
+			return n, err
 		}
 	}
 	return n, nil

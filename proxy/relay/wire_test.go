@@ -28,9 +28,9 @@ func (m *manual) Attach(near relay.Near) {
 	m.pull, m.push, m.end = near.Pull, near.Push, near.End
 }
 
-func (m *manual) Ready()          { m.ready <- struct{}{} }
-func (m *manual) Took(n int)      { m.took.Add(int64(n)) }
-func (m *manual) Reset(err error) { m.reset.Store(err) }
+func (m *manual) Ready() relay.Flusher { m.ready <- struct{}{}; return nil }
+func (m *manual) Took(n int)           { m.took.Add(int64(n)) }
+func (m *manual) Reset(err error)      { m.reset.Store(err) }
 
 // wire is a stream in memory with a window; newWire returns its two ends.
 type wire struct {
@@ -105,11 +105,12 @@ func (w *wire) run() {
 	}
 }
 
-func (w *wire) Ready() {
+func (w *wire) Ready() relay.Flusher {
 	w.mu.Lock()
 	w.ready = true
 	w.cond.Broadcast()
 	w.mu.Unlock()
+	return nil
 }
 
 func (w *wire) Took(n int) {
