@@ -86,6 +86,11 @@ func (c Config) cpus(m machine) int {
 	return m.cpus
 }
 
+// gcPercent is Go's GOGC, where the user does not say: what is garbage before it is
+// collected is resident like what connections keep. Carrying bytes makes none;
+// only making connections pays for collecting more often.
+const gcPercent = 50
+
 // handshakes is how many of the threads TLS handshakes may keep busy.
 func (a allotment) handshakes() int { return max(1, a.threads/2) }
 
@@ -97,6 +102,9 @@ func (a allotment) take(log *slog.Logger) {
 	}
 	if a.setMemory {
 		debug.SetMemoryLimit(a.memory)
+	}
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
 	}
 	log.Info("share of the machine", "threads", runtime.GOMAXPROCS(0), "threads.by", a.threadsBy,
 		"memory", a.memory, "memory.by", a.memoryBy, "handshakes", a.handshakes())

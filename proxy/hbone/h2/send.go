@@ -61,10 +61,15 @@ func (c *Conn) Refuse(s *Stream, status int) {
 
 func appendFields(fields []hpack.HeaderField, header [][2]string) []hpack.HeaderField {
 	for _, h := range header {
-		fields = append(fields, hpack.HeaderField{Name: h[0], Value: h[1]})
+		fields = append(fields, hpack.HeaderField{Name: h[0], Value: h[1], Sensitive: unique(h[0])})
 	}
 	return fields
 }
+
+// unique says of a header that no two requests have the same value: such are kept
+// out of both ends' tables, where they would drive out what does come again
+// (RFC 7541 §6.2.3).
+func unique(name string) bool { return name == "traceparent" || name == "forwarded" }
 
 // Reset closes s in both directions and tells the peer why.
 func (c *Conn) Reset(s *Stream, code http2.ErrCode) {
