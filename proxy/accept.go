@@ -81,12 +81,17 @@ func (p *pod) closed(d track.Direction) {
 }
 
 // dialApp connects to the application on behalf of client, from the client's
-// own address where possible.
-func (p *pod) dialApp(ctx context.Context, client netip.Addr, target netip.AddrPort, transparent bool) (*net.TCPConn, error) {
+// own address where possible. redirected: the client's own connection to target
+// was caught in this pod.
+func (p *pod) dialApp(ctx context.Context, client netip.Addr, target netip.AddrPort, transparent, redirected bool) (*net.TCPConn, error) {
 	if !transparent || client == target.Addr() || client.Is4() != target.Addr().Is4() {
 		client = netip.Addr{} // a pod that calls itself cannot answer itself elsewhere
 	}
-	c, err := p.sockets.Dial(ctx, client, target)
+	dial := p.sockets.Dial
+	if redirected {
+		dial = p.sockets.DialApart
+	}
+	c, err := dial(ctx, client, target)
 	if err != nil && errors.Is(err, sockopt.ErrSource) && p.s.cfg.Sockets.Transparent != sockopt.On {
 		p.log.Warn("the client's address could not be kept", "src.addr", client, "dst.addr", target, "err", err)
 		c, err = p.sockets.Dial(ctx, netip.Addr{}, target)

@@ -255,7 +255,7 @@ func (p *pod) dialInbound(c *connection, in *hbone.Incoming, target netip.AddrPo
 			}
 		}()
 	}
-	app, err := p.dialApp(ctx, c.guard.Facts.Src.Addr(), target, transparent)
+	app, err := p.dialApp(ctx, c.guard.Facts.Src.Addr(), target, transparent, c.guard.Facts.Protocol == route.TCP.String())
 	if err != nil {
 		return nil, &connectError{err}
 	}

@@ -62,6 +62,15 @@ func FreeBind() Option {
 	return func(fd int) error { return setInt(fd, unix.SOL_IP, unix.IP_FREEBIND, 1, "IP_FREEBIND") }
 }
 
+// BindAddressNoPort is IP_BIND_ADDRESS_NO_PORT: choose the source port when
+// connecting and not when binding. One client address then has 28,000 ports for
+// each destination, instead of for all together, and bind need not look for one.
+func BindAddressNoPort() Option {
+	return func(fd int) error {
+		return setInt(fd, unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1, "IP_BIND_ADDRESS_NO_PORT")
+	}
+}
+
 // DualStack clears IPV6_V6ONLY: an IPv6 wildcard listener takes IPv4 as well.
 func DualStack() Option {
 	return func(fd int) error { return setInt(fd, unix.SOL_IPV6, unix.IPV6_V6ONLY, 0, "IPV6_V6ONLY") }
@@ -98,18 +107,22 @@ func UserTimeout(d time.Duration) Option {
 // Source binds to an address, any port, which need not be the namespace's own.
 // Its errors are ErrSource.
 //
-// The port is chosen here, not when connecting (IP_BIND_ADDRESS_NO_PORT): the
-// client whose address this is has connections of its own to the same place, in
-// the same conntrack, from ports that the kernel never saw bound here. For bind
-// it prefers ports of one parity, for connect those of the other, so the two do
-// not meet.
-func Source(src netip.Addr) Option {
+// Apart from the client's own connections: with those redirected in this very
+// namespace they are in its conntrack, from ports that the kernel never saw bound
+// here, and ours must not meet one. The port is then chosen by bind, for which
+// the kernel prefers ports of one parity, and for connect those of the other.
+// That is the dearer way: an address has half the ports, for all destinations
+// together and until TIME_WAIT ends.
+func Source(src netip.Addr, apart bool) Option {
 	return func(fd int) error {
 		var to unix.Sockaddr = &unix.SockaddrInet6{Addr: src.As16()}
 		if src.Is4() {
 			to = &unix.SockaddrInet4{Addr: src.As4()}
 		}
 		err := apply(fd, Transparent(), FreeBind())
+		if err == nil && !apart {
+			err = BindAddressNoPort()(fd)
+		}
 		if err == nil {
 			err = os.NewSyscallError("bind", unix.Bind(fd, to))
 		}

@@ -107,13 +107,23 @@ func (s *Sockets) Close() error {
 // as long as ctx lets it. The socket alone is made inside the namespace, so
 // that waiting costs no thread. Errors that are ErrSource concern src only.
 func (s *Sockets) Dial(ctx context.Context, src netip.Addr, dst netip.AddrPort) (*net.TCPConn, error) {
+	return s.dial(ctx, src, dst, false)
+}
+
+// DialApart is Dial for a client whose own connections to dst were redirected in
+// this namespace: its source ports and theirs do not meet; see [Source].
+func (s *Sockets) DialApart(ctx context.Context, src netip.Addr, dst netip.AddrPort) (*net.TCPConn, error) {
+	return s.dial(ctx, src, dst, true)
+}
+
+func (s *Sockets) dial(ctx context.Context, src netip.Addr, dst netip.AddrPort, apart bool) (*net.TCPConn, error) {
 	src, dst = src.Unmap(), unmap(dst)
 	if src.IsValid() && src.Is4() != dst.Addr().Is4() {
 		return nil, fmt.Errorf("sockopt: dial %s: %w %s: the destination is of the other family", dst, ErrSource, src)
 	}
 	options := s.dialOptions()
 	if src.IsValid() {
-		options = append(options, Source(src))
+		options = append(options, Source(src, apart))
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.ConnectTimeout)
 	defer cancel()

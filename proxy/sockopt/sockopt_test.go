@@ -306,17 +306,22 @@ func TestDialFromAnotherAddress(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer l.Close()
-			for range 2 { // and more than once to one place
+			for i := range 4 { // and more than once to one place
 				ch := accept(l)
-				c, err := s.Dial(t.Context(), netip.MustParseAddr(tt.src), l.Addr().(*net.TCPAddr).AddrPort())
+				dial, late := s.Dial, 1
+				if i%2 == 1 {
+					dial, late = s.DialApart, 0
+				}
+				c, err := dial(t.Context(), netip.MustParseAddr(tt.src), l.Addr().(*net.TCPAddr).AddrPort())
 				if err != nil {
 					t.Fatal(err)
 				}
 				defer c.Close()
-				// The client has connections of its own to this place, through the same
-				// pod's conntrack; on one of their ports ours would be taken for theirs.
+				check(t, c, want{"IP_BIND_ADDRESS_NO_PORT", unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, late})
+				// A redirected client has connections of its own to this place, through the
+				// same pod's conntrack; on one of their ports ours would be taken for theirs.
 				// The kernel gives connect one parity of ports first and bind the other.
-				if port := c.LocalAddr().(*net.TCPAddr).Port; port%2 == lowPort(t, pod.NS)%2 {
+				if port := c.LocalAddr().(*net.TCPAddr).Port; late == 0 && port%2 == lowPort(t, pod.NS)%2 {
 					t.Errorf("the port %d is one that a client's connect gets too", port)
 				}
 				server := <-ch

@@ -44,13 +44,14 @@ type Client struct {
 // times are the waits of one connection.
 type times struct {
 	connect time.Duration // to be connected and let in
+	open    time.Duration // to be connected and allowed a stream
 	write   time.Duration // until the peer must have made room for what is sent
 	first   time.Duration // workloads wait for the first response about policies
 	policy  time.Duration // workloads wait for policies that they name
 }
 
 func defaultTimes() times {
-	return times{connect: connectTimeout, write: 30 * time.Second, first: 5 * time.Second, policy: time.Second}
+	return times{connect: connectTimeout, open: 2 * connectTimeout, write: 30 * time.Second, first: 5 * time.Second, policy: time.Second}
 }
 
 // New returns a client that writes to the store. It does not connect yet.
@@ -143,7 +144,7 @@ func (c *Client) attempt(ctx context.Context) (lasted time.Duration, err error) 
 	}
 	defer func() { _ = conn.Close() }() // it only complains when closed twice
 	// Opening waits also for the peer to allow streams, which it may never do.
-	opened := time.AfterFunc(2*c.times.connect, func() { cancel(errNotOpened) })
+	opened := time.AfterFunc(c.times.open, func() { cancel(errNotOpened) })
 	stream, err := discovery.NewAggregatedDiscoveryServiceClient(conn).
 		DeltaAggregatedResources(metadata.NewOutgoingContext(ctx, md))
 	opened.Stop()

@@ -216,13 +216,13 @@ func TestFailures(t *testing.T) {
 		{"no streams allowed", func(t *testing.T) string {
 			// SETTINGS with MAX_CONCURRENT_STREAMS 0
 			return junk(t, "\x00\x00\x06\x04\x00\x00\x00\x00\x00\x00\x03\x00\x00\x00\x00")
-		}, nil, errNotOpened.Error()},
+		}, func(c *Client) { c.times.open = 200 * time.Millisecond }, errNotOpened.Error()},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			o := newObserver()
 			c, _ := newClient(t, Config{Address: tt.address(t), Observer: o})
-			c.times.connect = 100 * time.Millisecond
+			c.times.connect, c.times.open = 100*time.Millisecond, patience
 			if tt.edit != nil {
 				tt.edit(c)
 			}
