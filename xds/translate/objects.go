@@ -4,9 +4,11 @@ import (
 	"fmt"
 	"strings"
 
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/warren-mesh/warren/xds/workload"
 )
@@ -21,6 +23,10 @@ type Objects struct {
 	Nodes                 []*corev1.Node
 	AuthorizationPolicies []*securityv1.AuthorizationPolicy
 	PeerAuthentications   []*securityv1.PeerAuthentication
+	ServiceEntries        []*networkingv1.ServiceEntry
+	WorkloadEntries       []*networkingv1.WorkloadEntry
+	Gateways              []*gatewayv1.Gateway
+	GatewayClasses        []*gatewayv1.GatewayClass
 }
 
 // Options says in which mesh the objects live.
