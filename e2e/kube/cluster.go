@@ -1,0 +1,85 @@
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+)
+
+// Cluster is the Kubernetes under test.
+type Cluster struct {
+	kubernetes.Interface
+	REST  *rest.Config
+	Nodes []string // those that run pods
+	dyn   dynamic.Interface
+}
+
+// Connect goes to the cluster that $KUBECONFIG names.
+func Connect(ctx context.Context) (*Cluster, error) {
+	path := os.Getenv("KUBECONFIG")
+	if path == "" {
+		return nil, errors.New("KUBECONFIG is not set: name the file that leads to the cluster under test, or run `make e2e-kind`, which makes one")
+	}
+	cfg, err := clientcmd.BuildConfigFromFlags("", path)
+	if err != nil {
+		return nil, fmt.Errorf("KUBECONFIG=%s: %w", path, err)
+	}
+	cfg.QPS, cfg.Burst, cfg.UserAgent = 200, 400, "warren-e2e"
+	cfg.WarningHandler = rest.NoWarnings{}
+	c := &Cluster{REST: cfg}
+	if c.Interface, err = kubernetes.NewForConfig(cfg); err != nil {
+		return nil, err
+	}
+	if c.dyn, err = dynamic.NewForConfig(cfg); err != nil {
+		return nil, err
+	}
+	nodes, err := c.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("KUBECONFIG=%s: %w", path, err)
+	}
+	for _, n := range nodes.Items {
+		if ready(&n) {
+			c.Nodes = append(c.Nodes, n.Name)
+		}
+	}
+	if len(c.Nodes) < 2 {
+		return nil, fmt.Errorf("KUBECONFIG=%s: %d nodes are ready, and the tests need two", path, len(c.Nodes))
+	}
+	return c, nil
+}
+
+func ready(n *corev1.Node) bool {
+	for _, cond := range n.Status.Conditions {
+		if cond.Type == corev1.NodeReady {
+			return cond.Status == corev1.ConditionTrue
+		}
+	}
+	return false
+}
+
+// Until asks again and again until ok returns nil, and says what was last wrong.
+func Until(ctx context.Context, within time.Duration, what string, ok func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	began := time.Now()
+	for {
+		err := ok(ctx)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%s: not within %s: %w", what, time.Since(began).Round(time.Second), err)
+		case <-time.After(50 * time.Millisecond): // a poll's interval
+		}
+	}
+}

@@ -1,0 +1,130 @@
+package kube
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// Line is one line of a proxy's access log: its keys, and where it was written.
+type Line struct {
+	Node string
+	Keys map[string]string
+}
+
+// Access returns the lines about finished connections that the proxies of all nodes
+// wrote since then.
+func (m *Mesh) Access(ctx context.Context, since time.Time) ([]Line, error) {
+	var lines []Line
+	for _, node := range m.Nodes {
+		pods, err := m.PodsOn(ctx, ProxyDaemonSet, node)
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range pods {
+			text, err := m.Logs(ctx, p.Namespace, p.Name, proxyContainer, metav1.NewTime(since))
+			if err != nil {
+				return nil, err
+			}
+			for l := range strings.Lines(text) {
+				if keys := parseLine(l); keys["direction"] != "" {
+					lines = append(lines, Line{Node: node, Keys: keys})
+				}
+			}
+		}
+	}
+	return lines, nil
+}
+
+var pair = regexp.MustCompile(`([a-z_.]+)=("(?:[^"\\]|\\.)*"|\S+)`)
+
+// parseLine reads both formats of the log.
+func parseLine(l string) map[string]string {
+	keys := map[string]string{}
+	if strings.HasPrefix(l, "{") {
+		var obj map[string]any
+		if json.Unmarshal([]byte(l), &obj) == nil {
+			for k, v := range obj {
+				keys[k] = fmt.Sprint(v)
+			}
+		}
+		return keys
+	}
+	for _, m := range pair.FindAllStringSubmatch(l, -1) {
+		v := m[2]
+		if u, err := strconv.Unquote(v); err == nil {
+			v = u
+		}
+		keys[m[1]] = v
+	}
+	return keys
+}
+
+// Identity is the SPIFFE ID of a pod.
+func Identity(p *corev1.Pod) string {
+	return fmt.Sprintf("spiffe://cluster.local/ns/%s/sa/%s", p.Namespace, p.Spec.ServiceAccountName)
+}
+
+// WaitMutual waits for the access line of a connection between two pods that both
+// sides authenticated: the destination's proxy names both identities.
+func (m *Mesh) WaitMutual(ctx context.Context, since time.Time, from, to *corev1.Pod) error {
+	what := fmt.Sprintf("an inbound access line with %s → %s", Identity(from), Identity(to))
+	return Until(ctx, 30*time.Second, what, func(ctx context.Context) error {
+		lines, err := m.Access(ctx, since)
+		if err != nil {
+			return err
+		}
+		for _, l := range lines {
+			if l.Keys["direction"] == "inbound" && l.Keys["src.identity"] == Identity(from) && l.Keys["dst.identity"] == Identity(to) && l.Keys["error"] == "" {
+				return nil
+			}
+		}
+		return fmt.Errorf("the proxies wrote %d lines: %v", len(lines), lines)
+	})
+}
+
+// Metric sums a metric over the proxies of all nodes: the samples whose labels hold
+// all of the given pairs.
+func (m *Mesh) Metric(ctx context.Context, name string, labels map[string]string) (float64, error) {
+	sum := 0.0
+	for _, node := range m.Nodes {
+		pods, err := m.PodsOn(ctx, ProxyDaemonSet, node)
+		if err != nil {
+			return 0, err
+		}
+		for _, p := range pods {
+			text, err := m.Proxied(ctx, p.Namespace, p.Name, proxyMetricsPort, "metrics")
+			if err != nil {
+				return 0, err
+			}
+			for l := range strings.Lines(text) {
+				sum += sample(l, name, labels)
+			}
+		}
+	}
+	return sum, nil
+}
+
+func sample(line, name string, labels map[string]string) float64 {
+	if !strings.HasPrefix(line, name+"{") && !strings.HasPrefix(line, name+" ") {
+		return 0
+	}
+	for k, v := range labels {
+		if !strings.Contains(line, fmt.Sprintf("%s=%q", k, v)) {
+			return 0
+		}
+	}
+	f := strings.Fields(line)
+	v, err := strconv.ParseFloat(f[len(f)-1], 64)
+	if err != nil {
+		return 0
+	}
+	return v
+}
