@@ -47,9 +47,6 @@ func (e *Enroller) decide(ctx context.Context, add event.Add, source Source, ns 
 	if err != nil {
 		return nil, event.Answer{}, err
 	}
-	for _, w := range pod.Eligible.Warnings {
-		e.log.Warn("a pod's annotation is ignored", "pod", name.String(), "err", w)
-	}
 	uid := firstOf(add.PodUID, pod.UID, name.String())
 	m, err := e.acquire(ctx, uid)
 	if err != nil {
@@ -61,8 +58,12 @@ func (e *Enroller) decide(ctx context.Context, add event.Add, source Source, ns 
 	}
 	if !pod.Eligible.InMesh {
 		defer e.release(m)
-		s.leave(ctx)
+		s.leave(ctx, pod.Eligible.Reason)
 		return nil, event.Answer{Action: event.Leave, Reason: pod.Eligible.Reason}, nil
+	}
+	if rival := e.Rival(); rival != "" {
+		defer e.release(m)
+		return s.leaveTo(ctx, rival)
 	}
 	if err := s.begin(); err != nil {
 		e.release(m)
@@ -78,13 +79,16 @@ func (e *Enroller) findPod(ctx context.Context, name PodName, uid string) (Pod, 
 	timer := time.NewTimer(e.times.Pod)
 	defer timer.Stop()
 	for {
+		var err error
 		view, changed := e.cfg.World.View()
 		if view != nil {
 			if p, ok := view.Pod(name, uid); ok {
-				if err := view.Undecided(p); err != nil {
-					return Pod{}, &event.Error{Retryable: true, Msg: fmt.Sprintf("whether pod %s belongs into the mesh is not known: %v", name, err), Details: "mend that file; this is retried"}
+				if err = view.Undecided(p); err == nil {
+					return p, nil
 				}
-				return p, nil
+				if !view.whole { // a file that somebody has to mend
+					return Pod{}, undecided(name, err)
+				}
 			}
 		}
 		select {
@@ -92,6 +96,9 @@ func (e *Enroller) findPod(ctx context.Context, name PodName, uid string) (Pod, 
 			continue
 		case <-timer.C:
 		case <-ctx.Done():
+		}
+		if err != nil {
+			return Pod{}, undecided(name, err)
 		}
 		what := fmt.Sprintf("the node agent knows no pod %s", name)
 		if uid != "" {
@@ -101,6 +108,13 @@ func (e *Enroller) findPod(ctx context.Context, name PodName, uid string) (Pod, 
 			what = "the node agent does not know the cluster's objects yet"
 		}
 		return Pod{}, &event.Error{Retryable: true, Msg: what, Details: "this is retried; if it stays, look at the agent's log for where its objects come from"}
+	}
+}
+
+func undecided(name PodName, err error) error {
+	return &event.Error{
+		Retryable: true, Msg: fmt.Sprintf("whether pod %s belongs into the mesh is not known: %v", name, err),
+		Details: "this is retried; mend what is named, or see the node agent's log",
 	}
 }
 
@@ -123,8 +137,23 @@ type addition struct {
 	box   *sandbox // after Programmed
 }
 
+// leaveTo leaves a pod to another mesh's agent that is at work on this node, if
+// that one has redirected it. Otherwise it would start in no mesh at all.
+func (s *addition) leaveTo(ctx context.Context, rival string) (*addition, event.Answer, error) {
+	theirs, err := s.e.cfg.Backend.Foreign(s.ns)
+	switch {
+	case err != nil:
+		return nil, event.Answer{}, internal(err)
+	case len(theirs) == 0:
+		return nil, event.Answer{}, &event.Error{Retryable: true, Msg: rivalReason(rival), Details: "it has not redirected this pod either, which would start in no mesh"}
+	}
+	s.leave(ctx, rivalReason(rival))
+	s.e.tell(s.pod.PodName, s.pod.ObjectUID, NoticeRefused, rivalReason(rival))
+	return nil, event.Answer{Action: event.Leave, Reason: rivalReason(rival)}, nil
+}
+
 // leave notes a pod outside the mesh, in case that changes while it runs.
-func (s *addition) leave(ctx context.Context) {
+func (s *addition) leave(ctx context.Context, reason string) {
 	e, m := s.e, s.m
 	if m.box != nil && m.box.id != s.ns.ID() {
 		e.removeBox(ctx, m)
@@ -140,7 +169,7 @@ func (s *addition) leave(ctx context.Context) {
 	phase := m.phase
 	delete(e.refusals, m.name)
 	e.mu.Unlock()
-	if err := e.setPhase(m, phase, s.pod.Eligible.Reason); err != nil {
+	if err := e.setPhase(m, phase, reason); err != nil {
 		// A full disk is no reason to keep a pod from starting that has nothing to
 		// do with the mesh: all that is lost is that a successor of this agent
 		// could take it in while it runs.

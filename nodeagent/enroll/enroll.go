@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -47,10 +48,18 @@ type Config struct {
 	// Named finds the backend that a pod was programmed with before.
 	Named func(name string) (redirect.Backend, error)
 
-	Proxy Proxy
-	World World
-	Flows Flows // nil: unknown
+	Proxy  Proxy
+	World  World
+	Flows  Flows  // nil: unknown
+	Finder Finder // nil: running pods whose ADD was not seen are not looked for
+	Probes Probes // nil: nothing is to be done for kubelet's probes
 
+	// Rival names what shows that another mesh's agent is at work on this node;
+	// empty: nothing does. nil: nobody looks.
+	Rival func() string
+	// Tell is told what people are to hear about a pod; nil: nobody is. It must not
+	// block.
+	Tell func(Notice)
 	// Observe is told of each change of a pod: "add", "del", "enroll", "leave",
 	// "repair"; nil: nobody is. It must not block.
 	Observe func(what string, took time.Duration, err error)
@@ -63,9 +72,13 @@ type Config struct {
 type Times struct {
 	Pod   time.Duration // an ADD waits so long for its pod's object: 2 s
 	Add   time.Duration // the agent's own work for one ADD, undoing aside: 3.8 s
-	Drain time.Duration // a leaving pod's connections may go on so long: 15 s
-	Sweep time.Duration // between looks at what nothing announces: 2 s
-	Retry time.Duration // first wait after a failure on our own accord: 1 s
+	Drain time.Duration // a leaving pod's connections may go on so long: 15 s; negative: to their end
+	Blind time.Duration // so long where the proxy cannot say how many there are: 15 s
+	// Linger is how long a leaving pod is served after its mark went: others have
+	// to hear of it. 0: not at all.
+	Linger time.Duration
+	Sweep  time.Duration // between looks at what nothing announces: 2 s
+	Retry  time.Duration // first wait after a failure on our own accord: 1 s
 }
 
 func (t Times) withDefaults() Times {
@@ -76,6 +89,7 @@ func (t Times) withDefaults() Times {
 		{&t.Pod, 2 * time.Second},
 		{&t.Add, 3800 * time.Millisecond},
 		{&t.Drain, 15 * time.Second},
+		{&t.Blind, 15 * time.Second},
 		{&t.Sweep, 2 * time.Second},
 		{&t.Retry, time.Second},
 	} {
@@ -97,6 +111,7 @@ type Source string
 const (
 	SourcePlugin Source = "warren-cni"
 	SourceIstio  Source = "istio-cni"
+	SourceFound  Source = "found" // nobody: the agent found it running
 )
 
 // attachment is one interface of a sandbox, as announced.
@@ -114,6 +129,17 @@ type sandbox struct {
 	path     string          // on the host
 	redirect *event.Redirect // what is (to be) programmed; nil: nothing
 	attached map[event.Key]attachment
+}
+
+// found says whether nobody but this agent's search told of a sandbox, so that its
+// path is that of one of its processes.
+func (b *sandbox) found() bool {
+	for _, a := range b.attached {
+		if a.source != SourceFound {
+			return false
+		}
+	}
+	return true
 }
 
 // member is a pod of this node that has (or is about to get) a sandbox. All
@@ -136,6 +162,8 @@ type member struct {
 	since          time.Time // of the phase
 	reason         string    // of the phase, or what went wrong last
 	suspect        time.Time // until then the rules are looked at in every sweep
+	unmark         bool      // its mark has to go, whoever else is at work here
+	warned         string    // what was told about its annotations
 }
 
 // Enroller takes pods into the mesh and out of it. It implements event.Handler.
@@ -149,8 +177,11 @@ type Enroller struct {
 	members  map[string]*member   // by pod UID
 	keys     map[event.Key]string // → pod UID, also of ADDs under way
 	refusals map[PodName]Refusal
-	next     int  // whose rules the next sweep looks at
-	burying  bool // a sweep applies tombstones
+	next     int                // whose rules the next sweep looks at
+	burying  bool               // a sweep applies tombstones
+	seeking  map[string]*sought // by pod UID
+	changed  chan struct{}      // closed, and replaced, when a pod's phase changes
+	slots    chan struct{}      // full while as many running pods are changed as may be at once
 
 	ctx     context.Context // of Run: workers end with it
 	workers sync.WaitGroup
@@ -168,6 +199,7 @@ func New(cfg Config) (*Enroller, error) {
 	return &Enroller{
 		cfg: cfg, log: cfg.Log, store: st, times: cfg.Times.withDefaults(),
 		members: make(map[string]*member), keys: make(map[event.Key]string), refusals: make(map[PodName]Refusal),
+		seeking: make(map[string]*sought), changed: make(chan struct{}), slots: make(chan struct{}, liveAtOnce),
 	}, nil
 }
 
@@ -213,6 +245,7 @@ func (e *Enroller) setPhase(m *member, p Phase, reason string) error {
 	e.mu.Lock()
 	if m.phase != p {
 		m.phase, m.since = p, time.Now()
+		e.wakeLocked()
 	}
 	m.reason = reason
 	records := e.recordsLocked(m)
@@ -327,4 +360,10 @@ func (e *Enroller) Close() {
 			m.box.ns.Close()
 		}
 	}
+}
+
+// Probes lets kubelet's probes through to pods of the mesh.
+type Probes interface {
+	Add(ctx context.Context, uid string, ips []netip.Addr) error
+	Del(ctx context.Context, uid string) error
 }

@@ -15,7 +15,8 @@ var errChangedMind = errors.New("the pod is to stay in the mesh after all")
 
 const (
 	flowPoll    = 250 * time.Millisecond // between questions to the proxy
-	liveTimeout = 10 * time.Second       // for one attempt to enroll a running pod
+	liveTimeout = 10 * time.Second       // for the proxy to open a running pod's listeners
+	liveAtOnce  = 8                      // running pods whose rules are changed at a time
 	yieldWait   = 50 * time.Millisecond  // before another look, when the runtime came first
 )
 
@@ -28,6 +29,9 @@ func (e *Enroller) Run(ctx context.Context) error {
 	e.mu.Lock()
 	e.ctx = ctx
 	e.mu.Unlock()
+	if e.cfg.Finder != nil {
+		e.workers.Go(func() { e.search(ctx) })
+	}
 	tick := time.NewTicker(e.times.Sweep)
 	defer tick.Stop()
 	var away awayFile
@@ -82,6 +86,10 @@ func (e *Enroller) actionLocked(view *View, m *member) (action, Pod) {
 	case !p.Eligible.InMesh:
 		return next(m.phase, wantOut, true), p
 	}
+	if rival := e.rival(view); rival != "" && m.phase == PhaseLeft {
+		m.reason = rivalReason(rival)
+		return actNone, p
+	}
 	right := true
 	if m.box.redirect != nil {
 		r := e.redirection(p)
@@ -129,9 +137,8 @@ func (e *Enroller) converge(ctx context.Context, m *member) {
 			e.pause(ctx, yieldWait)
 			continue
 		}
-		e.mu.Lock()
-		m.reason = err.Error()
-		e.mu.Unlock()
+		e.note(m, err)
+		e.tell(m.name, "", NoticeRefused, err.Error())
 		e.log.Warn("a running pod is not where it belongs", "pod", m.name.String(), "uid", m.uid, "action", a.String(), "retry", wait, "err", err)
 		e.pause(ctx, wait)
 		wait = min(2*wait, maxRetry)
@@ -203,7 +210,7 @@ func (e *Enroller) attempt(ctx context.Context, m *member) error {
 	case actLeave:
 		err = e.leave(ctx, m, p)
 	case actAdjust:
-		err = e.adjust(m, p)
+		err = e.adjust(ctx, m, p)
 	default:
 		return nil
 	}
@@ -222,11 +229,22 @@ func (e *Enroller) attempt(ctx context.Context, m *member) error {
 // errYield is the cause when the runtime comes first.
 var errYield = errors.New("the runtime wants something of this pod first")
 
+// rulesWork does one thing to a pod's rules. It is what an enrolment costs, so
+// that only so many go on side by side; a pod waits for its turn and for nothing
+// else of another.
+func (e *Enroller) rulesWork(ctx context.Context, do func() error) error {
+	select {
+	case e.slots <- struct{}{}:
+		defer func() { <-e.slots }()
+		return do()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
 // enrollRunning serves a running pod and only then redirects it. On failure a
 // pod that was outside is outside again, as it was.
 func (e *Enroller) enrollRunning(ctx context.Context, m *member, p Pod) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, liveTimeout, fmt.Errorf("not done within %s", liveTimeout))
-	defer cancel()
 	r := e.redirection(p)
 	e.mu.Lock()
 	if m.box.redirect != nil {
@@ -234,28 +252,24 @@ func (e *Enroller) enrollRunning(ctx context.Context, m *member, p Pod) error {
 	}
 	fresh := m.phase == PhaseLeft
 	e.mu.Unlock()
-	if err := e.open(m); err != nil {
+	if err := e.open(ctx, m); err != nil {
 		return err
 	}
-	ns := m.box.ns
 	b, err := e.backend(&r)
+	var theirs []string
 	if err == nil {
-		err = foreign(b, ns)
+		err = e.rulesWork(ctx, func() (err error) { theirs, err = b.Foreign(m.box.ns); return err })
 	}
-	if err != nil {
-		if fresh {
-			e.closeNS(m)
-		}
-		return err
+	if err == nil {
+		err = run(ctx, e.enrollSteps(m, p, b, r, fresh, theirs)...)
 	}
-	err = run(ctx, e.enrollSteps(m, p, b, r, fresh)...)
 	if err != nil && fresh {
 		e.closeNS(m)
 	}
 	return err
 }
 
-func (e *Enroller) enrollSteps(m *member, p Pod, b redirect.Backend, r event.Redirect, fresh bool) []step {
+func (e *Enroller) enrollSteps(m *member, p Pod, b redirect.Backend, r event.Redirect, fresh bool, theirs []string) []step {
 	ns := m.box.ns
 	steps := []step{
 		{name: "write down that the pod is on its way", do: func(context.Context) error {
@@ -265,11 +279,14 @@ func (e *Enroller) enrollSteps(m *member, p Pod, b redirect.Backend, r event.Red
 			e.setRedirect(m, nil, p)
 			return e.setPhase(m, PhaseLeft, "it could not be brought into the mesh")
 		}},
-		{name: "open the proxy's listeners", do: func(ctx context.Context) error { return e.announce(ctx, m) },
-			undo: func(ctx context.Context) error { return e.withdraw(ctx, m) }},
-		{name: "program the redirection", do: func(context.Context) error { return b.Apply(ns, rulesConfig(r)) },
-			undo: func(context.Context) error { return b.Remove(ns) }},
-		{name: "verify the redirection", do: func(context.Context) error { return verify(b, ns, r) }},
+		{name: "open the proxy's listeners", do: func(ctx context.Context) error {
+			ctx, cancel := context.WithTimeoutCause(ctx, liveTimeout, fmt.Errorf("not done within %s", liveTimeout))
+			defer cancel()
+			return e.announce(ctx, m)
+		}, undo: func(ctx context.Context) error { return e.withdraw(ctx, m) }},
+		{name: "program the redirection", do: func(ctx context.Context) error {
+			return e.rulesWork(ctx, func() error { return e.program(m, b, r, theirs) })
+		}, undo: func(context.Context) error { return b.Remove(ns) }},
 		{name: "write down that the pod is in", do: func(context.Context) error {
 			return e.setPhase(m, PhaseEnrolled, p.Eligible.Reason)
 		}},
@@ -282,6 +299,19 @@ func (e *Enroller) enrollSteps(m *member, p Pod, b redirect.Backend, r event.Red
 	return steps
 }
 
+// program makes a running pod's rules ours and verifies them. Connections that
+// the pod has go on beside them.
+func (e *Enroller) program(m *member, b redirect.Backend, r event.Redirect, theirs []string) error {
+	ns := m.box.ns
+	if len(theirs) > 0 {
+		return foreignError(theirs)
+	}
+	if err := b.Apply(ns, rulesConfig(r)); err != nil {
+		return err
+	}
+	return verify(b, ns, r)
+}
+
 func (e *Enroller) setRedirect(m *member, r *event.Redirect, p Pod) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -292,10 +322,13 @@ func (e *Enroller) setRedirect(m *member, r *event.Redirect, p Pod) {
 // leave takes a running pod out without breaking what the proxy carries for it,
 // as far as the deadline allows.
 func (e *Enroller) leave(ctx context.Context, m *member, p Pod) error {
+	e.mu.Lock()
+	m.unmark = true
+	e.mu.Unlock()
 	if err := e.setPhase(m, PhaseLeaving, p.Eligible.Reason); err != nil {
 		return err
 	}
-	if err := e.open(m); err != nil {
+	if err := e.open(ctx, m); err != nil {
 		return err
 	}
 	ns := m.box.ns
@@ -303,7 +336,7 @@ func (e *Enroller) leave(ctx context.Context, m *member, p Pod) error {
 	if err != nil {
 		return err
 	}
-	if err := b.StopCapture(ns); err != nil {
+	if err := e.rulesWork(ctx, func() error { return b.StopCapture(ns) }); err != nil {
 		return err
 	}
 	if err := e.drain(ctx, m); err != nil {
@@ -312,7 +345,7 @@ func (e *Enroller) leave(ctx context.Context, m *member, p Pod) error {
 	if err := e.withdraw(ctx, m); err != nil {
 		return err
 	}
-	if err := b.Remove(ns); err != nil {
+	if err := e.rulesWork(ctx, func() error { return b.Remove(ns) }); err != nil {
 		return err
 	}
 	e.setRedirect(m, nil, p)
@@ -320,36 +353,69 @@ func (e *Enroller) leave(ctx context.Context, m *member, p Pod) error {
 	return e.setPhase(m, PhaseLeft, p.Eligible.Reason)
 }
 
-// drain waits until the proxy carries nothing for the pod, or the deadline.
+// drain waits until nobody can take the pod for one in the mesh any more, and the
+// proxy carries nothing for it, or the deadline.
 func (e *Enroller) drain(ctx context.Context, m *member) error {
-	deadline := time.NewTimer(e.times.Drain)
-	defer deadline.Stop()
 	poll := time.NewTicker(flowPoll)
 	defer poll.Stop()
+	began := time.Now()
+	var unmarked, blind time.Time
 	for {
-		if e.cfg.Flows != nil {
-			if n, err := e.cfg.Flows.Flows(ctx, m.uid); err == nil && n == 0 {
-				return nil
-			}
-		}
+		now := time.Now()
 		view, changed := e.cfg.World.View()
-		if p, ok := view.Pod(m.name, m.uid); ok && p.Eligible.InMesh {
+		p, ok := view.Pod(m.name, m.uid)
+		if ok && p.Eligible.InMesh {
 			return errChangedMind
+		}
+		if p.Marked == "" && unmarked.IsZero() {
+			unmarked = now
+		}
+		n, err := e.flows(ctx, m)
+		switch {
+		case err == nil:
+			blind = time.Time{}
+		case blind.IsZero():
+			blind = now
+		}
+		switch {
+		case e.times.Drain >= 0 && now.Sub(began) >= e.times.Drain:
+			return nil
+		case err == nil && n == 0 && (p.Finished || !unmarked.IsZero() && now.Sub(unmarked) >= e.times.Linger || now.Sub(began) >= lingerAtMost):
+			return nil
+		case err != nil && now.Sub(blind) >= e.times.Blind:
+			return nil
 		}
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
-		case <-deadline.C:
-			return nil
 		case <-changed:
 		case <-poll.C:
 		}
 	}
 }
 
+// lingerAtMost is how long a pod is served without a connection because its mark
+// does not go.
+const lingerAtMost = time.Minute
+
+// flows counts what the proxy carries for a pod.
+func (e *Enroller) flows(ctx context.Context, m *member) (int, error) {
+	e.mu.Lock()
+	served := m.announced
+	e.mu.Unlock()
+	switch {
+	case !served:
+		return 0, nil
+	case e.cfg.Flows == nil:
+		return 0, errors.New("nobody counts connections")
+	default:
+		return e.cfg.Flows.Flows(ctx, m.uid)
+	}
+}
+
 // adjust changes the rules of a pod that is in the mesh.
-func (e *Enroller) adjust(m *member, p Pod) error {
-	if err := e.open(m); err != nil {
+func (e *Enroller) adjust(ctx context.Context, m *member, p Pod) error {
+	if err := e.open(ctx, m); err != nil {
 		return err
 	}
 	r := e.redirection(p)
@@ -358,10 +424,13 @@ func (e *Enroller) adjust(m *member, p Pod) error {
 	if err != nil {
 		return err
 	}
-	if err := b.Apply(m.box.ns, rulesConfig(r)); err != nil {
-		return err
-	}
-	if err := verify(b, m.box.ns, r); err != nil {
+	err = e.rulesWork(ctx, func() error {
+		if err := b.Apply(m.box.ns, rulesConfig(r)); err != nil {
+			return err
+		}
+		return verify(b, m.box.ns, r)
+	})
+	if err != nil {
 		return err
 	}
 	e.setRedirect(m, &r, p)
@@ -369,11 +438,14 @@ func (e *Enroller) adjust(m *member, p Pod) error {
 }
 
 // open opens a pod's namespace if it is not.
-func (e *Enroller) open(m *member) error {
+func (e *Enroller) open(ctx context.Context, m *member) error {
 	if m.box.ns != nil {
 		return nil
 	}
 	ns, err := e.reopen(m.box.path, m.box.id)
+	if err != nil && m.box.found() {
+		ns, err = e.refind(ctx, m)
+	}
 	if err != nil {
 		return err
 	}

@@ -1,9 +1,12 @@
 package enroll
 
 import (
+	"fmt"
 	"reflect"
 
 	"github.com/warren-mesh/warren/cni/event"
+	"github.com/warren-mesh/warren/cni/redirect"
+	"github.com/warren-mesh/warren/xds/translate"
 )
 
 // Phase is where a pod stands. It is written to disk.
@@ -80,8 +83,21 @@ func (e *Enroller) redirection(p Pod) event.Redirect {
 	if o.DNS != nil {
 		r.DNS = *o.DNS
 	}
-	r.VirtualInterfaces = o.VirtualInterfaces
+	r.VirtualInterfaces, _ = usableInterfaces(o)
 	return r
+}
+
+// usableInterfaces are those of a pod's virtual interfaces that can be redirected.
+// The others are named: one of them must not keep the pod from starting.
+func usableInterfaces(o translate.RedirectOptions) (usable, refused []string) {
+	for _, name := range o.VirtualInterfaces {
+		if err := (redirect.Config{IPv4: true, VirtualInterfaces: []string{name}}).Validate(); err != nil {
+			refused = append(refused, fmt.Sprintf("annotation %s: %q cannot be redirected and is ignored: %v", translate.AnnotationVirtualIface, name, err))
+			continue
+		}
+		usable = append(usable, name)
+	}
+	return usable, refused
 }
 
 // sameRules compares redirections; no interfaces are none, nil or not.

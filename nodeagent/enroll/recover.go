@@ -64,7 +64,7 @@ func (e *Enroller) recoverOne(ctx context.Context, r record) error {
 		return errors.New("the pod has a newer sandbox")
 	}
 	ns, err := e.reopen(r.Netns, r.NetnsID)
-	if errors.Is(err, errGone) {
+	if errors.Is(err, errGone) && (r.Source != SourceFound || e.cfg.Finder == nil) {
 		return err
 	}
 	if err != nil {

@@ -34,12 +34,20 @@ func foreign(b redirect.Backend, ns *netns.NS) error {
 		return internal(err)
 	}
 	if len(chains) > 0 {
-		return &event.Error{
-			Msg:     "another mesh has redirected this pod: " + strings.Join(chains[:min(len(chains), 8)], ", "),
-			Details: "let only one mesh's CNI plugin handle it",
-		}
+		return foreignError(chains)
 	}
 	return nil
+}
+
+func foreignError(chains []string) error {
+	return &event.Error{
+		Msg:     "another mesh has redirected this pod: " + strings.Join(chains[:min(len(chains), 8)], ", "),
+		Details: "let only one mesh's CNI plugin handle it",
+	}
+}
+
+func rivalReason(rival string) string {
+	return "Istio's node agent is at work on this node (" + rival + "), and two meshes must not redirect one pod: remove one of them from this node"
 }
 
 // explain makes a refusal of what went wrong in an ADD.

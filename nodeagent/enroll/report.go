@@ -24,6 +24,7 @@ type Refusal struct {
 
 // refused remembers why an ADD failed, and returns err.
 func (e *Enroller) refused(name PodName, err error) error {
+	e.tell(name, "", NoticeRefused, err.Error())
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if len(e.refusals) >= maxRefusals {
@@ -54,6 +55,10 @@ type Report struct {
 	Redirect *event.Redirect
 	// Refusal is the last failure of a pod that has no sandbox yet.
 	Refusal *Refusal
+	// Warnings are what is wrong with the pod's annotations, which are ignored.
+	Warnings []string
+	// Marked is what the pod's annotation says of its redirection.
+	Marked string
 }
 
 // Report returns every pod of the node that has a sandbox or is to be in the
@@ -75,7 +80,10 @@ func (e *Enroller) Report() []Report {
 		if view != nil {
 			if p, ok := view.Pod(m.name, m.uid); ok {
 				seen[m.name] = true
-				r.Known, r.Eligible = true, p.Eligible.InMesh
+				r.Known, r.Eligible, r.Marked = true, p.Eligible.InMesh, p.Marked
+				if r.Eligible {
+					r.Warnings = warnings(p)
+				}
 			}
 		}
 		all = append(all, r)
@@ -85,7 +93,7 @@ func (e *Enroller) Report() []Report {
 			if seen[p.PodName] || !p.Eligible.InMesh {
 				continue
 			}
-			all = append(all, e.absentLocked(p))
+			all = append(all, e.absentLocked(p, e.rival(view)))
 		}
 	}
 	slices.SortFunc(all, func(a, b Report) int {
@@ -98,10 +106,18 @@ func (e *Enroller) Report() []Report {
 }
 
 // absentLocked is a pod that is to be in the mesh and has no sandbox.
-func (e *Enroller) absentLocked(p Pod) Report {
-	r := Report{Name: p.PodName, UID: p.UID, IPs: p.IPs, Known: true, Eligible: true, Reason: "waiting for the runtime's ADD"}
-	if len(p.IPs) > 0 {
+func (e *Enroller) absentLocked(p Pod, rival string) Report {
+	r := Report{Name: p.PodName, UID: p.UID, IPs: p.IPs, Known: true, Eligible: true, Marked: p.Marked, Warnings: warnings(p), Reason: "waiting for the runtime's ADD"}
+	s := e.seeking[p.UID]
+	switch {
+	case rival != "":
+		r.Reason = rivalReason(rival)
+	case s != nil && s.reason != "":
+		r.Reason = s.reason
+	case p.running() && e.cfg.Finder == nil:
 		r.Reason = "it runs, but no ADD for it was seen: it is older than the plugin; recreate it"
+	case p.running():
+		r.Reason = "it runs, and its network namespace is looked for"
 	}
 	if f, ok := e.refusals[p.PodName]; ok {
 		r.Refusal, r.Reason = &f, f.Reason

@@ -124,7 +124,7 @@ func (e *Enroller) inspect(ctx context.Context, m *member) {
 		return
 	}
 	lost := m.box.ns == nil
-	if err := e.open(m); err != nil {
+	if err := e.open(ctx, m); err != nil {
 		e.note(m, err)
 		return
 	}

@@ -29,11 +29,20 @@ func (n PodName) compare(o PodName) int {
 // Pod is what the objects say about a pod of this node.
 type Pod struct {
 	PodName
-	UID            string
+	UID            string // as the kubelet has it, and so the runtime
+	ObjectUID      string // of the object: another one for a static pod's mirror
 	ServiceAccount string
 	IPs            []netip.Addr // as in its status, unmapped
+	Containers     []string     // IDs of its containers, without the runtime's name
 	Eligible       translate.Eligibility
+	Finished       bool   // it will not run any more
+	HostNetwork    bool   // it has no namespace of its own
+	Marked         string // its annotation ambient.istio.io/redirection; empty: none
 }
+
+// running says whether a pod is expected to have a sandbox that is through its
+// ADD: the kubelet publishes addresses after that.
+func (p Pod) running() bool { return !p.Finished && !p.HostNetwork && len(p.IPs) > 0 }
 
 // View is the objects at one moment, as far as this node is concerned. It does
 // not change.
@@ -43,6 +52,8 @@ type View struct {
 	missing []string          // what could not be read yet, for people
 	exempt  string
 	exclude []string
+	whole   bool
+	rival   string // the pod of another mesh's agent on this node; empty: none
 }
 
 // ViewOptions say whose view it is.
@@ -53,13 +64,16 @@ type ViewOptions struct {
 	// ExcludeNamespaces are left alone too.
 	ExcludeNamespaces []string
 	Selectors         translate.Selectors
+	// Whole: the objects come from where every pod's namespace exists. One that is
+	// missing has not been heard of yet, and nothing is known about its pods.
+	Whole bool
 }
 
 // NewView makes a view of the objects.
 func NewView(o translate.Objects, opts ViewOptions) *View {
 	v := &View{
 		pods: make(map[PodName]Pod), modes: make(map[string]string),
-		exempt: opts.OwnNamespace, exclude: opts.ExcludeNamespaces,
+		exempt: opts.OwnNamespace, exclude: opts.ExcludeNamespaces, whole: opts.Whole,
 	}
 	namespaces := make(map[string]*corev1.Namespace, len(o.Namespaces))
 	for _, ns := range o.Namespaces {
@@ -71,14 +85,14 @@ func NewView(o translate.Objects, opts ViewOptions) *View {
 		if p.Spec.NodeName != "" && p.Spec.NodeName != opts.Node {
 			continue
 		}
-		pod := Pod{
-			PodName: PodName{p.Namespace, p.Name}, UID: string(p.UID), ServiceAccount: serviceAccount(p), IPs: podIPs(p),
-			Eligible: translate.Eligible(p, namespaces[p.Namespace], opts.Selectors),
-		}
+		pod := newPod(p, translate.Eligible(p, namespaces[p.Namespace], opts.Selectors))
 		if v.Exempt(p.Namespace) {
 			pod.Eligible = translate.Eligibility{Reason: "its namespace is exempt from the mesh"}
 		}
 		v.pods[pod.PodName] = pod
+		if rivalAgent(p) && (v.rival == "" || pod.PodName.String() < v.rival) {
+			v.rival = pod.PodName.String()
+		}
 	}
 	for name, ns := range namespaces {
 		v.modes[name] = translate.NamespaceMode(ns, byNamespace[name], opts.Selectors)
@@ -88,6 +102,31 @@ func NewView(o translate.Objects, opts ViewOptions) *View {
 	}
 	return v
 }
+
+func newPod(p *corev1.Pod, el translate.Eligibility) Pod {
+	pod := Pod{
+		PodName: PodName{p.Namespace, p.Name}, UID: string(p.UID), ObjectUID: string(p.UID), ServiceAccount: serviceAccount(p),
+		IPs: podIPs(p), Containers: containers(p), Eligible: el, HostNetwork: p.Spec.HostNetwork,
+		Finished: p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed,
+		Marked:   p.Annotations[translate.AnnotationRedirection],
+	}
+	// The object of a static pod is made after it, and has a UID of its own.
+	if uid := p.Annotations[corev1.MirrorPodAnnotationKey]; uid != "" {
+		pod.UID = uid
+	}
+	return pod
+}
+
+// rivalAgent says whether a pod is the agent of Istio's CNI, and at work.
+func rivalAgent(p *corev1.Pod) bool {
+	return p.Labels[rivalLabel] == rivalName && p.Status.Phase == corev1.PodRunning
+}
+
+// How Istio's node agent is known.
+const (
+	rivalLabel = "k8s-app"
+	rivalName  = "istio-cni-node"
+)
 
 // Without returns the view knowing that the objects in missing are not in it: what
 // they say is unknown, not gone.
@@ -100,8 +139,11 @@ func (v *View) Without(missing []string) *View {
 // Undecided says why it cannot be told yet that a pod is outside the mesh; nil
 // when it can.
 func (v *View) Undecided(p Pod) error {
-	if _, known := v.modes[p.Namespace]; known || len(v.missing) == 0 || p.Eligible.InMesh || v.Exempt(p.Namespace) {
+	if _, known := v.modes[p.Namespace]; known || !v.whole && len(v.missing) == 0 || p.Eligible.InMesh || v.Exempt(p.Namespace) {
 		return nil
+	}
+	if v.whole {
+		return fmt.Errorf("namespace %s is not known yet", p.Namespace)
 	}
 	return fmt.Errorf("namespace %s is not known, and %s could not be read since the agent's start", p.Namespace, strings.Join(v.missing, ", "))
 }
@@ -143,11 +185,26 @@ func serviceAccount(p *corev1.Pod) string {
 	return p.Spec.ServiceAccountName
 }
 
+// maxIPs bounds what is taken of a pod's status: one address a family is usual.
+const maxIPs = 16
+
 func podIPs(p *corev1.Pod) (ips []netip.Addr) {
-	for _, ip := range p.Status.PodIPs {
-		if a, err := netip.ParseAddr(ip.IP); err == nil {
+	for _, ip := range p.Status.PodIPs[:min(len(p.Status.PodIPs), maxIPs)] {
+		if a, err := netip.ParseAddr(ip.IP); err == nil && a.Zone() == "" {
 			ips = append(ips, a.Unmap())
 		}
 	}
 	return ips
+}
+
+// containers are the IDs of those that run, "containerd://ID" without the scheme.
+func containers(p *corev1.Pod) (ids []string) {
+	for _, list := range [][]corev1.ContainerStatus{p.Status.ContainerStatuses, p.Status.InitContainerStatuses} {
+		for _, c := range list {
+			if _, id, ok := strings.Cut(c.ContainerID, "://"); ok && id != "" && c.State.Running != nil {
+				ids = append(ids, id)
+			}
+		}
+	}
+	return ids
 }
