@@ -138,8 +138,13 @@ func (p *pod) dialTunnel(ctx context.Context, key hbone.Key) (net.Conn, *tls.Con
 	return c, config, nil
 }
 
-// until is when a pooled tunnel takes no more connections: when a certificate
-// of either end does.
+// retireEarly is how long before the end of a certificate its tunnels retire,
+// those of short lives sooner.
+const retireEarly = 2 * time.Second
+
+// until is when a pooled tunnel takes no more connections: a moment before a
+// certificate of either end does. The peer ends the tunnel right then, and a
+// connection should not be among those that it refuses.
 func (p *pod) until(key hbone.Key, cs tls.ConnectionState) time.Time {
 	p.mu.Lock()
 	i := p.dials[key]
@@ -154,7 +159,10 @@ func (p *pod) until(key hbone.Key, cs tls.ConnectionState) time.Time {
 			end = peer
 		}
 	}
-	return end
+	if end.IsZero() {
+		return end
+	}
+	return end.Add(-min(retireEarly, time.Until(end)/10))
 }
 
 // joinIDs and splitIDs make a comparable value of identities, for the pool's

@@ -78,9 +78,15 @@ func TestUntil(t *testing.T) {
 		want time.Time
 	}{{"the peer's", peer, ends}, {"ours", tls.ConnectionState{}, own.NotAfter()}} {
 		p.dials = map[hbone.Key]*mtls.Identity{{}: own}
-		if got := p.until(hbone.Key{}, tt.cs); !got.Equal(tt.want) || len(p.dials) != 0 {
-			t.Errorf("%s ends first: %s, want %s; %d left", tt.name, got, tt.want, len(p.dials))
+		if got := p.until(hbone.Key{}, tt.cs); !got.Equal(tt.want.Add(-retireEarly)) || len(p.dials) != 0 {
+			t.Errorf("%s ends first: %s, want %s before %s; %d left", tt.name, got, retireEarly, tt.want, len(p.dials))
 		}
+	}
+	soon := time.Now().Add(time.Second)
+	p.dials = map[hbone.Key]*mtls.Identity{}
+	got := p.until(hbone.Key{}, tls.ConnectionState{PeerCertificates: []*x509.Certificate{{NotAfter: soon}}})
+	if early := soon.Sub(got); early <= 0 || early > 100*time.Millisecond {
+		t.Errorf("a certificate with a second left: %s before its end, want a tenth", early)
 	}
 }
 

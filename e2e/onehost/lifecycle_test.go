@@ -364,7 +364,7 @@ func TestRotation(t *testing.T) {
 		return nil
 	})
 	if n, errs := stop(); len(errs) > 0 {
-		t.Errorf("%d of %d connections failed while certificates rotated: %v", len(errs), n, errs[0])
+		t.Errorf("%d of %d connections failed while certificates rotated: %v\n%s", len(errs), n, errs[0], failures(m))
 	} else {
 		t.Logf("%d connections over %d certificates", n, len(serials))
 	}
@@ -386,6 +386,23 @@ func TestRotation(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, 40*time.Second, "the CA is back, and so is traffic", func() error { return roundTrip(client, dst, "x") })
+}
+
+// failures is what the proxies say of connections that failed.
+func failures(m *onehost.Mesh) string {
+	var b strings.Builder
+	for _, n := range m.Nodes {
+		text, err := os.ReadFile(n.ProxyLog())
+		if err != nil {
+			return err.Error()
+		}
+		for line := range strings.Lines(string(text)) {
+			if strings.Contains(line, `"error":`) {
+				b.WriteString(n.Name + ": " + line)
+			}
+		}
+	}
+	return b.String()
 }
 
 // TestCNIVerbs repeats and misplaces verbs, as runtimes do.
