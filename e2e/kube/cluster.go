@@ -83,3 +83,6 @@ func Until(ctx context.Context, within time.Duration, what string, ok func(conte
 		}
 	}
 }
+
+// Dynamic is for kinds that are no Go types here.
+func (c *Cluster) Dynamic() dynamic.Interface { return c.dyn }

@@ -104,12 +104,20 @@ func (m *Mesh) Metric(ctx context.Context, name string, labels map[string]string
 			if err != nil {
 				return 0, err
 			}
-			for l := range strings.Lines(text) {
-				sum += sample(l, name, labels)
-			}
+			sum += SumMetric(text, name, labels)
 		}
 	}
 	return sum, nil
+}
+
+// SumMetric sums the samples of a metric in a page of metrics whose labels hold all
+// of the given pairs.
+func SumMetric(page, name string, labels map[string]string) float64 {
+	sum := 0.0
+	for l := range strings.Lines(page) {
+		sum += sample(l, name, labels)
+	}
+	return sum
 }
 
 func sample(line, name string, labels map[string]string) float64 {

@@ -13,7 +13,8 @@ const usage = `usage:
   meshapp serve                    all servers
   meshapp ctl COMMAND JSON         call, load, look or stop at this pod's server
   meshapp once URL [SECONDS]       ask until there is an answer, at most so long (30)
-  meshapp sleep SECONDS`
+  meshapp sleep SECONDS
+  meshapp file ls|cat|write|mv|rm PATH [TEXT or PATH]`
 
 // Main runs one command line.
 func Main(ctx context.Context, args []string, out io.Writer) error {
@@ -28,6 +29,8 @@ func Main(ctx context.Context, args []string, out io.Writer) error {
 		d, err := seconds(args[1])
 		pause(ctx, d)
 		return err
+	case len(args) > 1 && args[0] == "file":
+		return files(args[1:], out)
 	}
 	return errors.New(usage)
 }

@@ -1,0 +1,86 @@
+//go:build kube
+
+package kube_test
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"github.com/warren-mesh/warren/e2e/kube"
+	"github.com/warren-mesh/warren/e2e/kube/app"
+)
+
+// TestLeave uninstalls the mesh in several orders under the feet of pods in it: they
+// keep their network, new pods start, and nothing of ours is left on the nodes. Then
+// it is installed again and takes the same pods back.
+func TestLeave(t *testing.T) {
+	e := newEnds(t)
+	hosts := []*kube.Node{host(t, mesh.Nodes[0]), host(t, mesh.Nodes[1])}
+	awaitCaptured(t, e.a, e.near, e.far)
+	for _, order := range []struct {
+		name  string
+		first []string // kinds or names that are deleted before all else, each waited for
+	}{
+		{"as installed, turned round", nil},
+		{"the proxy first", []string{kube.ProxyDaemonSet}},
+		{"the control plane first, then the agent", []string{kube.ControlPlane, kube.AgentDaemonSet}},
+		{"what the agent may do first", []string{"ClusterRoleBinding", "ClusterRole"}},
+		{"the namespace first", []string{"Namespace"}},
+	} {
+		t.Run(order.name, func(t *testing.T) {
+			ctx := testContext(t)
+			t.Cleanup(func() {
+				must(t, mesh.Install(context.Background()))
+			})
+			for _, what := range order.first {
+				some := slices.DeleteFunc(slices.Clone(mesh.Objects), func(o *unstructured.Unstructured) bool { return o.GetKind() != what && o.GetName() != what })
+				must(t, mesh.Delete(ctx, some))
+				must(t, kube.Until(ctx, 2*time.Minute, what+" is gone", func(ctx context.Context) error { return mesh.Gone(ctx, some) }))
+			}
+			must(t, mesh.Uninstall(ctx))
+			stays(t, e, order.name, hosts)
+		})
+		began := time.Now().Add(-time.Second)
+		awaitCaptured(t, e.a, e.near, e.far)
+		mustCall(t, e.a, url("http", e.far, app.HTTPPort))
+		must(t, mesh.WaitMutual(testContext(t), began, e.a, e.far))
+	}
+}
+
+// stays checks what must be so when the mesh is gone.
+func stays(t *testing.T, e ends, what string, hosts []*kube.Node) {
+	t.Helper()
+	for _, h := range hosts {
+		must(t, kube.Until(testContext(t), time.Minute, "the node is clean", h.Clean))
+	}
+	for _, from := range []*corev1.Pod{e.a, e.near, e.far, e.outside} {
+		for _, to := range []*corev1.Pod{e.a, e.far, e.outsideFar} {
+			mustCall(t, from, url("http", to, app.HTTPPort))
+		}
+	}
+	ctx := testContext(t)
+	must(t, kube.Until(ctx, 30*time.Second, "no pod is annotated", func(ctx context.Context) error {
+		l, err := mesh.CoreV1().Pods(e.ns).List(ctx, metav1.ListOptions{})
+		if err != nil {
+			return err
+		}
+		for _, p := range l.Items {
+			if v := p.Annotations["ambient.istio.io/redirection"]; v != "" {
+				return fmt.Errorf("%s has ambient.istio.io/redirection=%s", p.Name, v)
+			}
+		}
+		return nil
+	}))
+	began := time.Now()
+	fresh := run(t, kube.PodSpec{Namespace: e.ns, Name: fmt.Sprintf("fresh-%d", began.UnixNano()), Account: "a", Node: mesh.Nodes[0]})[0]
+	mustCall(t, fresh, url("http", e.far, app.HTTPPort))
+	fmt.Printf("measure: left, %s: a new pod was ready after %s\n", what, time.Since(began).Round(10*time.Millisecond))
+	must(t, mesh.CoreV1().Pods(e.ns).Delete(ctx, fresh.Name, metav1.DeleteOptions{}))
+}

@@ -1,0 +1,280 @@
+//go:build kube
+
+package kube_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/warren-mesh/warren/e2e/kube"
+)
+
+const agentMetricsPort = 15014
+
+// seen is when a watch told of what one waits for, by pod.
+type seen struct {
+	mu   sync.Mutex
+	when map[string]time.Time // guarded by mu
+}
+
+func (s *seen) at(name string) (time.Time, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	w, ok := s.when[name]
+	return w, ok
+}
+
+// watchPods notes when each pod of a namespace is first as it should be.
+func watchPods(t *testing.T, ns string, as func(*corev1.Pod, bool) bool) *seen {
+	t.Helper()
+	w, err := mesh.CoreV1().Pods(ns).Watch(testContext(t), metav1.ListOptions{})
+	must(t, err)
+	s := &seen{when: map[string]time.Time{}}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for ev := range w.ResultChan() {
+			p, ok := ev.Object.(*corev1.Pod)
+			if !ok || !as(p, ev.Type == "DELETED") {
+				continue
+			}
+			s.mu.Lock()
+			if _, was := s.when[p.Name]; !was {
+				s.when[p.Name] = time.Now()
+			}
+			s.mu.Unlock()
+		}
+	})
+	t.Cleanup(func() { w.Stop(); wg.Wait() })
+	return s
+}
+
+// all waits for so many and returns how long each took.
+func (s *seen) all(t *testing.T, began map[string]time.Time) []time.Duration {
+	t.Helper()
+	var took []time.Duration
+	must(t, kube.Until(testContext(t), 5*time.Minute, "all pods", func(context.Context) error {
+		took = took[:0]
+		for name, b := range began {
+			w, ok := s.at(name)
+			if !ok {
+				return fmt.Errorf("not yet %s", name)
+			}
+			took = append(took, w.Sub(b))
+		}
+		return nil
+	}))
+	slices.Sort(took)
+	return took
+}
+
+func measure(what string, took []time.Duration) {
+	n := len(took)
+	r := func(d time.Duration) time.Duration { return d.Round(time.Millisecond) }
+	fmt.Printf("measure: %s: p50 %s, p99 %s, max %s of %d\n", what, r(took[n/2]), r(took[n*99/100]), r(took[n-1]), n)
+}
+
+// TestADD measures from a pod's creation to its readiness, in the mesh and outside,
+// one at a time and 20 at once.
+func TestADD(t *testing.T) {
+	for _, mode := range []struct {
+		name   string
+		labels map[string]string
+	}{{"outside the mesh", nil}, {"in the mesh", in}} {
+		for _, atOnce := range []int{1, 20} {
+			ns := namespace(t, mode.labels)
+			s := watchPods(t, ns, func(p *corev1.Pod, gone bool) bool { return kube.PodReady(p) && !gone })
+			began := map[string]time.Time{}
+			for i := range 20 {
+				name := fmt.Sprintf("p%d", i)
+				began[name] = time.Now()
+				_, err := mesh.Create(testContext(t), kube.PodSpec{Namespace: ns, Name: name, Account: "p", Node: mesh.Nodes[0]})
+				must(t, err)
+				if (i+1)%atOnce == 0 {
+					s.all(t, began)
+				}
+			}
+			measure(fmt.Sprintf("pod created → ready, %d at once, %s", atOnce, mode.name), s.all(t, began))
+			for name := range began {
+				must(t, mesh.CoreV1().Pods(ns).Delete(testContext(t), name, metav1.DeleteOptions{}))
+			}
+		}
+	}
+	for _, node := range mesh.Nodes {
+		printHistogram(t, node)
+	}
+}
+
+// printHistogram shows what the agent itself counted of its changes.
+func printHistogram(t *testing.T, node string) {
+	t.Helper()
+	pods, err := mesh.PodsOn(testContext(t), kube.AgentDaemonSet, node)
+	must(t, err)
+	for _, kind := range []string{"add", "enroll", "remove"} {
+		sum := agentMetric(t, pods[0].Name, "warren_agent_change_seconds_sum", map[string]string{"type": kind})
+		n := agentMetric(t, pods[0].Name, "warren_agent_change_seconds_count", map[string]string{"type": kind})
+		if n > 0 {
+			fmt.Printf("measure: the agent of %s: %s took %.1f ms on average of %.0f\n", node, kind, 1000*sum/n, n)
+		}
+	}
+}
+
+func agentMetric(t *testing.T, pod, name string, labels map[string]string) float64 {
+	t.Helper()
+	return podMetric(t, pod, agentMetricsPort, name, labels)
+}
+
+func podMetric(t *testing.T, pod string, port int, name string, labels map[string]string) float64 {
+	t.Helper()
+	text, err := mesh.Proxied(testContext(t), kube.SystemNamespace, pod, port, "metrics")
+	must(t, err)
+	return kube.SumMetric(text, name, labels)
+}
+
+// TestLabelToCaptured measures from the label to the annotation that says the pod is
+// captured, from its removal to the annotation's, and from deletion to the agent's
+// having forgotten.
+func TestLabelToCaptured(t *testing.T) {
+	ns := namespace(t, nil)
+	ctx := testContext(t)
+	run(t, kube.PodSpec{Namespace: ns, Name: "a", Node: mesh.Nodes[0]})
+	var there, left []time.Duration
+	for range 10 {
+		s := watchPods(t, ns, func(p *corev1.Pod, _ bool) bool { return p.Annotations["ambient.istio.io/redirection"] == "enabled" })
+		began := time.Now()
+		must(t, mesh.Label(ctx, ns, "a", in))
+		there = append(there, s.all(t, map[string]time.Time{"a": began})...)
+		s = watchPods(t, ns, func(p *corev1.Pod, _ bool) bool { return p.Annotations["ambient.istio.io/redirection"] == "" })
+		began = time.Now()
+		must(t, mesh.Label(ctx, ns, "a", map[string]string{"istio.io/dataplane-mode": ""}))
+		left = append(left, s.all(t, map[string]time.Time{"a": began})...)
+	}
+	slices.Sort(there)
+	slices.Sort(left)
+	measure("label → captured", there)
+	measure("label removed → left", left)
+
+	var gone []time.Duration
+	must(t, mesh.Label(ctx, ns, "", in))
+	for i := range 5 {
+		p := run(t, kube.PodSpec{Namespace: ns, Name: fmt.Sprintf("del-%d", i), Account: "a", Node: mesh.Nodes[0]})[0]
+		awaitCaptured(t, p)
+		s := watchPods(t, ns, func(p *corev1.Pod, deleted bool) bool { return deleted })
+		began := time.Now()
+		zero := int64(0)
+		must(t, mesh.CoreV1().Pods(ns).Delete(ctx, p.Name, metav1.DeleteOptions{GracePeriodSeconds: &zero}))
+		s.all(t, map[string]time.Time{p.Name: began})
+		must(t, kube.Until(ctx, time.Minute, "the agent forgets it", func(ctx context.Context) error {
+			if st, err := mesh.PodStatus(ctx, p); err == nil {
+				return fmt.Errorf("%+v", st)
+			}
+			return nil
+		}))
+		gone = append(gone, time.Since(began))
+	}
+	slices.Sort(gone)
+	measure("deleted at once → the agent has forgotten (polled)", gone)
+}
+
+// TestIdlePods measures what many idle pods cost, and how fast a new agent has them.
+func TestIdlePods(t *testing.T) {
+	perNode := 40
+	if v := os.Getenv("E2E_IDLE_PODS"); v != "" {
+		n, err := strconv.Atoi(v)
+		must(t, err)
+		perNode = n
+	}
+	ns := namespace(t, in)
+	var specs []kube.PodSpec
+	for i := range perNode * 2 {
+		specs = append(specs, kube.PodSpec{Namespace: ns, Name: fmt.Sprintf("idle-%d", i), Account: fmt.Sprintf("idle-%d", i%20), Node: mesh.Nodes[i%2]})
+	}
+	began := time.Now()
+	pods := run(t, specs...)
+	fmt.Printf("measure: %d pods of the mesh were ready after %s\n", len(pods), time.Since(began).Round(100*time.Millisecond))
+	awaitAllCaptured(t, ns, len(pods))
+	costs(t, "with many idle pods")
+
+	pod, err := mesh.PodsOn(testContext(t), kube.AgentDaemonSet, mesh.Nodes[0])
+	must(t, err)
+	must(t, mesh.CoreV1().Pods(kube.SystemNamespace).Delete(testContext(t), pod[0].Name, metav1.DeleteOptions{}))
+	must(t, kube.Until(testContext(t), 2*time.Minute, "a new agent", func(ctx context.Context) error {
+		now, err := mesh.PodsOn(ctx, kube.AgentDaemonSet, mesh.Nodes[0])
+		if err == nil && (now[0].UID == pod[0].UID || !kube.PodReady(&now[0])) {
+			err = fmt.Errorf("not yet")
+		}
+		return err
+	}))
+	began = time.Now()
+	awaitAllCaptured(t, ns, len(pods))
+	fmt.Printf("measure: a new agent that was ready had all pods of its node verified after %s more\n", time.Since(began).Round(10*time.Millisecond))
+}
+
+// awaitAllCaptured waits until the agents of all nodes have so many pods of the
+// namespace in the mesh.
+func awaitAllCaptured(t *testing.T, ns string, want int) {
+	t.Helper()
+	must(t, kube.Until(testContext(t), 3*time.Minute, "all are captured", func(ctx context.Context) error {
+		n, wrong := 0, ""
+		for _, node := range mesh.Nodes {
+			st, err := mesh.NodeStatus(ctx, node)
+			if err != nil {
+				return err
+			}
+			for _, p := range st.Pods {
+				switch {
+				case p.Namespace != ns:
+				case p.State == "enrolled" && p.Redirection == "verified" && p.Problem == "":
+					n++
+				default:
+					wrong = fmt.Sprintf("%+v", p)
+				}
+			}
+		}
+		if n != want {
+			return fmt.Errorf("%d of %d; %s", n, want, wrong)
+		}
+		return nil
+	}))
+}
+
+// costs prints CPU over half a minute and memory of every part of the mesh.
+func costs(t *testing.T, when string) {
+	t.Helper()
+	type one struct {
+		pod  string
+		port int
+		cpu  float64
+	}
+	var parts []one
+	for _, node := range mesh.Nodes {
+		for ds, port := range map[string]int{kube.AgentDaemonSet: agentMetricsPort, kube.ProxyDaemonSet: 15020} {
+			pods, err := mesh.PodsOn(testContext(t), ds, node)
+			must(t, err)
+			parts = append(parts, one{pod: pods[0].Name, port: port})
+		}
+	}
+	l, err := mesh.CoreV1().Pods(kube.SystemNamespace).List(testContext(t), metav1.ListOptions{LabelSelector: "app=" + kube.ControlPlane})
+	must(t, err)
+	for _, p := range l.Items {
+		parts = append(parts, one{pod: p.Name, port: agentMetricsPort})
+	}
+	for i, p := range parts {
+		parts[i].cpu = podMetric(t, p.pod, p.port, "process_cpu_seconds_total", nil)
+	}
+	const window = 30 * time.Second
+	time.Sleep(window)
+	for _, p := range parts {
+		used := podMetric(t, p.pod, p.port, "process_cpu_seconds_total", nil) - p.cpu
+		rss := podMetric(t, p.pod, p.port, "process_resident_memory_bytes", nil)
+		fmt.Printf("measure: %s %s: %.2f %% of a CPU, %.1f MiB resident\n", p.pod, when, 100*used/window.Seconds(), rss/(1<<20))
+	}
+}
