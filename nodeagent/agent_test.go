@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -31,6 +32,8 @@ type world struct {
 	dir  string
 	cfg  Config
 	stop func()
+
+	carried atomic.Int32 // connections that the proxy says it has for each pod
 }
 
 func newWorld(t *testing.T) *world {
@@ -132,7 +135,7 @@ func (w *world) proxy() *zds.FakeProxy {
 		expires := time.Now().Add(time.Hour)
 		for uid := range f.Pods() {
 			p := served(uid)
-			p.UID, p.Expires = uid, &expires
+			p.UID, p.Expires, p.Inbound, p.Outbound = uid, &expires, int(w.carried.Load()), 0
 			pods = append(pods, p)
 		}
 		_ = json.NewEncoder(rw).Encode(pods)

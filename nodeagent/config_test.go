@@ -9,12 +9,14 @@ import (
 
 func TestFlagsCoverTheConfig(t *testing.T) {
 	cfg := Defaults()
+	cfg.KubeDir = ""
 	fs := pflag.NewFlagSet("test", pflag.ContinueOnError)
 	cfg.RegisterFlags(fs)
 	args := []string{
-		"--node-name=n1", "--kube-dir=k", "--run-dir=/r", "--state-dir=/s", "--zds-socket=/z/z.sock", "--host-root=/host",
+		"--node-name=n1", "--kubernetes", "--kubeconfig=/k", "--kube-dir=", "--run-dir=/r", "--state-dir=/s", "--zds-socket=/z/z.sock", "--host-root=/host",
 		"--redirect=iptables", "--ipv6=false", "--dns-capture", "--own-namespace=mesh", "--exclude-namespaces=a,b",
-		`--enablement-selectors=[{podSelector: {}}]`, "--drain-deadline=1m", "--health-listen=", "--metrics-listen=:1",
+		`--enablement-selectors=[{podSelector: {}}]`, "--drain-deadline=1m", "--linger=3s",
+		"--daemonset=warren-nodeagent", "--on-exit=keep", "--remove-taints=cni.istio.io/not-ready", "--health-listen=", "--metrics-listen=:1",
 	}
 	if err := fs.Parse(args); err != nil {
 		t.Fatal(err)
@@ -44,7 +46,7 @@ func TestBadValuesDoNotHideOtherMistakes(t *testing.T) {
 	if strings.Count(err.Error(), "--drain-deadline") != 1 {
 		t.Errorf("one mistake is told twice:\n%v", err)
 	}
-	for _, want := range []string{`--drain-deadline: "soon"`, `--ipv6: "maybe"`, `--log-level: "loud"`, `--redirect: "magic"`, "--kube-dir", `--log-format: "xml"`} {
+	for _, want := range []string{`--drain-deadline: "soon"`, `--ipv6: "maybe"`, `--log-level: "loud"`, `--redirect: "magic"`, "--kubernetes", `--log-format: "xml"`} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%q is missing in:\n%v", want, err)
 		}
@@ -54,14 +56,14 @@ func TestBadValuesDoNotHideOtherMistakes(t *testing.T) {
 func TestValidateNamesAllMistakes(t *testing.T) {
 	cfg := Defaults()
 	cfg.RunDir, cfg.StateDir, cfg.ZDSSocket, cfg.HostRoot = "run", "state", "/"+strings.Repeat("z", 110), "host"
-	cfg.Redirect, cfg.OwnNamespace, cfg.ExcludeNamespaces, cfg.Selectors = "nftables", "A_B", []string{"ok", "../x"}, "{"
+	cfg.Redirect, cfg.OwnNamespace, cfg.ExcludeNamespaces, cfg.Selectors = "magic", "A_B", []string{"ok", "../x"}, "{"
 	cfg.DrainDeadline, cfg.HealthListen, cfg.MetricsListen = -1, "here", "here"
 	err := cfg.Validate()
 	if err == nil {
 		t.Fatal("no error")
 	}
 	for _, want := range []string{
-		"--node-name", "--kube-dir: must name a folder", "--run-dir", "--state-dir", "--zds-socket", "--host-root", "--redirect: the nftables backend is not there yet",
+		"--node-name", "--kubernetes: give this", "--run-dir", "--state-dir", "--zds-socket", "--host-root", "--redirect: \"magic\" is none of auto, iptables and nftables",
 		"--own-namespace", "--exclude-namespaces: \"../x\"", "--enablement-selectors", "--drain-deadline", "--health-listen", "--metrics-listen",
 	} {
 		if !strings.Contains(err.Error(), want) {

@@ -15,22 +15,28 @@ import (
 // and the proxy says; no I/O here but agentPart's.
 
 func (a *Agent) agentPart(ctx context.Context, now time.Time) Part {
-	p := Part{Healthy, fmt.Sprintf("up for %s, redirects with %s, reads %s", ago(now.Sub(a.started)), a.backend.Name(), a.cfg.KubeDir)}
-	if err := a.enroll.Status(ctx); err != nil {
+	if err := a.ready(ctx); err != nil {
 		return Part{Degraded, err.Error()}
 	}
-	if problems := a.folder.Problems(); len(problems) > 0 {
-		var words []string
-		for _, problem := range problems[:min(len(problems), maxDiffs)] {
-			words = append(words, problem.String())
-		}
-		p = Part{Degraded, "not taken from the folder: " + strings.Join(words, "; ")}
+	what := fmt.Sprintf("up for %s, redirects with %s, reads %s", ago(now.Sub(a.started)), a.backend.Name(), a.source.name)
+	var bad []string
+	if problems := a.source.problems(); len(problems) > 0 {
+		bad = append(bad, "not taken: "+strings.Join(problems[:min(len(problems), maxDiffs)], "; "))
 		if more := len(problems) - maxDiffs; more > 0 {
-			p.Detail += fmt.Sprintf("; and %d more", more)
+			bad = append(bad, fmt.Sprintf("and %d more", more))
 		}
 	}
-	return p
+	if err := a.cluster.problem(); err != nil {
+		bad = append(bad, "cannot be written: "+err.Error())
+	}
+	if len(bad) > 0 {
+		return Part{Degraded, strings.Join(bad, "; ")}
+	}
+	return Part{Healthy, what}
 }
+
+// ready says whether the agent can take pods; nil if so.
+func (a *Agent) ready(ctx context.Context) error { return a.enroll.Status(ctx) }
 
 func proxyPart(st zds.State, adminErr error, now time.Time) Part {
 	switch {

@@ -1,6 +1,7 @@
 package nodeagent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 
 	"golang.org/x/net/netutil"
 	"golang.org/x/sync/errgroup"
+	"k8s.io/client-go/kubernetes"
 
 	"github.com/warren-mesh/warren/cni/event"
 	"github.com/warren-mesh/warren/cni/redirect"
@@ -21,7 +23,6 @@ import (
 	"github.com/warren-mesh/warren/nodeagent/enroll"
 	"github.com/warren-mesh/warren/nodeagent/podwatch"
 	"github.com/warren-mesh/warren/nodeagent/zds"
-	"github.com/warren-mesh/warren/xds/file"
 	"github.com/warren-mesh/warren/xds/translate"
 )
 
@@ -46,7 +47,8 @@ type Agent struct {
 	log     *slog.Logger
 	started time.Time
 
-	folder  *file.Feeder
+	source  *source
+	cluster *cluster // nil: no API server
 	watch   *podwatch.Watcher
 	proxies *zds.Server
 	enroll  *enroll.Enroller
@@ -67,7 +69,10 @@ type httpServer struct {
 
 // New checks the config and the machine, opens the sockets and takes up what an
 // earlier agent left. Run closes what it opened.
-func New(cfg Config, log *slog.Logger) (_ *Agent, err error) {
+func New(cfg Config, log *slog.Logger) (*Agent, error) { return newAgent(cfg, nil, log) }
+
+// newAgent is New with a client for the API server, or without.
+func newAgent(cfg Config, client kubernetes.Interface, log *slog.Logger) (_ *Agent, err error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
@@ -76,8 +81,11 @@ func New(cfg Config, log *slog.Logger) (_ *Agent, err error) {
 		return nil, fmt.Errorf("nodeagent: %w", err)
 	}
 	a := &Agent{cfg: cfg, log: log, started: time.Now(), admin: newProxyAdmin(cfg.ZDSSocket)}
-	if a.backend, err = redirect.Detect(); err != nil {
+	if a.backend, err = chooseBackend(cfg.Redirect); err != nil {
 		return nil, fmt.Errorf("nodeagent: choose what programs the pods' rules: %w", err)
+	}
+	if a.source, err = newSource(&cfg, client, log); err != nil {
+		return nil, err
 	}
 	log.Info("chose what programs the pods' rules", "backend", a.backend.Name())
 	if err := errors.Join(os.MkdirAll(cfg.RunDir, 0o755), os.MkdirAll(cfg.StateDir, 0o755)); err != nil {
@@ -103,12 +111,23 @@ func New(cfg Config, log *slog.Logger) (_ *Agent, err error) {
 	return a, a.listen()
 }
 
-// untaken names the files of the folder that were broken at every look since the start.
-func (a *Agent) untaken() (files []string) {
-	for _, p := range a.folder.Untaken() {
-		files = append(files, p.String())
+// chooseBackend follows --redirect.
+func chooseBackend(choice string) (redirect.Backend, error) {
+	if choice == RedirectNFTables {
+		return redirect.Named(RedirectNFTables)
 	}
-	return files
+	b, err := redirect.Detect()
+	if err == nil && choice == RedirectIPTables && !strings.HasPrefix(b.Name(), RedirectIPTables) {
+		return nil, redirect.ErrNoIPTables
+	}
+	return b, err
+}
+
+func newSource(cfg *Config, client kubernetes.Interface, log *slog.Logger) (*source, error) {
+	if cfg.Kubernetes {
+		return clusterSource(cfg, client, log)
+	}
+	return folderSource(cfg.KubeDir, log), nil
 }
 
 // assemble makes the parts and connects them.
@@ -117,13 +136,14 @@ func (a *Agent) assemble() error {
 	if err != nil {
 		return err
 	}
-	a.folder = file.Feed(a.cfg.KubeDir, a.log)
-	a.watch, err = podwatch.New(a.folder, a.untaken, enroll.ViewOptions{
+	a.watch, err = podwatch.New(a.source, a.source.untaken, enroll.ViewOptions{
 		Node: a.cfg.NodeName, OwnNamespace: a.cfg.OwnNamespace, ExcludeNamespaces: a.cfg.ExcludeNamespaces, Selectors: selectors,
+		Whole: a.source.whole,
 	})
 	if err != nil {
 		return err
 	}
+	a.joinCluster()
 	a.proxies = zds.NewServer(a.cfg.ZDSSocket, func() []zds.Workload { return a.enroll.Snapshot() }, a.log)
 	a.metrics = newMetrics(a.proxies, func() []enroll.Report { return a.enroll.Report() })
 	a.enroll, err = enroll.New(enroll.Config{
@@ -131,7 +151,8 @@ func (a *Agent) assemble() error {
 		Redirect: event.Redirect{IPv6: a.cfg.IPv6, DNS: a.cfg.DNSCapture, ProbeIP4: redirect.ProbeIP4(), ProbeIP6: redirect.ProbeIP6()},
 		Backend:  a.backend, Named: redirect.Named,
 		Proxy: a.proxies, World: a.watch, Flows: a.admin, Observe: a.metrics.observe, Log: a.log,
-		Times: enroll.Times{Drain: a.cfg.DrainDeadline},
+		Tell:  a.cluster.tell,
+		Times: enroll.Times{Drain: cmp.Or(a.cfg.DrainDeadline, -1), Linger: a.cfg.Linger},
 	})
 	if err != nil {
 		return err
@@ -219,6 +240,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	for _, s := range a.http {
 		group.Go(func() error { return serve(ctx, s, a.log) })
 	}
+	a.cluster.run(ctx, group)
 	a.log.Info("the agent runs", "node", a.cfg.NodeName)
 	err := group.Wait()
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {

@@ -197,11 +197,11 @@ func podIPs(p *corev1.Pod) (ips []netip.Addr) {
 	return ips
 }
 
-// containers are the IDs of those that run, "containerd://ID" without the scheme.
+// containers are the IDs of its containers, "containerd://ID" without the scheme.
 func containers(p *corev1.Pod) (ids []string) {
 	for _, list := range [][]corev1.ContainerStatus{p.Status.ContainerStatuses, p.Status.InitContainerStatuses} {
 		for _, c := range list {
-			if _, id, ok := strings.Cut(c.ContainerID, "://"); ok && id != "" && c.State.Running != nil {
+			if _, id, ok := strings.Cut(c.ContainerID, "://"); ok && id != "" {
 				ids = append(ids, id)
 			}
 		}

@@ -1,0 +1,174 @@
+package nodeagent
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes/fake"
+
+	"github.com/warren-mesh/warren/cni/event"
+	"github.com/warren-mesh/warren/internal/nstest"
+	"github.com/warren-mesh/warren/nodeagent/enroll"
+	"github.com/warren-mesh/warren/xds/translate"
+)
+
+// clusterWorld is an agent beside an API server.
+type clusterWorld struct {
+	*world
+	client *fake.Clientset
+	agent  *Agent
+}
+
+// podObject is a pod as an API server has it.
+func podObject(name, uid string, edit ...func(*corev1.Pod)) *corev1.Pod {
+	p := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "app", Name: name, UID: types.UID(uid)},
+		Spec:       corev1.PodSpec{NodeName: "n1", ServiceAccountName: "sa"},
+	}
+	for _, e := range edit {
+		e(p)
+	}
+	return p
+}
+
+func namespaceObject(name string, labels map[string]string) *corev1.Namespace {
+	return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}}
+}
+
+func newClusterWorld(t *testing.T, edit ...func(*Config)) *clusterWorld {
+	t.Helper()
+	w := &clusterWorld{world: newWorld(t), client: fake.NewClientset(namespaceObject("app", map[string]string{translate.LabelDataplaneMode: "ambient"}))}
+	w.cfg.Kubernetes, w.cfg.KubeDir = true, ""
+	for _, e := range edit {
+		e(&w.cfg)
+	}
+	return w
+}
+
+func (w *clusterWorld) start() {
+	w.t.Helper()
+	a, err := newAgent(w.cfg, w.client, slog.New(slog.DiscardHandler))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.agent = a
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := a.Run(ctx); err != nil {
+			w.t.Errorf("run: %v", err)
+		}
+	}()
+	w.stop = sync.OnceFunc(func() { cancel(); <-done })
+	w.t.Cleanup(w.stop)
+	w.until("ready", func() bool { return a.ready(w.t.Context()) == nil })
+}
+
+func (w *clusterWorld) create(p *corev1.Pod) {
+	w.t.Helper()
+	if _, err := w.client.CoreV1().Pods(p.Namespace).Create(w.t.Context(), p, metav1.CreateOptions{}); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// change patches a pod's or a namespace's metadata.
+func (w *clusterWorld) change(namespace, pod string, metadata map[string]any) {
+	w.t.Helper()
+	body, err := json.Marshal(map[string]any{"metadata": metadata})
+	if err == nil && pod == "" {
+		_, err = w.client.CoreV1().Namespaces().Patch(w.t.Context(), namespace, types.MergePatchType, body, metav1.PatchOptions{})
+	} else if err == nil {
+		_, err = w.client.CoreV1().Pods(namespace).Patch(w.t.Context(), pod, types.MergePatchType, body, metav1.PatchOptions{})
+	}
+	if err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func (w *clusterWorld) mark(pod string) string {
+	w.t.Helper()
+	p, err := w.client.CoreV1().Pods("app").Get(w.t.Context(), pod, metav1.GetOptions{})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return p.Annotations[translate.AnnotationRedirection]
+}
+
+func (w *clusterWorld) phase(uid string) enroll.Phase {
+	for _, r := range w.agent.enroll.Report() {
+		if r.UID == uid {
+			return r.Phase
+		}
+	}
+	return enroll.PhaseAbsent
+}
+
+func (w *clusterWorld) add(name, uid, container string) (event.Answer, error) {
+	w.t.Helper()
+	ns, path := nstest.NewNS(w.t, container)
+	w.t.Cleanup(w.stop)
+	c := &event.Client{Path: filepath.Join(w.cfg.RunDir, event.SocketName)}
+	return c.Add(w.t.Context(), event.Add{
+		Key: event.Key{ContainerID: container, IfName: "eth0"}, Network: "net", PodName: name, PodNamespace: "app", PodUID: uid, Netns: path,
+	}, ns.File(), func(event.Redirect) (string, error) { return event.ByAgent, nil })
+}
+
+func (w *clusterWorld) events() (all []string) {
+	w.t.Helper()
+	list, err := w.client.CoreV1().Events("").List(w.t.Context(), metav1.ListOptions{})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	for _, e := range list.Items {
+		all = append(all, e.InvolvedObject.Name+" "+string(e.InvolvedObject.UID)+" "+e.Reason+" "+e.Message)
+	}
+	return all
+}
+
+// TestClusterFromAddToLabel: an ADD, the annotation, a label that takes the pod out and
+// one that takes it in again.
+func TestClusterFromAddToLabel(t *testing.T) {
+	nstest.LeakCheck(t)
+	w := newClusterWorld(t, func(c *Config) { c.Linger = 0 })
+	w.start()
+	f := w.proxy()
+	w.create(podObject("a", "uid-a"))
+	if a, err := w.add("a", "uid-a", "c1"); err != nil || a.Action != event.RedirectSo {
+		t.Fatalf("ADD: %+v, %v", a, err)
+	}
+	if f.Pods()["uid-a"].Info.ServiceAccount != "sa" {
+		t.Errorf("the proxy serves %v", f.Pods())
+	}
+	w.until("marked", func() bool { return w.mark("a") == "enabled" })
+	w.change("app", "a", map[string]any{"labels": map[string]any{translate.LabelDataplaneMode: "none"}})
+	w.until("outside", func() bool { return w.phase("uid-a") == enroll.PhaseLeft && w.mark("a") == "" })
+	w.change("app", "", map[string]any{"labels": map[string]any{translate.LabelDataplaneMode: nil}})
+	w.change("app", "a", map[string]any{"labels": map[string]any{translate.LabelDataplaneMode: "ambient"}})
+	w.until("in again", func() bool { return w.phase("uid-a") == enroll.PhaseEnrolled && w.mark("a") == "enabled" })
+}
+
+func TestClusterEventForARefusal(t *testing.T) {
+	nstest.LeakCheck(t)
+	w := newClusterWorld(t)
+	w.start()
+	w.create(podObject("a", "uid-a"))
+	if _, err := w.add("a", "uid-a", "c1"); err == nil {
+		t.Fatal("a pod was admitted without a proxy")
+	}
+	w.until("told", func() bool {
+		all := w.events()
+		return len(all) == 1 && strings.HasPrefix(all[0], "a uid-a MeshRefused") && strings.Contains(all[0], "no proxy is connected")
+	})
+	if out, code := runStatus(t, "--run-dir", w.cfg.RunDir); code != exitDegraded || !strings.Contains(out, "no proxy is connected to the node agent") {
+		t.Errorf("exit status %d\n%s", code, out)
+	}
+}

@@ -1,0 +1,69 @@
+package nodeagent
+
+import (
+	"fmt"
+	"log/slog"
+
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+
+	"github.com/warren-mesh/warren/nodeagent/podwatch"
+	"github.com/warren-mesh/warren/xds/file"
+	"github.com/warren-mesh/warren/xds/kube"
+)
+
+// source is where the objects come from.
+type source struct {
+	podwatch.Source
+	name     string          // for people
+	problems func() []string // what cannot be taken, or not now
+	// untaken names what has never been readable, so that what it holds is not known.
+	untaken func() []string
+	// whole: what is not there does not exist.
+	whole  bool
+	client kubernetes.Interface // nil: no API server
+}
+
+// folderSource is a folder of YAML.
+func folderSource(dir string, log *slog.Logger) *source {
+	f := file.Feed(dir, log)
+	return &source{
+		Source: f, name: dir,
+		problems: func() []string { return texts(f.Problems()) },
+		untaken:  func() []string { return texts(f.Untaken()) },
+	}
+}
+
+// clusterSource is an API server; the client is made of the kubeconfig unless it is
+// given.
+func clusterSource(cfg *Config, client kubernetes.Interface, log *slog.Logger) (*source, error) {
+	name := "the API server"
+	if client == nil {
+		at, err := kube.Connect(cfg.Kubeconfig)
+		if err != nil {
+			return nil, fmt.Errorf("nodeagent: %w", err)
+		}
+		name += " at " + at.Host
+		at = rest.CopyConfig(at)
+		at.AcceptContentTypes, at.ContentType = "application/vnd.kubernetes.protobuf,application/json", "application/vnd.kubernetes.protobuf"
+		if client, err = kubernetes.NewForConfig(at); err != nil {
+			return nil, fmt.Errorf("nodeagent: %w", err)
+		}
+	}
+	f, err := kube.New(kube.Config{Client: client, Node: cfg.NodeName, Log: log})
+	if err != nil {
+		return nil, err
+	}
+	return &source{
+		Source: f, name: name, whole: true, client: client,
+		problems: func() []string { return texts(f.Problems()) },
+		untaken:  func() []string { return nil },
+	}, nil
+}
+
+func texts[T fmt.Stringer](list []T) (out []string) {
+	for _, s := range list {
+		out = append(out, s.String())
+	}
+	return out
+}
