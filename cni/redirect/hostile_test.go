@@ -273,8 +273,9 @@ func TestATableIsAtomic(t *testing.T) {
 		pod, _ := nstest.NewNS(t, "pod")
 		apply(t, b, pod, Defaults())
 		before := snapshot(t, b, pod)
-		broken := Rules(with(func(c *Config) { c.VirtualInterfaces = []string{"vm0"} }))
+		broken := Rules(Defaults())
 		nat := slices.IndexFunc(broken, func(t Table) bool { return t.Name == "nat" && t.Family == IPv4 })
+		broken[nat] = Rules(with(func(c *Config) { c.VirtualInterfaces = []string{"vm0"} }))[nat]
 		broken[nat].Rules = append(broken[nat].Rules, Rule{Chain: ChainOutput, Why: "refused", Action: Action{}})
 		err := b.session(pod, "apply", func(ctx context.Context, s *session) error { return s.apply(ctx, IPv4, broken) })
 		if err == nil || !strings.Contains(err.Error(), "unknown-verb") {

@@ -209,7 +209,7 @@ func TestVerifySaysWhatDiffers(t *testing.T) {
 		{"another port", "ip6tables -t nat -R WARREN_PRERT 2 -p tcp -j REDIRECT --to-ports 1",
 			[]string{
 				"ip6 nat WARREN_PRERT: rule 2 should not be there: -p tcp -j REDIRECT --to-ports 1",
-				"ip6 nat WARREN_PRERT: rule 2 is missing: ! -d ::1/128 -p tcp -m tcp ! --dport 15008 -m mark ! --mark 0x539/0xfff -j REDIRECT --to-ports 15006"}, false},
+				"ip6 nat WARREN_PRERT: rule 2 is missing: ! -d ::1/128 -p tcp -m tcp ! --dport 15008 --tcp-flags FIN,SYN,RST,ACK SYN -m mark ! --mark 0x539/0xfff -j REDIRECT --to-ports 15006"}, false},
 		{"the order", "iptables -t nat -D WARREN_PRERT 1; iptables -t nat -A WARREN_PRERT " + probe,
 			[]string{"ip nat WARREN_PRERT: out of order from rule 1 on, which should be: " + probe}, false},
 		{"a rule twice", "iptables -t nat -A WARREN_PRERT " + probe,

@@ -2,6 +2,7 @@ package redirect
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -48,7 +49,7 @@ func (r Rule) spec() string {
 	if m.Proto != "" {
 		w.add(false, "-p", m.Proto)
 	}
-	if m.SrcPort.Number != 0 || m.DstPort.Number != 0 {
+	if m.SrcPort.Number != 0 || m.DstPort.Number != 0 || m.Opens {
 		w.add(false, "-m", m.Proto)
 	}
 	if m.SrcPort.Number != 0 {
@@ -56,6 +57,9 @@ func (r Rule) spec() string {
 	}
 	if m.DstPort.Number != 0 {
 		w.add(m.DstPort.Not, "--dport", port(m.DstPort.Number))
+	}
+	if m.Opens {
+		w.add(false, "--tcp-flags", "FIN,SYN,RST,ACK SYN")
 	}
 	if m.Mark.Mask != 0 {
 		w.add(false, "-m", "mark")
@@ -65,7 +69,19 @@ func (r Rule) spec() string {
 		w.add(false, "-m", "connmark")
 		w.add(m.ConnMark.Not, "--mark", m.ConnMark.String())
 	}
-	return strings.Join(append(w, r.Action.target()...), " ")
+	return strings.Join(slices.Concat(w, m.Tracked.match(), r.Action.target()), " ")
+}
+
+func (w Tracked) match() []string {
+	switch w {
+	case Unplaced:
+		return []string{"-m", "conntrack", "--ctstate", "INVALID,UNTRACKED"}
+	case Passed:
+		return []string{"-m", "conntrack", "!", "--ctstate", "DNAT", "--ctstatus", "CONFIRMED"}
+	case Answered:
+		return []string{"-m", "conntrack", "--ctstate", "ESTABLISHED"}
+	}
+	return nil
 }
 
 func (a Action) target() []string {
@@ -80,6 +96,8 @@ func (a Action) target() []string {
 		return []string{"-j", "CONNMARK", "--set-xmark", a.Mark.String()}
 	case RestoreMark:
 		return []string{"-j", "CONNMARK", "--restore-mark", "--nfmask", "0xffffffff", "--ctmask", "0xffffffff"}
+	case Drop:
+		return []string{"-j", "DROP"}
 	case Track:
 		return []string{"-j", "CT", "--zone", port(a.Zone)}
 	}

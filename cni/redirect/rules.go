@@ -41,7 +41,9 @@ type Match struct {
 	In, Out          Iface
 	Proto            string // "tcp" or "udp"; needed for a port
 	SrcPort, DstPort Port
+	Opens            bool // of TCP: the packet that opens a connection, and no other
 	Mark, ConnMark   Mark
+	Tracked          Tracked
 }
 
 // Net, Iface, Port and Mark are conditions, Not their opposite.
@@ -65,6 +67,15 @@ type (
 	}
 )
 
+// Tracked is what connection tracking knows of a packet.
+type Tracked uint8
+
+const (
+	Unplaced Tracked = iota + 1 // of no connection that it could name
+	Passed                      // of one that it knew before this packet, and that no rule has redirected
+	Answered                    // of one that both sides have spoken on
+)
+
 // Action is what a rule does.
 type Action struct {
 	Verb Verb
@@ -83,6 +94,7 @@ const (
 	MarkConnection                 // set the mark on the connection
 	RestoreMark                    // copy the connection's mark to the packet
 	Track                          // in a conntrack zone
+	Drop
 )
 
 // Rules returns the rules of c, in the order in which their tables are to be
@@ -90,7 +102,7 @@ const (
 func Rules(c Config) []Table {
 	var tables []Table
 	for _, f := range c.families() {
-		tables = append(tables, Table{f, "mangle", mangleRules()})
+		tables = append(tables, Table{f, "mangle", append(markRules(), guardRules(c, f)...)})
 		if c.DNS {
 			tables = append(tables, Table{f, "raw", rawRules()})
 		}
@@ -112,12 +124,19 @@ func (c Config) families() (fs []Family) {
 // proxyMark and connMark are the conditions on the two marks.
 func proxyMark(not bool) Mark { return Mark{MarkProxy, MarkMask, not} }
 func connMark() Mark          { return Mark{MarkConn, MarkMask, false} }
+func (m Mark) not() Mark      { return Mark{m.Value, m.Mask, !m.Not} }
 
-// mangleRules bring the answers home. The proxy connects to the application
-// from the client's own address; the answers go to that address, and must come
-// back to the proxy's socket instead of leaving the pod.
-func mangleRules() []Rule {
+// markRules bring the answers home. The proxy connects to the application from
+// the client's own address; the answers go to that address, and must come back
+// to the proxy's socket instead of leaving the pod.
+//
+// The client may have a connection of its own to the application, from before
+// the pod was redirected, and the proxy may happen upon its port. Then the proxy
+// has to do without: marked, that connection would lose its answers to it.
+func markRules() []Rule {
 	return []Rule{
+		{ChainPrerouting, "a connection of the client's own is none that the proxy opens",
+			Match{Proto: "tcp", Opens: true, Mark: proxyMark(false), ConnMark: connMark().not(), Tracked: Answered}, Action{Verb: Drop}},
 		{ChainPrerouting, "a connection that the proxy opens to the application",
 			Match{Mark: proxyMark(false)}, Action{Verb: MarkConnection, Mark: connMark()}},
 		{ChainOutput, "its answers: marked, the routing policy delivers them here",
@@ -137,17 +156,61 @@ func rawRules() []Rule {
 	}
 }
 
-func natRules(c Config, f Family) []Rule {
-	loopback, probe := netip.MustParsePrefix("127.0.0.1/32"), c.ProbeIP4
-	if f == IPv6 {
-		loopback, probe = netip.MustParsePrefix("::1/128"), c.ProbeIP6
+// guardRules close the way round the rules. Only the packet that opens a
+// connection is redirected, so that connections from before go on: conntrack
+// takes them up in the middle, as new ones, and a rule that redirected them
+// would end them. But what is so taken up is never looked at again, so whoever
+// lets it take up something of his own, and then opens a connection from the
+// same port, would go round. What opens a connection where one is known that was
+// not redirected, or where conntrack is at a loss, is therefore dropped. If it
+// is honest it comes again, and passes when conntrack has forgotten the other.
+func guardRules(c Config, f Family) (rules []Rule) {
+	loopback, probe := c.exempt(f)
+	guard := func(chain string, m Match) {
+		m.Proto, m.Opens = "tcp", true
+		for _, way := range []Tracked{Unplaced, Passed} {
+			m.Tracked = way
+			rules = append(rules, Rule{chain, way.why(), m, Action{Verb: Drop}})
+		}
 	}
+	for _, name := range c.VirtualInterfaces {
+		guard(ChainPrerouting, Match{In: Iface{Name: name}})
+	}
+	if !c.BypassInbound {
+		m := Match{Dst: Net{loopback, true}, In: Iface{"lo", true}, DstPort: Port{PortHBONE, true}, Mark: proxyMark(true)}
+		if probe.IsValid() {
+			m.Src = Net{hostPrefix(probe), true}
+		}
+		guard(ChainPrerouting, m)
+	}
+	guard(ChainOutput, Match{Dst: Net{loopback, true}, Out: Iface{"lo", true}, Mark: proxyMark(true)})
+	return rules
+}
+
+func (w Tracked) why() string {
+	if w == Unplaced {
+		return "no new connection goes round the redirection: one that conntrack cannot place"
+	}
+	return "no new connection goes round the redirection: one in the place of another from before"
+}
+
+// exempt are the addresses that are never redirected: as destinations, and as
+// sources of probes.
+func (c Config) exempt(f Family) (loopback netip.Prefix, probe netip.Addr) {
+	if f == IPv6 {
+		return netip.MustParsePrefix("::1/128"), c.ProbeIP6
+	}
+	return netip.MustParsePrefix("127.0.0.1/32"), c.ProbeIP4
+}
+
+func natRules(c Config, f Family) []Rule {
+	loopback, probe := c.exempt(f)
 	return append(natPrerouting(c, loopback, probe), natOutput(c, loopback, probe)...)
 }
 
 func natPrerouting(c Config, loopback netip.Prefix, probe netip.Addr) (rules []Rule) {
 	add := func(why string, m Match, a Action) {
-		m.Proto = "tcp"
+		m.Proto, m.Opens = "tcp", a.Verb == Redirect
 		rules = append(rules, Rule{ChainPrerouting, why, m, a})
 	}
 	for _, name := range c.VirtualInterfaces {
@@ -170,6 +233,7 @@ func natPrerouting(c Config, loopback netip.Prefix, probe netip.Addr) (rules []R
 
 func natOutput(c Config, loopback netip.Prefix, probe netip.Addr) (rules []Rule) {
 	add := func(why string, m Match, a Action) {
+		m.Opens = m.Proto == "tcp" && a.Verb == Redirect
 		rules = append(rules, Rule{ChainOutput, why, m, a})
 	}
 	if probe.IsValid() {
