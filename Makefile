@@ -18,7 +18,9 @@ TESTENV := env "PATH=$$PATH:/usr/sbin:/sbin" WARREN_BINS=$(CURDIR)/$(BIN)
 CNI_PLUGINS := github.com/containernetworking/plugins/plugins/main/bridge github.com/containernetworking/plugins/plugins/ipam/host-local
 FUZZTIME    ?= 10s
 
-.PHONY: help deps build plugins demo test test-race e2e bench bench-go lint fuzz ci clean
+ARCHS       ?= amd64 arm64
+
+.PHONY: help deps build plugins images images-lock demo test test-race e2e bench bench-go lint fuzz ci clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,6 +33,17 @@ build: ## the four programs, into bin/
 
 plugins: ## the CNI plugins that the demo and the tests chain with, from their Go module
 	$(GO) build -o $(BIN)/ $(CNI_PLUGINS)
+
+images: ## one tar a program and architecture for docker load, into bin/images, tagged VERSION (ARCHS=amd64 for one)
+	@for arch in $(ARCHS); do \
+		CGO_ENABLED=0 GOOS=linux GOARCH=$$arch $(GO) build -trimpath -buildvcs=false -ldflags '-s -w $(LDFLAGS)' -o $(BIN)/linux-$$arch/ ./*/cmd/* || exit 1; \
+	done
+	$(GO) -C manifests/tools build -o $(CURDIR)/$(BIN)/images-builder ./cmd/images
+	$(BIN)/images-builder -version $(VERSION) -arch "$$(echo $(ARCHS) | tr ' ' ,)"
+
+images-lock: ## take the newest Debian packages for the images, and remember them
+	$(GO) -C manifests/tools build -o $(CURDIR)/$(BIN)/images-builder ./cmd/images
+	$(BIN)/images-builder -relock
 
 demo: deps build plugins ## a two-node mesh on this machine, real requests, and the proof (KEEP=1 leaves it running)
 	$(GO) build -o $(BIN)/demo ./e2e/demo/cmd/demo

@@ -12,7 +12,7 @@ type kind int
 
 const (
 	unknown kind = iota
-	bottom       // internal/netns
+	bottom       // internal/netns, internal/hostdir
 	contract
 	pure
 	core
@@ -31,6 +31,7 @@ func (k kind) String() string {
 func kinds() map[string]kind {
 	return map[string]kind{
 		"internal/netns":    bottom,
+		"internal/hostdir":  bottom,
 		"internal/nstest":   support,
 		"internal/archtest": support,
 		"internal/capture":  support,
@@ -87,7 +88,7 @@ func kindOf(dir string) kind {
 			return k
 		}
 	}
-	if dir == "e2e" || strings.HasPrefix(dir, "e2e/") {
+	if dir == "e2e" || strings.HasPrefix(dir, "e2e/") || strings.HasPrefix(dir, "manifests/") {
 		return support
 	}
 	if ok, _ := path.Match("*/cmd/*", dir); ok {
