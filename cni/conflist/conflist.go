@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -21,10 +22,17 @@ const (
 // removed instead.
 var ErrEmpty = errors.New("no other plugin is left in the list")
 
+var (
+	errNobody    = errors.New("conflist: there is no plugin in the list to chain behind")
+	errNoPlugins = errors.New(`conflist: neither "plugins" nor "type" is there: not a network configuration whose plugins are in this file`)
+)
+
 // Add returns the list with entry as its last plugin, in place of every other
-// of our type. A single configuration (.conf) becomes a list, whose file must
-// be called .conflist. The error says what in data is in the way; data is never
-// changed.
+// of our type. An entry that is there already, once and behind another plugin,
+// stays where it is: another mesh that also wants to be the last would put
+// itself behind us again for ever. A single configuration (.conf) becomes a
+// list, whose file must be called .conflist. The error says what in data is in
+// the way; data is never changed.
 func Add(data []byte, entry Entry) ([]byte, error) {
 	l, err := parse(data)
 	if err != nil {
@@ -38,20 +46,16 @@ func Add(data []byte, entry Entry) ([]byte, error) {
 	}
 	others := l.others()
 	if len(others) == 0 {
-		return nil, errors.New("conflist: there is no plugin in the list to chain behind")
+		return nil, errNobody
 	}
 	compact, err := entry.JSON()
 	if err != nil {
 		return nil, err
 	}
-	if len(others) == len(l.plugins)-1 && l.plugins[len(others)].ours && same(l.plugins[len(others)].text, compact) {
+	if l.inPlace(compact) {
 		return data, nil
 	}
-	lead := l.data[l.open:l.plugins[0].start]
-	array := l.array(others)
-	array = append(array, l.separator(lead)...)
-	array = append(array, layOut(compact, lead)...)
-	return l.splice(array), nil
+	return l.splice(l.array(others, compact)), nil
 }
 
 // Remove returns the list without plugins of our type. One without any, and a
@@ -77,10 +81,16 @@ func Has(data []byte) (bool, error) {
 	return err == nil && len(l.others()) < len(l.plugins), err
 }
 
+// inPlace says whether our entry is there, once and not as the first.
+func (l list) inPlace(compact []byte) bool {
+	i := slices.IndexFunc(l.plugins, func(p plugin) bool { return p.ours })
+	return i > 0 && len(l.others()) == len(l.plugins)-1 && same(l.plugins[i].text, compact)
+}
+
 // wrap makes a list of a single configuration.
 func wrap(l list, entry Entry) ([]byte, error) {
 	if l.typ == "" {
-		return nil, errors.New(`conflist: neither "plugins" nor "type" is there: not a network configuration whose plugins are in this file`)
+		return nil, errNoPlugins
 	}
 	if l.typ == Type {
 		return nil, errors.New("conflist: there is no plugin to chain behind, only ours")
@@ -119,15 +129,21 @@ func wrap(l list, entry Entry) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// array is the text between the brackets, up to the last of the plugins kept:
-// each with the text that was before it, the first with the array's first.
-func (l list) array(kept []plugin) []byte {
-	text := bytes.Clone(l.data[l.open:l.plugins[0].start])
+// array is the text between the brackets, up to the last plugin: those kept,
+// each with the text that was before it, the first with the array's first; and
+// new ones behind them, laid out alike.
+func (l list) array(kept []plugin, more ...[]byte) []byte {
+	lead := l.data[l.open:l.plugins[0].start]
+	text := bytes.Clone(lead)
 	for i, p := range kept {
 		if i > 0 {
 			text = append(text, l.data[p.gap:p.start]...)
 		}
 		text = append(text, p.text...)
+	}
+	for _, m := range more {
+		text = append(text, l.separator(lead)...)
+		text = append(text, layOut(m, lead)...)
 	}
 	return text
 }

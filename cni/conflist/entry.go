@@ -3,7 +3,11 @@ package conflist
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"path"
+	"slices"
+	"strings"
 )
 
 // Type is our plugin's type in a list, and its binary's name.
@@ -37,6 +41,38 @@ func (e Entry) JSON() ([]byte, error) {
 		Namespace    string `json:"namespace,omitempty"`
 	}{Type, e.RunDir, e.StateDir, e.LogFile, e.LogLevel, e.WithoutAgent, e.Namespace})
 }
+
+// Validate says what the plugin would refuse: it would fail for every pod. All
+// mistakes are told at once.
+func (e Entry) Validate() error {
+	var errs []error
+	bad := func(key, value, want string) {
+		errs = append(errs, fmt.Errorf("conflist: our entry's %q: %.100q: want %s", key, value, want))
+	}
+	for _, p := range []struct{ key, value string }{{"runDir", e.RunDir}, {"stateDir", e.StateDir}, {"logFile", e.LogFile}} {
+		if v := p.value; v != "" && (!path.IsAbs(v) || path.Clean(v) != strings.TrimRight(v, "/") || len(v) > 4000 || strings.ContainsFunc(v, isControl)) {
+			bad(p.key, v, "an absolute path without . and ..")
+		}
+	}
+	if len(e.RunDir) > maxRunDir {
+		bad("runDir", e.RunDir, "a path short enough for a Unix socket in it")
+	}
+	if e.LogLevel != "" && !slices.Contains([]string{"debug", "info", "warn", "error"}, e.LogLevel) {
+		bad("logLevel", e.LogLevel, "debug, info, warn or error")
+	}
+	if e.WithoutAgent != "" && !slices.Contains([]string{"refuse", "allow"}, e.WithoutAgent) {
+		bad("withoutAgent", e.WithoutAgent, "refuse or allow")
+	}
+	if len(e.Namespace) > 63 || strings.Trim(e.Namespace, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" {
+		bad("namespace", e.Namespace, "the name of a Kubernetes namespace")
+	}
+	return errors.Join(errs...)
+}
+
+// maxRunDir leaves room for the socket's name in the 107 bytes of its path.
+const maxRunDir = 107 - len("/cni.sock")
+
+func isControl(r rune) bool { return r < ' ' || r == 0x7f }
 
 // marshal leaves <, > and & as they are, as a person would.
 func marshal(v any) ([]byte, error) {

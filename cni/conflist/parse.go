@@ -14,6 +14,9 @@ import (
 type list struct {
 	data     []byte
 	isList   bool // it has "plugins"
+	first    int  // offset of the first key
+	brace    int  // offset behind the opening brace
+	copyOf   string
 	name     string
 	typ      string // of a single configuration
 	version  string
@@ -27,6 +30,7 @@ type list struct {
 type plugin struct {
 	gap, start, end int
 	text            []byte
+	typ             string
 	ours            bool
 }
 
@@ -55,6 +59,8 @@ func parse(data []byte) (list, error) {
 	if t, err := d.Token(); err != nil || t != json.Delim('{') {
 		return l, errors.New("conflist: not a JSON object")
 	}
+	l.brace = int(d.InputOffset())
+	l.first = l.brace + len(data[l.brace:]) - len(bytes.TrimLeft(data[l.brace:], " \t\r\n"))
 	seen := map[string]bool{}
 	for d.More() {
 		t, err := d.Token()
@@ -62,7 +68,7 @@ func parse(data []byte) (list, error) {
 			return l, fmt.Errorf("conflist: %w", err)
 		}
 		key, _ := t.(string)
-		if ours := slices.Contains([]string{"plugins", "name", "type", "cniVersion", "cniVersions"}, key); ours && seen[key] {
+		if ours := slices.Contains([]string{"plugins", "name", "type", "cniVersion", "cniVersions", copyKey}, key); ours && seen[key] {
 			return l, fmt.Errorf("conflist: %q is there twice", key)
 		}
 		seen[key] = true
@@ -87,6 +93,8 @@ func (l *list) value(d *json.Decoder, key string) error {
 		return d.Decode(&l.version)
 	case "cniVersions":
 		return d.Decode(&l.versions)
+	case copyKey:
+		return d.Decode(&l.copyOf)
 	}
 	var skip json.RawMessage
 	return d.Decode(&skip)
@@ -111,7 +119,7 @@ func (l *list) elements(d *json.Decoder) error {
 		if err := json.Unmarshal(keys["type"], &typ); err != nil || typ == "" {
 			return fmt.Errorf("plugin %d has no type", len(l.plugins))
 		}
-		l.plugins = append(l.plugins, plugin{gap: gap, start: end - len(text), end: end, text: text, ours: typ == Type})
+		l.plugins = append(l.plugins, plugin{gap: gap, start: end - len(text), end: end, text: text, typ: typ, ours: typ == Type})
 		gap = end
 	}
 	_, err := d.Token()
