@@ -12,6 +12,8 @@
 //	request and lifetime       InvalidArgument "CSR signing error (…)"
 //	signing                    Internal
 //
+// Where it cannot be found out who calls, or what the caller may have, the answer is Unavailable.
+//
 // Why somebody was refused is in the log and not in the answer: it would tell a stolen token what exists on a node.
 // Every signature leaves one line in the log.
 package server

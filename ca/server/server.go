@@ -30,26 +30,35 @@ const (
 	msgImpersonation   = "request impersonation authentication failure"
 )
 
-// Caller is who presented credentials.
+// msgUnavailable is the answer to callers of whom nothing could be found out.
+const msgUnavailable = "callers cannot be authenticated now, try again"
+
+// Caller is who presented credentials. ca/kubeauth has a type with the same fields, which converts into this one.
 type Caller struct {
-	Node     string      // the node that it runs on
+	Node     string      // the node that it runs on; empty when that is not known
 	Identity spiffeid.ID // its own identity; zero for a caller that is only a node
+	Pod      string      // namespace/name of the pod that its credentials are bound to; empty for none
+	PodUID   string
 }
 
 func (c Caller) String() string {
-	if c.Node != "" {
+	switch {
+	case c.Pod != "":
+		return c.Identity.String() + " of pod " + c.Pod
+	case c.Node != "":
 		return "node " + c.Node
 	}
 	return c.Identity.String()
 }
 
-// Authenticator says who calls, from the gRPC metadata and peer in ctx. Its error is logged, not sent.
+// Authenticator says who calls, from the gRPC metadata and peer in ctx. Its error is logged, not sent. One with the
+// gRPC status Unavailable says that it could not be found out, and is answered so: the caller comes again.
 type Authenticator interface {
 	Authenticate(ctx context.Context) (Caller, error)
 }
 
 // Authorizer says whether caller may have a certificate for id, whose trust domain has been compared already. Its
-// error is logged, not sent.
+// error is like an Authenticator's.
 type Authorizer interface {
 	Allowed(caller Caller, id spiffeid.ID) error
 }
@@ -123,6 +132,14 @@ func refuse(c codes.Code, msg string, why error) *refusal {
 	return &refusal{answer: status.New(c, msg), why: why}
 }
 
+// refuseCaller refuses somebody, unless the reason says nothing about the caller.
+func refuseCaller(msg string, why error) *refusal {
+	if st, ok := status.FromError(why); ok && st.Code() == codes.Unavailable {
+		return refuse(codes.Unavailable, msgUnavailable, why)
+	}
+	return refuse(codes.Unauthenticated, msg, why)
+}
+
 // CreateCertificate implements the Istio CA service.
 func (s *Server) CreateCertificate(ctx context.Context, req *pb.IstioCertificateRequest) (*pb.IstioCertificateResponse, error) {
 	start := time.Now()
@@ -153,14 +170,14 @@ func (s *Server) create(ctx context.Context, req *pb.IstioCertificateRequest, no
 	}
 	caller, err := s.cfg.Authenticator.Authenticate(ctx)
 	if err != nil {
-		return Caller{}, "", leaf, refuse(codes.Unauthenticated, msgUnauthenticated, err)
+		return Caller{}, "", leaf, refuseCaller(msgUnauthenticated, err)
 	}
 	if wait := s.limits.take(caller, now); wait > 0 {
 		return caller, "", leaf, &refusal{answer: exhausted(wait), why: fmt.Errorf("more than %g requests a second", s.cfg.Rate)}
 	}
 	id, err := s.wanted(caller, req)
 	if err != nil {
-		return caller, "", leaf, refuse(codes.Unauthenticated, msgImpersonation, err)
+		return caller, "", leaf, refuseCaller(msgImpersonation, err)
 	}
 	leaf, err = s.cfg.Authority.Sign([]byte(req.GetCsr()), id, lifetime(req.GetValidityDuration()), now)
 	if err != nil {

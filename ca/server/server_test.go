@@ -75,6 +75,9 @@ func (headerAuth) Authenticate(ctx context.Context) (server.Caller, error) {
 	if v := md.Get("identity"); len(v) == 1 {
 		return server.Caller{Identity: spiffeid.RequireFromString(v[0])}, nil
 	}
+	if len(md.Get("slow")) == 1 {
+		return server.Caller{}, status.Error(codes.Unavailable, "secret reason three")
+	}
 	return server.Caller{}, errors.New("secret reason one")
 }
 
@@ -82,6 +85,9 @@ func (headerAuth) Authenticate(ctx context.Context) (server.Caller, error) {
 type nodeAuthz struct{}
 
 func (nodeAuthz) Allowed(c server.Caller, id spiffeid.ID) error {
+	if c.Node == "node-3" {
+		return fmt.Errorf("of pods: %w", status.Error(codes.Unavailable, "secret reason four"))
+	}
 	if c.Node != "node-1" || id.Path() != alice.Path() {
 		return errors.New("secret reason two")
 	}
@@ -100,6 +106,7 @@ func TestCodesAreThoseOfIstiod(t *testing.T) {
 	const (
 		auth = "request authenticate failure"
 		imp  = "request impersonation authentication failure"
+		off  = "callers cannot be authenticated now, try again"
 	)
 	node1 := as("node", "node-1")
 	tests := []struct {
@@ -111,6 +118,8 @@ func TestCodesAreThoseOfIstiod(t *testing.T) {
 	}{
 		{"good", node1, &pb.IstioCertificateRequest{Csr: csr(t, alice), Metadata: want(alice.String()), ValidityDuration: 60}, codes.OK, ""},
 		{"nobody", context.Background(), &pb.IstioCertificateRequest{Csr: csr(t, alice), Metadata: want(alice.String())}, codes.Unauthenticated, auth},
+		{"nothing known of the caller", as("slow", "1"), &pb.IstioCertificateRequest{Csr: csr(t, alice), Metadata: want(alice.String())}, codes.Unavailable, off},
+		{"nothing known of pods", as("node", "node-3"), &pb.IstioCertificateRequest{Csr: csr(t, alice), Metadata: want(alice.String())}, codes.Unavailable, off},
 		{"another node", as("node", "node-2"), &pb.IstioCertificateRequest{Csr: csr(t, alice), Metadata: want(alice.String())}, codes.Unauthenticated, imp},
 		{"not on the node", node1, &pb.IstioCertificateRequest{Csr: csr(t, bob), Metadata: want(bob.String())}, codes.Unauthenticated, imp},
 		{"another trust domain", node1, &pb.IstioCertificateRequest{Csr: csr(t, alice), Metadata: want("spiffe://other.test/ns/app/sa/alice")}, codes.Unauthenticated, imp},
