@@ -88,7 +88,7 @@ func follow(ctx context.Context, src source, into store, c *contact) error {
 			Name:    c.kind,
 			Backoff: &wait.Backoff{Duration: firstRetry, Factor: 2, Jitter: 0.5, Steps: 10, Cap: lastRetry},
 		})
-	ctx = klog.NewContext(ctx, logr.FromSlogHandler(quietly{c.log.Handler()}))
+	ctx = Quietly(ctx, c.log)
 	retry := firstRetry
 	for {
 		began := time.Now()
@@ -176,3 +176,8 @@ func (q quietly) WithAttrs(attrs []slog.Attr) slog.Handler {
 
 // WithGroup implements slog.Handler.
 func (q quietly) WithGroup(name string) slog.Handler { return quietly{q.Handler.WithGroup(name)} }
+
+// Quietly returns a context in which client-go logs to log, as details.
+func Quietly(ctx context.Context, log *slog.Logger) context.Context {
+	return klog.NewContext(ctx, logr.FromSlogHandler(quietly{log.Handler()}))
+}

@@ -36,12 +36,13 @@ func labels(m map[string]string) map[string]string {
 	return out
 }
 
-// annotations keeps those of the mesh. Of one that is longer than any of ours the
-// beginning is kept, which is no good value and is said to be none.
+// annotations keeps those of the mesh, and that by which a static pod is known. Of one
+// that is longer than any of ours the beginning is kept, which is no good value and is
+// said to be none.
 func annotations(m map[string]string) map[string]string {
 	var out map[string]string
 	for k, v := range m {
-		if !strings.Contains(k, "istio.io/") {
+		if !strings.Contains(k, "istio.io/") && k != corev1.MirrorPodAnnotationKey {
 			continue
 		}
 		if out == nil {
