@@ -14,6 +14,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"k8s.io/apimachinery/pkg/util/validation"
 
+	"github.com/warren-mesh/warren/ca/authority"
+	"github.com/warren-mesh/warren/ca/kubeauth"
 	"github.com/warren-mesh/warren/xds/translate"
 )
 
@@ -30,9 +32,18 @@ const maxHosts = 64
 // Config is everything that can be set. RegisterFlags gives it its defaults; whoever
 // makes one by hand starts from Defaults.
 type Config struct {
-	KubeDir    string // folder of Kubernetes YAML
+	// Either a folder of Kubernetes YAML, with a folder for the CA and a file of tokens …
+	KubeDir    string
 	StateDir   string // the CA's key and certificates
 	NodeTokens string // file of lines "<token> <node>"
+
+	// … or a Kubernetes API server, which has all of it.
+	Kubernetes          bool
+	Kubeconfig          string   // empty: the API server of the cluster that we run in
+	Namespace           string   // our own; empty: that of our service account
+	TrustedNodeAccounts []string // service accounts of nodes' proxies, as namespace/name
+	RootConfigMap       string   // that every namespace gets; empty: none
+	PolicyStatus        bool     // write into policies what became of them
 
 	TrustDomain   string
 	ClusterID     string
@@ -56,9 +67,14 @@ type Config struct {
 	MaxTTL time.Duration
 }
 
-// Defaults is a Config that lacks only the folder, the state and the tokens.
+// Defaults is a Config that lacks only where the objects are: the folder, the state and
+// the tokens, or Kubernetes.
 func Defaults() Config {
 	return Config{
+		TrustedNodeAccounts: kubeauth.DefaultTrusted(),
+		RootConfigMap:       "istio-ca-root-cert",
+		PolicyStatus:        true,
+
 		TrustDomain:   "cluster.local",
 		ClusterID:     "Kubernetes",
 		Domain:        "cluster.local",
@@ -73,9 +89,7 @@ func Defaults() Config {
 
 // RegisterFlags defines a flag for every field; what the config holds is the default.
 func (c *Config) RegisterFlags(fs *pflag.FlagSet) {
-	fs.StringVar(&c.KubeDir, "kube-dir", c.KubeDir, "folder of Kubernetes YAML that stands in for an API server (required)")
-	fs.StringVar(&c.StateDir, "state-dir", c.StateDir, "folder with the CA's key and certificates, made at the first start; root-cert.pem in it is for the proxies (required)")
-	fs.StringVar(&c.NodeTokens, "node-tokens", c.NodeTokens, "file of lines \"<token> <node>\", which nodes prove themselves by (required)")
+	c.registerWorldFlags(fs)
 	fs.StringVar(&c.TrustDomain, "trust-domain", c.TrustDomain, "trust domain of all identities")
 	fs.StringVar(&c.ClusterID, "cluster-id", c.ClusterID, "first part of every workload's UID")
 	fs.StringVar(&c.Domain, "domain", c.Domain, "DNS suffix of services")
@@ -93,21 +107,25 @@ func (c *Config) RegisterFlags(fs *pflag.FlagSet) {
 	fs.DurationVar(&c.MaxTTL, "max-ttl", c.MaxTTL, "longest lifetime that a request may ask for")
 }
 
+func (c *Config) registerWorldFlags(fs *pflag.FlagSet) {
+	fs.StringVar(&c.KubeDir, "kube-dir", c.KubeDir, "folder of Kubernetes YAML that stands in for an API server (this or --kubernetes is required)")
+	fs.StringVar(&c.StateDir, "state-dir", c.StateDir, "with --kube-dir: folder with the CA's key and certificates, made at the first start; root-cert.pem in it is for the proxies")
+	fs.StringVar(&c.NodeTokens, "node-tokens", c.NodeTokens, "with --kube-dir: file of lines \"<token> <node>\", which nodes prove themselves by")
+	fs.BoolVar(&c.Kubernetes, "kubernetes", c.Kubernetes, "read from a Kubernetes API server, keep the CA in a Secret there, and know proxies by their service accounts")
+	fs.StringVar(&c.Kubeconfig, "kubeconfig", c.Kubeconfig, "with --kubernetes: how to reach the API server; empty for that of the cluster we run in")
+	fs.StringVar(&c.Namespace, "namespace", c.Namespace, "with --kubernetes: our own namespace, for the CA's Secret and the Lease of the leader; empty for that of our service account")
+	fs.StringSliceVar(&c.TrustedNodeAccounts, "trusted-node-accounts", c.TrustedNodeAccounts, "with --kubernetes: service accounts (namespace/name) of the nodes' proxies, which may read the mesh and have certificates for the pods on their node")
+	fs.StringVar(&c.RootConfigMap, "root-configmap", c.RootConfigMap, "with --kubernetes: ConfigMap with the CA's root that is kept in every namespace; empty for none")
+	fs.BoolVar(&c.PolicyStatus, "policy-status", c.PolicyStatus, "with --kubernetes: write into AuthorizationPolicies what the proxies make of them")
+}
+
 // Validate returns all mistakes at once.
 func (c *Config) Validate() error {
 	var errs []error
 	bad := func(flag, format string, args ...any) {
 		errs = append(errs, fmt.Errorf("--%s: %s", flag, fmt.Sprintf(format, args...)))
 	}
-	if c.KubeDir == "" {
-		bad("kube-dir", "must name a folder of Kubernetes YAML: reading from a Kubernetes API server is not there yet")
-	}
-	if c.StateDir == "" {
-		bad("state-dir", "must name the folder for the CA's key and certificates")
-	}
-	if c.NodeTokens == "" {
-		bad("node-tokens", "must name a file of lines \"<token> <node>\"")
-	}
+	c.validateWorld(bad)
 	if _, err := spiffeid.TrustDomainFromString(c.TrustDomain); err != nil || strings.Contains(c.TrustDomain, "/") {
 		bad("trust-domain", "%q is not a trust domain, such as cluster.local", c.TrustDomain)
 	}
@@ -135,6 +153,40 @@ func (c *Config) Validate() error {
 }
 
 type complain func(flag, format string, args ...any)
+
+// validateWorld checks what belongs to one of the two places that objects come from.
+func (c *Config) validateWorld(bad complain) {
+	if c.Kubernetes == (c.KubeDir != "") {
+		bad("kube-dir", "exactly one is needed: it, with a folder of Kubernetes YAML, or --kubernetes")
+	}
+	if !c.Kubernetes {
+		if c.StateDir == "" {
+			bad("state-dir", "must name the folder for the CA's key and certificates")
+		}
+		if c.NodeTokens == "" {
+			bad("node-tokens", "must name a file of lines \"<token> <node>\"")
+		}
+		if c.Kubeconfig != "" {
+			bad("kubeconfig", "is for --kubernetes, which is not given")
+		}
+		return
+	}
+	if c.StateDir != "" {
+		bad("state-dir", "is for --kube-dir: with --kubernetes the CA is in a Secret")
+	}
+	if c.NodeTokens != "" {
+		bad("node-tokens", "is for --kube-dir: with --kubernetes proxies are known by their service accounts")
+	}
+	if why := validation.IsDNS1123Label(c.Namespace); c.Namespace != "" && len(why) > 0 {
+		bad("namespace", "%q: %s", c.Namespace, strings.Join(why, "; "))
+	}
+	if _, err := c.trusted(); err != nil {
+		bad("trusted-node-accounts", "%v", err)
+	}
+	if why := validation.IsDNS1123Subdomain(c.RootConfigMap); c.RootConfigMap != "" && len(why) > 0 {
+		bad("root-configmap", "%q: %s", c.RootConfigMap, strings.Join(why, "; "))
+	}
+}
 
 func (c *Config) validateListeners(bad complain) {
 	if c.Listen == "" {
@@ -195,10 +247,15 @@ func (c *Config) options() (translate.Options, error) {
 		RootNamespace: c.RootNamespace,
 		Network:       c.Network,
 		// Nobody annotates pods in a folder: the agent that reads the same folder
-		// redirects those that are eligible.
-		AssumeRedirected: true,
+		// redirects those that are eligible. In an API server the agent's annotation counts.
+		AssumeRedirected: !c.Kubernetes,
 		DryRunPolicies:   c.DryRun,
 	}, err
+}
+
+// lifetimes bounds those of certificates.
+func (c *Config) lifetimes() authority.Policy {
+	return authority.Policy{DefaultTTL: c.TTL, MaxTTL: c.MaxTTL}
 }
 
 // LogValue is the effective configuration. It holds paths of secrets and no secrets.
@@ -207,6 +264,12 @@ func (c Config) LogValue() slog.Value {
 		slog.String("kube-dir", c.KubeDir),
 		slog.String("state-dir", c.StateDir),
 		slog.String("node-tokens", c.NodeTokens),
+		slog.Bool("kubernetes", c.Kubernetes),
+		slog.String("kubeconfig", c.Kubeconfig),
+		slog.String("namespace", c.Namespace),
+		slog.Any("trusted-node-accounts", c.TrustedNodeAccounts),
+		slog.String("root-configmap", c.RootConfigMap),
+		slog.Bool("policy-status", c.PolicyStatus),
 		slog.String("trust-domain", c.TrustDomain),
 		slog.String("cluster-id", c.ClusterID),
 		slog.String("domain", c.Domain),

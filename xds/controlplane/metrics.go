@@ -22,7 +22,7 @@ type metrics struct {
 	took                           prometheus.Histogram
 }
 
-func newMetrics(ads *server.Server, m *model, caExpires time.Time) *metrics {
+func newMetrics(p *ControlPlane) *metrics {
 	counter := func(name, help string) prometheus.Counter {
 		return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
 	}
@@ -40,8 +40,16 @@ func newMetrics(ads *server.Server, m *model, caExpires time.Time) *metrics {
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		out.requests, out.signed, out.unauthorized, out.failed, out.took,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "citadel_server_root_cert_expiry_timestamp", Help: "When the CA's certificate expires, in Unix time."},
-			func() float64 { return float64(caExpires.Unix()) }),
-		&adsCollector{ads: ads}, &modelCollector{model: m})
+			func() float64 {
+				if ca := p.ca.Load(); ca != nil {
+					return float64(ca.NotAfter().Unix())
+				}
+				return 0
+			}),
+		&adsCollector{ads: p.ads}, &modelCollector{model: p.model})
+	if feed, ok := p.feed.(kubeFeed); ok {
+		out.registry.MustRegister(&kubeCollector{feed: feed, cluster: p.cluster})
+	}
 	return out
 }
 

@@ -10,8 +10,8 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/warren-mesh/warren/ca/kubeauth"
 	caserver "github.com/warren-mesh/warren/ca/server"
-	"github.com/warren-mesh/warren/xds/file"
 	"github.com/warren-mesh/warren/xds/server"
 	"github.com/warren-mesh/warren/xds/translate"
 )
@@ -26,15 +26,8 @@ const (
 	maxProblemLines = 100
 )
 
-// feeder is where objects come from.
-type feeder interface {
-	// Read returns the newest objects, and a channel that is closed when there are newer.
-	Read() (translate.Objects, <-chan struct{})
-	// Untaken returns what has never been read since the start.
-	Untaken() []file.Problem
-}
-
-// model keeps what is made of the newest objects. It is the CA's Authorizer.
+// model keeps what is made of the newest objects. It is the CA's Authorizer for nodes
+// with tokens, and where kubeauth reads of pods.
 type model struct {
 	opts    translate.Options
 	publish func(*server.Snapshot)
@@ -42,10 +35,12 @@ type model struct {
 	waiting chan struct{} // a slot for each request that waits
 
 	mu       sync.Mutex
+	objects  translate.Objects
 	result   translate.Result
+	cluster  kubeauth.Cluster // objects and result as kubeauth reads them
 	snapshot *server.Snapshot // nil before the first objects
 	complete bool             // everything was read once
-	missing  []file.Problem   // what has not been, until then
+	missing  []string         // what has not been, until then
 	changed  chan struct{}    // closed, and replaced, when they change
 }
 
@@ -53,8 +48,8 @@ func newModel(opts translate.Options, publish func(*server.Snapshot), log *slog.
 	return &model{opts: opts, publish: publish, log: log, waiting: make(chan struct{}, maxPatient), changed: make(chan struct{})}
 }
 
-// run follows a feeder until ctx ends.
-func (m *model) run(ctx context.Context, f feeder) error {
+// run follows a feed until ctx ends.
+func (m *model) run(ctx context.Context, f feed) error {
 	for {
 		m.await(f.Untaken())
 		objects, changed := f.Read()
@@ -73,14 +68,14 @@ func (m *model) run(ctx context.Context, f feeder) error {
 // became unreadable keeps its objects, but not over a restart, and proxies that are told
 // of a mesh without it drop its policies: told nothing, they keep what they have. The CA
 // goes on for the pods that are known.
-func (m *model) await(untaken []file.Problem) {
+func (m *model) await(untaken []string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.complete {
 		return
 	}
 	if len(untaken) > 0 && !slices.Equal(untaken, m.missing) {
-		m.log.Error("proxies are told nothing until every file has been read once: mend or remove it", "files", len(untaken), "file", untaken[0].File, "err", untaken[0].Reason)
+		m.log.Error("proxies are told nothing until every file has been read once: mend or remove it", "files", len(untaken), "err", untaken[0])
 	}
 	m.missing, m.complete = untaken, len(untaken) == 0
 }
@@ -91,7 +86,7 @@ func (m *model) unready() string {
 	defer m.mu.Unlock()
 	switch {
 	case m.snapshot == nil:
-		return "the folder of YAML has not been read yet"
+		return "the model has not been made yet"
 	case !m.complete:
 		return fmt.Sprintf("proxies are told nothing until every file has been read once: %s", m.missing[0])
 	}
@@ -110,7 +105,8 @@ func (m *model) update(objects translate.Objects) error {
 		m.log.Error("not everything can be served", "err", err)
 	}
 	m.mu.Lock()
-	m.result, m.snapshot = result, snapshot
+	m.objects, m.result, m.snapshot = objects, result, snapshot
+	m.cluster = kubeauth.Index(objects.Pods, func(node string, id spiffeid.ID) bool { return result.Placements[node][id] })
 	close(m.changed)
 	m.changed = make(chan struct{})
 	complete := m.complete
@@ -144,6 +140,20 @@ func (m *model) current() (translate.Result, *server.Snapshot, <-chan struct{}) 
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.result, m.snapshot, m.changed
+}
+
+// policies returns the newest objects with what became of them.
+func (m *model) policies() (translate.Objects, translate.Result, <-chan struct{}) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.objects, m.result, m.changed
+}
+
+// Read implements kubeauth.Source.
+func (m *model) Read() (kubeauth.Cluster, <-chan struct{}) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.cluster, m.changed
 }
 
 // Allowed lets a node have certificates for the pods that are placed on it.

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -34,24 +35,35 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	return p.Run(ctx)
 }
 
-// ControlPlane is one that has its listeners and its authority, and does not run yet.
+// ControlPlane is one that has its listeners, and does not run yet.
 type ControlPlane struct {
 	cfg       Config
 	log       *slog.Logger
+	td        spiffeid.TrustDomain
 	listeners listeners
 
-	feeder    *file.Feeder
+	feed      feed
 	model     *model
-	ads       *server.Server // for nodes, with their tokens
+	callers   callers
+	cluster   *cluster       // nil without Kubernetes
+	ads       *server.Server // for proxies
 	plain     *server.Server // for anybody; nil for none
-	secure    *grpc.Server
-	plaintext *grpc.Server // nil for none
+	plaintext *grpc.Server   // nil for none
+	metrics   *metrics
 	http      []httpServer
+
+	ca     atomic.Pointer[authority.Authority] // nil while it is not known
+	noCA   atomic.Pointer[string]              // why it is not
+	secure *grpc.Server                        // nil before the CA is known
 }
 
-// New checks the config, reads the authority or makes one, and opens the listeners,
-// which Run closes.
-func New(cfg Config, log *slog.Logger) (_ *ControlPlane, err error) {
+// New checks the config and opens the listeners, which Run closes. The authority of a
+// folder is read or made here; that of Kubernetes is waited for in Run.
+func New(cfg Config, log *slog.Logger) (*ControlPlane, error) {
+	return newControlPlane(cfg, log, (*ControlPlane).useKubernetes)
+}
+
+func newControlPlane(cfg Config, log *slog.Logger, useKubernetes func(*ControlPlane, spiffeid.TrustDomain) error) (_ *ControlPlane, err error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
@@ -59,52 +71,76 @@ func New(cfg Config, log *slog.Logger) (_ *ControlPlane, err error) {
 	if err != nil {
 		return nil, err
 	}
-	log.Info("configuration", "config", cfg)
 	td, err := spiffeid.TrustDomainFromString(cfg.TrustDomain)
 	if err != nil {
 		return nil, err
 	}
-	ca, err := caserver.LoadOrCreate(cfg.StateDir, td, authority.Policy{DefaultTTL: cfg.TTL, MaxTTL: cfg.MaxTTL}, time.Now())
-	if err != nil {
+	if cfg.Kubernetes && cfg.Namespace == "" {
+		cfg.Namespace = ownNamespace(log)
+	}
+	log.Info("configuration", "config", cfg)
+	p := &ControlPlane{cfg: cfg, log: log, td: td}
+	p.model = newModel(options, p.publish, log)
+	use := (*ControlPlane).useFolder
+	if cfg.Kubernetes {
+		use = useKubernetes
+	}
+	if err := use(p, td); err != nil {
 		return nil, err
 	}
-	tokens, err := caserver.NewTokens(cfg.NodeTokens, log)
-	if err != nil {
-		return nil, err
-	}
-	cert, err := newServing(func(now time.Time) (*tls.Certificate, error) { return ca.Serving(cfg.hosts(), servingTTL, now) }, log, time.Now())
-	if err != nil {
-		return nil, err
-	}
-	p := &ControlPlane{cfg: cfg, log: log, feeder: file.Feed(cfg.KubeDir, log)}
-	p.ads = server.New(server.Config{Authenticate: nodeOf(tokens), Log: log})
+	p.ads = server.New(server.Config{Authenticate: p.callers.proxy, Log: log})
+	p.metrics = newMetrics(p)
 	if cfg.PlaintextListen != "" {
 		p.plain = server.New(server.Config{Authenticate: anybody, Log: log, MaxStreamsPerCaller: maxPlaintextStreams})
+		p.plaintext = grpc.NewServer(server.ServerOptions()...)
+		p.plain.Register(p.plaintext) // the CA is on the TLS port only
 	}
-	p.model = newModel(options, p.publish, log)
-	metrics := newMetrics(p.ads, p.model, ca.NotAfter())
+	if ca := p.ca.Load(); ca != nil {
+		if err := p.issueBy(ca); err != nil {
+			return nil, err
+		}
+	}
+	if p.listeners, err = listen(cfg); err != nil {
+		return nil, err
+	}
+	p.http = []httpServer{{p.listeners.health, p.healthHandler()}, {p.listeners.metrics, p.metrics.handler()}}
+	return p, nil
+}
+
+// useFolder takes everything from folders and files.
+func (p *ControlPlane) useFolder(td spiffeid.TrustDomain) error {
+	ca, err := caserver.LoadOrCreate(p.cfg.StateDir, td, p.cfg.lifetimes(), time.Now())
+	if err != nil {
+		return err
+	}
+	tokens, err := caserver.NewTokens(p.cfg.NodeTokens, p.log)
+	if err != nil {
+		return err
+	}
+	p.ca.Store(ca)
+	p.callers = nodesByToken(tokens, p.model)
+	p.feed = fileFeed{file.Feed(p.cfg.KubeDir, p.log)}
+	return nil
+}
+
+// issueBy makes the server of the TLS port, whose own certificate the authority signs.
+func (p *ControlPlane) issueBy(ca *authority.Authority) error {
+	cert, err := newServing(func(now time.Time) (*tls.Certificate, error) { return ca.Serving(p.cfg.hosts(), servingTTL, now) }, p.log, time.Now())
+	if err != nil {
+		return err
+	}
 	issuer, err := caserver.New(caserver.Config{
-		Authority: ca, TrustDomain: td, Authenticator: tokens, Authorizer: p.model, Log: log, Observer: metrics,
+		Authority: ca, TrustDomain: p.td, Authenticator: p.callers, Authorizer: p.callers, Log: p.log, Observer: p.metrics,
 	})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	p.secure = grpc.NewServer(append(server.ServerOptions(), grpc.Creds(credentials.NewTLS(
 		mtls.ServerAuth(func() (*tls.Certificate, error) { return cert.certificate(time.Now()) }))))...)
 	p.ads.Register(p.secure)
 	issuer.Register(p.secure)
-	if p.plain != nil {
-		p.plaintext = grpc.NewServer(server.ServerOptions()...)
-		p.plain.Register(p.plaintext) // the CA is on the TLS port only
-	}
-	if p.listeners, err = listen(cfg); err != nil {
-		return nil, err
-	}
-	p.http = []httpServer{
-		{p.listeners.health, p.healthHandler(ca.NotAfter())},
-		{p.listeners.metrics, metrics.handler()},
-	}
-	return p, nil
+	p.ca.Store(ca)
+	return nil
 }
 
 // publish hands a snapshot to both servers.
@@ -121,17 +157,6 @@ const maxPlaintextStreams = 100
 
 func anybody(context.Context) (string, error) { return "anybody", nil }
 
-// nodeOf authenticates a stream by the token of its node.
-func nodeOf(tokens caserver.Authenticator) func(context.Context) (string, error) {
-	return func(ctx context.Context) (string, error) {
-		caller, err := tokens.Authenticate(ctx)
-		if err != nil {
-			return "", err
-		}
-		return caller.Node, nil
-	}
-}
-
 // Addr is where the TLS port listens.
 func (p *ControlPlane) Addr() net.Addr { return p.listeners.secure.Addr() }
 
@@ -142,16 +167,19 @@ func (p *ControlPlane) Close() { p.listeners.close() }
 // when ctx ended.
 func (p *ControlPlane) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return p.feeder.Run(ctx) })
+	group.Go(func() error { return p.feed.Run(ctx) })
 	group.Go(func() error {
 		select {
-		case <-p.feeder.Synced():
-			return p.model.run(ctx, p.feeder)
+		case <-p.feed.Synced():
+			return p.model.run(ctx, p.feed)
 		case <-ctx.Done():
 			return nil
 		}
 	})
-	p.serveGRPC(ctx, group, p.secure, p.ads, p.listeners.secure)
+	group.Go(func() error { return p.serveSecure(ctx, group) })
+	if p.cluster != nil {
+		group.Go(func() error { return p.lead(ctx) })
+	}
 	if p.plaintext != nil {
 		p.log.Warn("serving xDS without TLS and authentication: whoever reaches the port can read the mesh", "addr", p.listeners.plaintext.Addr().String())
 		p.serveGRPC(ctx, group, p.plaintext, p.plain, p.listeners.plaintext)
@@ -159,10 +187,28 @@ func (p *ControlPlane) Run(ctx context.Context) error {
 	for _, h := range p.http {
 		h.serve(ctx, group)
 	}
-	p.log.Info("serving xDS and CA", "addr", p.Addr().String())
 	err := group.Wait()
 	p.log.Info("stopped", "err", err)
 	return err
+}
+
+// serveSecure serves the TLS port, as soon as there is a CA.
+func (p *ControlPlane) serveSecure(ctx context.Context, group *errgroup.Group) error {
+	if p.secure == nil {
+		ca := p.awaitCA(ctx)
+		if ca == nil {
+			return p.listeners.secure.Close()
+		}
+		if err := p.issueBy(ca); err != nil {
+			return errors.Join(err, p.listeners.secure.Close())
+		}
+	}
+	p.serveGRPC(ctx, group, p.secure, p.ads, p.listeners.secure)
+	p.log.Info("serving xDS and CA", "addr", p.Addr().String())
+	if p.cluster != nil {
+		p.cluster.secret.watch(ctx)
+	}
+	return nil
 }
 
 // serveGRPC serves until ctx ends; then calls that are under way may come to their end.

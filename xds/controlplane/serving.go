@@ -18,6 +18,9 @@ const (
 	retryServing = time.Minute
 )
 
+// serviceName is what our Service is called in a cluster.
+const serviceName = "warren-controlplane"
+
 // hosts are the names that proxies know a control plane by, and where it listens.
 func (c *Config) hosts() []string {
 	out := []string{
@@ -28,6 +31,9 @@ func (c *Config) hosts() []string {
 		"istiod-remote.istio-system.svc",
 		"istio-pilot.istio-system.svc",
 		"localhost", "127.0.0.1", "::1",
+	}
+	if c.Namespace != "" {
+		out = append(out, serviceName+"."+c.Namespace+".svc", serviceName+"."+c.Namespace+".svc."+c.Domain, serviceName+"."+c.Namespace, "istiod."+c.Namespace+".svc")
 	}
 	if host, _, err := net.SplitHostPort(c.Listen); err == nil {
 		if ip, err := netip.ParseAddr(host); err == nil && !ip.IsUnspecified() {

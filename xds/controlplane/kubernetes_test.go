@@ -1,0 +1,404 @@
+package controlplane
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/status"
+	authv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	dynamicfake "k8s.io/client-go/dynamic/fake"
+	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
+
+	"github.com/warren-mesh/warren/ca/mtls"
+)
+
+const (
+	ownNS  = "warren-system"
+	within = 60 * time.Second
+)
+
+var policyGVR = schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: policyResource}
+
+// world is the fakes of an API server.
+type world struct {
+	t       *testing.T
+	client  *fake.Clientset
+	dynamic *dynamicfake.FakeDynamicClient
+	away    atomic.Bool // it answers 429 to every list and watch
+}
+
+func newWorld(t *testing.T, objects ...runtime.Object) *world {
+	w := &world{t: t, client: fake.NewClientset(objects...), dynamic: dynamicfake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(),
+		map[schema.GroupVersionResource]string{policyGVR: "AuthorizationPolicyList"})}
+	w.client.Resources = []*metav1.APIResourceList{{GroupVersion: "security.istio.io/v1", APIResources: []metav1.APIResource{{Name: policyResource}}}}
+	w.client.PrependReactor("*", "*", func(a clienttesting.Action) (bool, runtime.Object, error) {
+		if w.away.Load() {
+			return true, nil, apierrors.NewTooManyRequests("slow down", 1)
+		}
+		return false, nil, nil
+	})
+	w.client.PrependReactor("create", "tokenreviews", func(a clienttesting.Action) (bool, runtime.Object, error) {
+		review := a.(clienttesting.CreateAction).GetObject().(*authv1.TokenReview).DeepCopy()
+		var claims struct{ Account, Pod string }
+		text, err := base64.RawURLEncoding.DecodeString(strings.Split(review.Spec.Token, ".")[1])
+		if err != nil || json.Unmarshal(text, &claims) != nil {
+			return true, nil, fmt.Errorf("token of the test: %w", err)
+		}
+		ns, pod, _ := strings.Cut(claims.Pod, "/")
+		review.Status = authv1.TokenReviewStatus{Authenticated: true, Audiences: []string{"istio-ca"}, User: authv1.UserInfo{
+			Username: "system:serviceaccount:" + ns + ":" + claims.Account, Groups: []string{"system:serviceaccounts"},
+			Extra: map[string]authv1.ExtraValue{"authentication.kubernetes.io/pod-name": {pod}, "authentication.kubernetes.io/pod-uid": {"uid-" + pod}},
+		}}
+		return true, review, nil
+	})
+	return w
+}
+
+// token is one that the fake API server knows to be a pod's.
+func token(account, pod string) string {
+	text, err := json.Marshal(map[string]any{"aud": "istio-ca", "Account": account, "Pod": pod})
+	if err != nil {
+		panic(err)
+	}
+	return "e30." + base64.RawURLEncoding.EncodeToString(text) + ".c2ln"
+}
+
+func ns(name string, labels map[string]string) *corev1.Namespace {
+	return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}}
+}
+
+func podOn(node, namespace, name, account, ip string) *corev1.Pod {
+	return &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, UID: "uid-x", Labels: map[string]string{"app": name}},
+		Spec:       corev1.PodSpec{NodeName: node, ServiceAccountName: account},
+		Status: corev1.PodStatus{Phase: corev1.PodRunning, PodIP: ip, PodIPs: []corev1.PodIP{{IP: ip}},
+			Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}},
+	}
+}
+
+// meshObjects is one pod of the mesh with its node's proxy.
+func meshObjects() []runtime.Object {
+	web := podOn("n1", "app", "web", "web", "10.0.0.1")
+	web.Annotations = map[string]string{"ambient.istio.io/redirection": "enabled"}
+	proxy, other := podOn("n1", ownNS, "ztunnel-1", "ztunnel", "10.0.0.2"), podOn("n2", ownNS, "ztunnel-2", "ztunnel", "10.0.0.3")
+	proxy.UID, other.UID = "uid-ztunnel-1", "uid-ztunnel-2"
+	return []runtime.Object{
+		ns("app", map[string]string{"istio.io/dataplane-mode": "ambient"}), ns(ownNS, nil), ns("kube-system", nil), ns("kube-public", nil), web, proxy, other,
+		&corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "app", Name: "web"}, Spec: corev1.ServiceSpec{Selector: map[string]string{"app": "web"}, ClusterIP: "10.96.0.1", Ports: []corev1.ServicePort{{Port: 80}}}},
+	}
+}
+
+// startOn starts a control plane on a world, with a leader that is elected quickly.
+func startOn(t *testing.T, w *world) *plane {
+	t.Helper()
+	cfg := Defaults()
+	cfg.Kubernetes, cfg.Namespace = true, ownNS
+	cfg.Listen, cfg.HealthListen, cfg.MetricsListen = "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
+	p := &plane{t: t, cfg: cfg, log: &lockedBuffer{}}
+	cp, err := newControlPlane(cfg, slog.New(slog.NewTextHandler(p.log, nil)), func(cp *ControlPlane, td spiffeid.TrustDomain) error {
+		return cp.useClients(clients{w.client, w.dynamic}, td)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.cp = cp
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- cp.Run(ctx) }()
+	p.stop = sync.OnceValue(func() error { cancel(); return <-ended })
+	t.Cleanup(func() {
+		if err := p.stop(); err != nil {
+			t.Errorf("run: %v", err)
+		}
+		http.DefaultClient.CloseIdleConnections()
+		if t.Failed() {
+			t.Logf("log:\n%s", p.log)
+		}
+	})
+	return p
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(within); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%s: did not come", what)
+		}
+	}
+}
+
+func (p *plane) ready() (bool, string) {
+	code, body := get(p.t, "http://"+p.cp.listeners.health.Addr().String()+"/healthz/ready")
+	return code == http.StatusOK, body
+}
+
+func (w *world) rootOf(namespace string) string {
+	m, err := w.client.CoreV1().ConfigMaps(namespace).Get(w.t.Context(), "istio-ca-root-cert", metav1.GetOptions{})
+	if err != nil {
+		return ""
+	}
+	return m.Data[rootKey]
+}
+
+func (w *world) dial(addr, host string) *grpc.ClientConn {
+	w.t.Helper()
+	roots := func() ([]byte, error) { return []byte(w.rootOf("app")), nil }
+	cc, err := grpc.NewClient(addr, grpc.WithTransportCredentials(credentials.NewTLS(mtls.ToServer(roots, host, ""))))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() { _ = cc.Close() })
+	return cc
+}
+
+// Everything together: what a proxy needs it finds in the cluster, and may have what is
+// its node's and nothing else.
+func TestKubernetes(t *testing.T) {
+	w := newWorld(t, meshObjects()...)
+	if err := w.dynamic.Tracker().Create(policyGVR, authorizationPolicy("deny", "DENY"), "app"); err != nil {
+		t.Fatal(err)
+	}
+	p := startOn(t, w)
+	eventually(t, "readiness", func() bool { ok, _ := p.ready(); return ok })
+	for _, namespace := range []string{"app", ownNS, "kube-system"} {
+		eventually(t, "root of "+namespace, func() bool { return w.rootOf(namespace) != "" })
+	}
+	if w.rootOf("kube-public") != "" {
+		t.Error("kube-public has a root")
+	}
+	cc := w.dial(p.cp.Addr().String(), "warren-controlplane.warren-system.svc")
+	proxy := token("ztunnel", ownNS+"/ztunnel-1")
+	subscribe(t, cc, p.as(proxy)).until(webWorkload, webService, "Kubernetes//Pod/warren-system/ztunnel-1", "Kubernetes//Pod/warren-system/ztunnel-2", "app/deny")
+	if _, err := subscribe(t, cc, p.as(token("web", "app/web"))).stream.Recv(); status.Code(err) != codes.Unauthenticated {
+		t.Errorf("a pod reads the mesh: %v", err)
+	}
+	const web = "spiffe://cluster.local/ns/app/sa/web"
+	resp, err := sign(t, cc, p.as(proxy), web)
+	if err != nil {
+		t.Fatal(err)
+	}
+	block, _ := pem.Decode([]byte(resp.GetCertChain()[0]))
+	if leaf, err := x509.ParseCertificate(block.Bytes); err != nil || leaf.URIs[0].String() != web {
+		t.Errorf("leaf for %v (%v)", leaf.URIs, err)
+	}
+	if last := resp.GetCertChain()[len(resp.GetCertChain())-1]; strings.TrimSpace(last) != strings.TrimSpace(w.rootOf("app")) {
+		t.Error("the root in the answer is not that of the ConfigMap")
+	}
+	for name, token := range map[string]string{"another node's proxy": token("ztunnel", ownNS+"/ztunnel-2"), "a pod": token("web", "app/web"), "nobody": "junk"} {
+		if _, err := sign(t, cc, p.as(token), web); status.Code(err) != codes.Unauthenticated {
+			t.Errorf("%s: %v, want Unauthenticated", name, err)
+		}
+	}
+	eventually(t, "status of the policy", func() bool { return conditionOf(w, "deny")["status"] == "True" })
+	_, metrics := get(t, "http://"+p.cp.listeners.metrics.Addr().String()+"/metrics")
+	for _, want := range []string{`warren_kube_synced{kind="Pod"} 1`, `warren_kube_up{kind="AuthorizationPolicy"} 1`, `warren_kube_objects{kind="Namespace"} 4`, "warren_leader 1", `warren_kube_writes_total{what="root-configmap"} 3`} {
+		if !strings.Contains(metrics, want) {
+			t.Errorf("metrics lack %q", want)
+		}
+	}
+	if strings.Contains(p.log.String(), "PRIVATE KEY") || strings.Contains(p.log.String(), proxy) {
+		t.Error("a secret is in the log")
+	}
+}
+
+// Before the API server answers the control plane says so, and what it waits for; once
+// it has read everything an API server that is away leaves it serving.
+func TestApiServerAway(t *testing.T) {
+	w := newWorld(t, meshObjects()...)
+	w.away.Store(true)
+	p := startOn(t, w)
+	eventually(t, "both reasons", func() bool {
+		ok, body := p.ready()
+		return !ok && strings.Contains(body, "Pod (") && strings.Contains(body, "slow down") && strings.Contains(body, "CA has not been read yet: secret")
+	})
+	w.away.Store(false)
+	eventually(t, "readiness", func() bool { ok, _ := p.ready(); return ok })
+	eventually(t, "root", func() bool { return w.rootOf("app") != "" })
+	cc := w.dial(p.cp.Addr().String(), "istiod.istio-system.svc")
+	proxy := token("ztunnel", ownNS+"/ztunnel-1")
+	if _, err := sign(t, cc, p.as(proxy), "spiffe://cluster.local/ns/app/sa/web"); err != nil {
+		t.Fatal(err)
+	}
+	feed := p.cp.feed.(kubeFeed)
+	if stale := feed.Stale(); len(stale) > 0 {
+		t.Errorf("stale = %v", stale)
+	}
+}
+
+// Replicas that start together have one root, whoever is first.
+func TestReplicasShareTheRoot(t *testing.T) {
+	w := newWorld(t)
+	log := &lockedBuffer{}
+	const replicas = 8
+	roots := make([]string, replicas)
+	var all sync.WaitGroup
+	for i := range replicas {
+		all.Go(func() {
+			ca, err := w.secret(log).load(t.Context(), time.Now())
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			roots[i] = string(ca.RootsPEM())
+		})
+	}
+	all.Wait()
+	for _, r := range roots {
+		if r == "" || r != roots[0] {
+			t.Fatal("not one root")
+		}
+	}
+	if n := strings.Count(log.String(), "secret made"); n != 1 {
+		t.Errorf("made %d times", n)
+	}
+	s, err := w.client.CoreV1().Secrets(ownNS).Get(t.Context(), ownSecret, metav1.GetOptions{})
+	if err != nil || len(s.Data["ca-key.pem"]) == 0 || string(s.Data["root-cert.pem"]) != roots[0] {
+		t.Fatalf("secret has %d entries, %v", len(s.Data), err)
+	}
+	if strings.Contains(log.String(), "PRIVATE") {
+		t.Error("the key is in the log")
+	}
+}
+
+func (w *world) secret(log *lockedBuffer) *caSecret {
+	return &caSecret{client: w.client, namespace: ownNS, td: spiffeid.RequireTrustDomainFromString("cluster.local"), log: slog.New(slog.NewTextHandler(log, nil))}
+}
+
+// The Secret that somebody put there goes before our own; what is wrong with it is said.
+func TestPluggedSecret(t *testing.T) {
+	w := newWorld(t)
+	log := &lockedBuffer{}
+	own, err := w.secret(log).load(t.Context(), time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	made, err := w.client.CoreV1().Secrets(ownNS).Get(t.Context(), ownSecret, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := newWorld(t)
+	foreign, err := other.secret(log).load(t.Context(), time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs, err := other.client.CoreV1().Secrets(ownNS).Get(t.Context(), ownSecret, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		data map[string][]byte
+		want string // roots
+		err  string
+	}{
+		"istio's names": {theirs.Data, string(foreign.RootsPEM()), ""},
+		"a TLS secret":  {map[string][]byte{"tls.crt": theirs.Data["ca-cert.pem"], "tls.key": theirs.Data["ca-key.pem"], "ca.crt": theirs.Data["root-cert.pem"]}, string(foreign.RootsPEM()), ""},
+		"empty":         {nil, "", "neither ca-cert.pem"},
+		"another's key": {map[string][]byte{"ca-cert.pem": theirs.Data["ca-cert.pem"], "ca-key.pem": made.Data["ca-key.pem"]}, "", "not the key"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			put(t, w, pluggedSecret, c.data)
+			ca, err := w.secret(log).load(t.Context(), time.Now())
+			switch {
+			case c.err != "" && (err == nil || !strings.Contains(err.Error(), c.err) || !strings.Contains(err.Error(), ownNS+"/"+pluggedSecret)):
+				t.Errorf("err = %v, want %q", err, c.err)
+			case c.err == "" && (err != nil || string(ca.RootsPEM()) != c.want || c.want == string(own.RootsPEM())):
+				t.Errorf("another root, or %v", err)
+			}
+		})
+	}
+}
+
+func put(t *testing.T, w *world, name string, data map[string][]byte) {
+	t.Helper()
+	secrets := w.client.CoreV1().Secrets(ownNS)
+	s := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: ownNS, Name: name}, Data: data}
+	if _, err := secrets.Update(t.Context(), s, metav1.UpdateOptions{}); apierrors.IsNotFound(err) {
+		_, err = secrets.Create(t.Context(), s, metav1.CreateOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+	} else if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A Secret that disappears is put back with the same root; one that changes is told of.
+func TestSecretChangesWhileRunning(t *testing.T) {
+	w := newWorld(t)
+	log := &lockedBuffer{}
+	s := w.secret(log)
+	ca, err := s.load(t.Context(), time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.compare(t.Context())
+	if why := s.differs(); why != "" {
+		t.Errorf("differs: %s", why)
+	}
+	if err := w.client.CoreV1().Secrets(ownNS).Delete(t.Context(), ownSecret, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	w.away.Store(true)
+	s.compare(t.Context())
+	w.away.Store(false)
+	if why := s.differs(); why != "" {
+		t.Errorf("an API server that is away makes it differ: %s", why)
+	}
+	s.compare(t.Context())
+	again, err := w.secret(log).load(t.Context(), time.Now())
+	if err != nil || string(again.RootsPEM()) != string(ca.RootsPEM()) {
+		t.Errorf("another root after the Secret was gone: %v", err)
+	}
+	put(t, w, ownSecret, map[string][]byte{"ca-cert.pem": []byte("x"), "ca-key.pem": []byte("y")})
+	s.compare(t.Context())
+	if why := s.differs(); !strings.Contains(why, "has changed") {
+		t.Errorf("differs = %q", why)
+	}
+	if n := strings.Count(log.String(), "level=ERROR"); n != 1 {
+		t.Errorf("told %d times:\n%s", n, log)
+	}
+}
+
+func authorizationPolicy(name, action string) *unstructured.Unstructured {
+	return &unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
+		"metadata": map[string]any{"namespace": "app", "name": name, "generation": int64(1)},
+		"spec":     map[string]any{"action": action, "rules": []any{map[string]any{"from": []any{map[string]any{"source": map[string]any{"namespaces": []any{"a"}}}}}}},
+	}}
+}
+
+func conditionOf(w *world, policy string) map[string]any {
+	p, err := w.dynamic.Resource(policyGVR).Namespace("app").Get(w.t.Context(), policy, metav1.GetOptions{})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	list, _, _ := unstructured.NestedSlice(p.Object, "status", "conditions")
+	for _, c := range list {
+		if c, ok := c.(map[string]any); ok && c["type"] == conditionType {
+			return c
+		}
+	}
+	return nil
+}
