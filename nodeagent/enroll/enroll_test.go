@@ -36,6 +36,7 @@ type world struct {
 	objects translate.Objects
 	view    *enroll.View
 	changed chan struct{}
+	whole   bool
 }
 
 func newWorld() *world {
@@ -57,7 +58,7 @@ func (w *world) change(do func(o *translate.Objects)) {
 	w.objects.Pods = slices.Clone(w.objects.Pods)
 	w.objects.Namespaces = slices.Clone(w.objects.Namespaces)
 	do(&w.objects)
-	w.view = enroll.NewView(w.objects, enroll.ViewOptions{Node: "node", OwnNamespace: "warren-system"})
+	w.view = enroll.NewView(w.objects, enroll.ViewOptions{Node: "node", OwnNamespace: "warren-system", Whole: w.whole})
 	close(w.changed)
 	w.changed = make(chan struct{})
 }
@@ -117,6 +118,28 @@ type node struct {
 	e     *enroll.Enroller
 	stop  func() // of the agent
 	times enroll.Times
+
+	config  func(*enroll.Config) // changes it before each start
+	notices *notices
+}
+
+// notices are what was told.
+type notices struct {
+	mu  sync.Mutex
+	all []enroll.Notice
+}
+
+func (n *notices) tell(notice enroll.Notice) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.all = append(n.all, notice)
+}
+
+// about says whether something about a pod was told that has this text in it.
+func (n *notices) about(pod, text string) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.ContainsFunc(n.all, func(o enroll.Notice) bool { return o.Pod.Name == pod && strings.Contains(o.Text, text) })
 }
 
 func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
@@ -127,7 +150,7 @@ func newNode(t *testing.T) *node {
 	b, err := redirect.Detect()
 	nstest.Need(t, err)
 	n := &node{
-		t: t, dir: t.TempDir(), world: newWorld(), flows: new(flows), backend: b,
+		t: t, dir: t.TempDir(), world: newWorld(), flows: new(flows), backend: b, notices: new(notices), config: func(*enroll.Config) {},
 		times: enroll.Times{Pod: 300 * time.Millisecond, Add: 2500 * time.Millisecond, Drain: 5 * time.Second, Sweep: 50 * time.Millisecond, Retry: 20 * time.Millisecond},
 	}
 	n.client = &event.Client{Path: filepath.Join(n.dir, event.SocketName)}
@@ -144,11 +167,13 @@ func (n *node) start() *node {
 	var wg sync.WaitGroup
 	var snapshot func() []zds.Workload
 	server := zds.NewServer(n.zds(), func() []zds.Workload { return snapshot() }, quiet())
-	e, err := enroll.New(enroll.Config{
+	cfg := enroll.Config{
 		StateDir: n.state(), HostRoot: "/", BootID: "boot", Backend: n.backend, Named: redirect.Named,
 		Redirect: event.Redirect{IPv6: true, ProbeIP4: redirect.ProbeIP4(), ProbeIP6: redirect.ProbeIP6()},
-		Proxy:    server, World: n.world, Flows: n.flows, Log: quiet(), Times: n.times,
-	})
+		Proxy:    server, World: n.world, Flows: n.flows, Log: quiet(), Times: n.times, Tell: n.notices.tell,
+	}
+	n.config(&cfg)
+	e, err := enroll.New(cfg)
 	if err != nil {
 		n.t.Fatal(err)
 	}

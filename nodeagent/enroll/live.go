@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/warren-mesh/warren/cni/event"
@@ -69,6 +70,24 @@ func (e *Enroller) compare(view *View) {
 		if a, _ := e.actionLocked(view, m); a != actNone {
 			e.convergeLocked(m)
 		}
+		e.warnLocked(view, m)
+	}
+}
+
+// warnLocked tells of annotations that are not understood, once.
+func (e *Enroller) warnLocked(view *View, m *member) {
+	p, ok := view.Pod(m.name, m.uid)
+	if !ok || m.box == nil || !p.Eligible.InMesh {
+		return
+	}
+	text := strings.Join(warnings(p), "; ")
+	if text == m.warned {
+		return
+	}
+	m.warned = text
+	if text != "" && e.cfg.Tell != nil {
+		e.cfg.Tell(Notice{p.PodName, p.ObjectUID, NoticeAnnotation, text})
+		e.log.Warn("a pod's annotation is ignored", "pod", m.name.String(), "err", text)
 	}
 }
 
