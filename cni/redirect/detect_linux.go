@@ -4,22 +4,33 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"os/exec"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
-const (
-	detectTimeout = 5 * time.Second
-	legacyTables  = "/proc/thread-self/net/ip_tables_names"
-	legacyTables6 = "/proc/thread-self/net/ip6_tables_names"
-)
+const detectTimeout = 5 * time.Second
 
 // Detect picks the iptables variant that the rules of the process's own
 // namespace, the host's, are in, so that the two do not mix on one node. Where
-// it has none it is nft. ErrNoIPTables where the PATH has no iptables.
+// it has none it is nft. Where the PATH has no iptables it is nftables without
+// one, if the kernel has that.
 func Detect() (Backend, error) {
+	b, err := DetectIPTables()
+	if !errors.Is(err, ErrNoIPTables) {
+		return b, err
+	}
+	if kernelErr := nftablesWork(here); kernelErr != nil {
+		return nil, fmt.Errorf("%w, and %w", err, kernelErr)
+	}
+	return &native{defaultLimits()}, nil
+}
+
+// DetectIPTables is Detect where nothing but iptables will do. ErrNoIPTables
+// where the PATH has none.
+func DetectIPTables() (Backend, error) {
 	nft, legacy, err := lookupBoth()
 	switch {
 	case err != nil:
@@ -37,10 +48,30 @@ func Detect() (Backend, error) {
 	return nft, nil
 }
 
+// nftablesWork asks a namespace's kernel.
+func nftablesWork(within func(func() error) error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), detectTimeout)
+	defer cancel()
+	n, err := openNetfilterIn(within)
+	if err == nil {
+		defer n.close()
+		q := query{subsystem: unix.NFNL_SUBSYS_NFTABLES, get: unix.NFT_MSG_GETTABLE, got: unix.NFT_MSG_NEWTABLE}
+		err = n.dump(ctx, q, func([]byte) bool { return true })
+	}
+	if err != nil && !interrupted(err) {
+		return fmt.Errorf("the kernel has no nftables: %w", err)
+	}
+	return nil
+}
+
 // Named returns the backend of that name, as another process detected it.
 func Named(name string) (Backend, error) {
-	if name != NameNFT && name != NameLegacy {
-		return nil, fmt.Errorf("redirect: no backend is called %q; there are %s and %s", name, NameNFT, NameLegacy)
+	switch name {
+	case NameNFTables:
+		return &native{defaultLimits()}, nil
+	case NameNFT, NameLegacy:
+	default:
+		return nil, fmt.Errorf("redirect: no backend is called %q; there are %s, %s and %s", name, NameNFT, NameLegacy, NameNFTables)
 	}
 	nft, legacy, err := lookupBoth()
 	if err != nil {
@@ -72,7 +103,7 @@ func lookupBoth() (nft, legacy *iptables, err error) {
 // plain one if that is the variant.
 func lookup(name string) (*iptables, error) {
 	_, variant, _ := strings.Cut(name, "-")
-	b := &iptables{name: name, tools: map[Family]tool{}, timeout: OpTimeout, patience: lockPatience, turns: &turns{}}
+	b := &iptables{limits: defaultLimits(), name: name, tools: map[Family]tool{}}
 	t, err := lookupTool("iptables", variant)
 	if err != nil {
 		return nil, err
@@ -138,19 +169,3 @@ func (b *iptables) hostRules(ctx context.Context) (n int) {
 
 // here is the process's own namespace.
 func here(fn func() error) error { return fn() }
-
-// legacyInUse says whether a namespace has tables of the legacy variant. Its
-// programs are not to be asked: they load the kernel modules to look.
-func legacyInUse(within func(func() error) error) (used bool, err error) {
-	err = within(func() error {
-		for _, path := range []string{legacyTables, legacyTables6} {
-			names, err := os.ReadFile(path)
-			if err != nil && !errors.Is(err, os.ErrNotExist) {
-				return err
-			}
-			used = used || len(names) > 0
-		}
-		return nil
-	})
-	return used, err
-}

@@ -56,7 +56,7 @@ func TestDetectByWhatIsInstalled(t *testing.T) {
 	tests := []struct {
 		name     string
 		programs map[string]string
-		want     string // "" is ErrNoIPTables
+		want     string // with iptables; "" is ErrNoIPTables
 		families []Family
 	}{
 		{"nothing", nil, "", nil},
@@ -76,8 +76,11 @@ func TestDetectByWhatIsInstalled(t *testing.T) {
 			pathWith(t, tt.programs)
 			b, err := Detect()
 			if tt.want == "" {
-				if !errors.Is(err, ErrNoIPTables) {
-					t.Errorf("Detect = %v, %v; want %v", b, err, ErrNoIPTables)
+				if err != nil || b.Name() != NameNFTables {
+					t.Errorf("Detect = %v, %v; want %s", b, err, NameNFTables)
+				}
+				if b, err := DetectIPTables(); !errors.Is(err, ErrNoIPTables) {
+					t.Errorf("DetectIPTables = %v, %v; want %v", b, err, ErrNoIPTables)
 				}
 				if _, err := Named(NameNFT); !errors.Is(err, ErrNoIPTables) {
 					t.Errorf("Named: %v, want %v", err, ErrNoIPTables)
@@ -136,7 +139,7 @@ func TestDetectByTheHostsRules(t *testing.T) {
 
 func BenchmarkApply(b *testing.B) {
 	nstest.Require(b)
-	for _, name := range []string{NameNFT, NameLegacy} {
+	for _, name := range []string{NameNFT, NameLegacy, NameNFTables} {
 		b.Run(name, func(b *testing.B) {
 			backend, err := Named(name)
 			if err != nil {
@@ -155,17 +158,21 @@ func BenchmarkApply(b *testing.B) {
 }
 
 func BenchmarkVerify(b *testing.B) {
-	ns, _ := nstest.NewNS(b, "pod")
-	backend, err := Named(NameNFT)
-	if err != nil {
-		b.Fatal(err)
-	}
-	if err := backend.Apply(ns, Defaults()); err != nil {
-		b.Fatal(err)
-	}
-	for b.Loop() {
-		if diffs, err := backend.Verify(ns, Defaults()); err != nil || len(diffs) > 0 {
-			b.Fatal(diffs, err)
-		}
+	for _, name := range []string{NameNFT, NameLegacy, NameNFTables} {
+		b.Run(name, func(b *testing.B) {
+			ns, _ := nstest.NewNS(b, "pod")
+			backend, err := Named(name)
+			if err != nil {
+				b.Fatal(err)
+			}
+			if err := backend.Apply(ns, Defaults()); err != nil {
+				b.Fatal(err)
+			}
+			for b.Loop() {
+				if diffs, err := backend.Verify(ns, Defaults()); err != nil || len(diffs) > 0 {
+					b.Fatal(diffs, err)
+				}
+			}
+		})
 	}
 }

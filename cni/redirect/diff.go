@@ -82,52 +82,49 @@ func diffJumps(own, builtin string, have table) (diffs []string) {
 	return diffs
 }
 
-// diffChain compares the rules of a chain: those that are missing, those that
-// are too many, and, of those that both have, the order.
+// line is a rule: the key says what it does, equal ones the same, and the text
+// is for people.
+type line struct{ key, text string }
+
+// diffChain compares the rules of a chain with what iptables-save printed.
 func diffChain(want []Rule, have []string) (diffs []string) {
-	var wanted, both []string
+	var w, h []line
 	for _, r := range want {
-		wanted = append(wanted, normalize(r.spec()))
+		w = append(w, line{normalize(r.spec()), r.spec()})
 	}
-	left := slices.Clone(wanted) // not found yet
+	for _, r := range have {
+		h = append(h, line{normalize(r), r})
+	}
+	return diffLines(w, h)
+}
+
+// diffLines compares the rules of a chain: those that are missing, those that
+// are too many, and, of those that both have, the order.
+func diffLines(want, have []line) (diffs []string) {
+	left := slices.Clone(want) // not found yet
+	find := func(l line) int { return slices.IndexFunc(left, func(o line) bool { return o.key == l.key }) }
+	var both, common []line
 	for i, r := range have {
-		n := normalize(r)
-		at := slices.Index(left, n)
+		at := find(r)
 		if at < 0 {
-			diffs = append(diffs, fmt.Sprintf("rule %d should not be there: %s", i+1, shown(r)))
+			diffs = append(diffs, fmt.Sprintf("rule %d should not be there: %s", i+1, shown(r.text)))
 			continue
 		}
 		left = slices.Delete(left, at, at+1)
-		both = append(both, n)
+		both = append(both, r)
 	}
-	var common []Rule
-	for i, n := range wanted {
-		if at := slices.Index(left, n); at >= 0 {
+	for i, r := range want {
+		if at := find(r); at >= 0 {
 			left = slices.Delete(left, at, at+1)
-			diffs = append(diffs, fmt.Sprintf("rule %d is missing: %s", i+1, want[i].spec()))
+			diffs = append(diffs, fmt.Sprintf("rule %d is missing: %s", i+1, r.text))
 			continue
 		}
-		common = append(common, want[i])
+		common = append(common, r)
 	}
 	for i, r := range common {
-		if normalize(r.spec()) != both[i] {
-			return append(diffs, fmt.Sprintf("out of order from rule %d on, which should be: %s", i+1, r.spec()))
+		if r.key != both[i].key {
+			return append(diffs, fmt.Sprintf("out of order from rule %d on, which should be: %s", i+1, r.text))
 		}
 	}
 	return diffs
 }
-
-// foreign names the chains of another mesh's agent.
-func foreign(f Family, have state) (found []string) {
-	for _, t := range have {
-		for _, c := range t.chains {
-			if strings.HasPrefix(c.name, foreignPrefix) {
-				found = append(found, fmt.Sprintf("%s %s %s", f, shown(t.name), shown(c.name)))
-			}
-		}
-	}
-	return found
-}
-
-// foreignPrefix begins the names of Istio's chains, in a pod and in a sidecar's.
-const foreignPrefix = "ISTIO_"

@@ -2,9 +2,8 @@ package redirect
 
 import (
 	"context"
-	"encoding/binary"
-	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink/nl"
@@ -13,79 +12,96 @@ import (
 	"github.com/warren-mesh/warren/internal/netns"
 )
 
-// foreignTable begins the names of the nftables tables that Istio's agent makes
-// in a pod when it does without iptables, which cannot see them.
-const foreignTable = "istio-ambient-"
+// What begins the names of Istio's chains, in a pod of its ambient mesh and in a
+// sidecar's, and of the nftables tables that its agent makes instead.
+const (
+	foreignChain = "ISTIO_"
+	foreignTable = "istio-"
+)
 
-// foreign looks for another mesh's chains in one variant of iptables.
-func (s *session) foreign(ctx context.Context) (found []string, err error) {
-	if s.name == NameLegacy {
-		if used, err := legacyInUse(s.ns.Do); err != nil || !used {
-			return nil, err
-		}
-	}
-	for _, f := range s.families() {
-		have, err := s.save(ctx, f)
-		if err != nil {
-			return nil, err
-		}
-		found = append(found, foreign(f, have)...)
-	}
-	return found, nil
+// stranger is a chain or a table of another mesh's.
+type stranger struct {
+	form   string // NameNFT, NameLegacy or NameNFTables
+	family string // as nft says it
+	table  string
+	chain  string // "" is the whole table
 }
 
-// foreignTables looks for another mesh's tables of nftables' own.
-func foreignTables(ctx context.Context, ns *netns.NS) (found []string, err error) {
-	var s *nl.NetlinkSocket
-	err = ns.Do(func() (err error) { // Subscribe opens where it is called
-		s, err = nl.Subscribe(unix.NETLINK_NETFILTER)
+func (s stranger) String() string {
+	if s.chain == "" {
+		return fmt.Sprintf("nftables %s %s", s.family, shown(s.table))
+	}
+	return fmt.Sprintf("%s %s %s", s.family, shown(s.table), shown(s.chain))
+}
+
+// lookForeign is Foreign, of any backend: what is there does not depend on it.
+func lookForeign(l limits, ns *netns.NS) (found []string, err error) {
+	err = l.visit(ns, "look for other meshes", "netlink", func(ctx context.Context, p place) error {
+		all, err := p.strangers(ctx)
+		for _, s := range all {
+			found = append(found, s.String())
+		}
 		return err
 	})
-	if s != nil {
-		defer s.Close()
-	}
-	if err == nil {
-		timeout := unix.NsecToTimeval(netlinkTimeout.Nanoseconds())
-		err = s.SetReceiveTimeout(&timeout)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("nfnetlink: %w", err)
-	}
-	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETTABLE, unix.NLM_F_DUMP)
-	req.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_NETFILTER: {Socket: s}}
-	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_UNSPEC})
-	err = req.ExecuteIter(unix.NETLINK_NETFILTER, unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWTABLE, func(msg []byte) bool {
-		if family, name := nftTable(msg); strings.HasPrefix(name, foreignTable) {
-			found = append(found, fmt.Sprintf("nftables %s %s", nftFamily(family), shown(name)))
-		}
-		return ctx.Err() == nil && len(found) <= maxDiffs
-	})
-	switch {
-	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EOPNOTSUPP): // a kernel without nftables
-		err = nil
-	case err != nil:
-		err = fmt.Errorf("list nftables: %w", err)
-	}
-	return found, errors.Join(err, ctx.Err())
+	return cutDiffs(found), err
 }
 
-// nftTable reads a message that describes a table: struct nfgenmsg (family,
-// version, two bytes of resource) and attributes.
-func nftTable(msg []byte) (family byte, name string) {
-	if len(msg) < nl.SizeofNfgenmsg {
-		return 0, ""
+// strangers lists what is another mesh's, without a program: the namespace may
+// have been programmed by one that the host no longer has.
+func (p place) strangers(ctx context.Context) (found []stranger, err error) {
+	n, err := openNetfilter(p.ns)
+	if err != nil && !lacking(err) {
+		return nil, err
 	}
-	for attrs := msg[nl.SizeofNfgenmsg:]; len(attrs) >= unix.SizeofNlAttr; {
-		size, kind := int(binary.NativeEndian.Uint16(attrs)), binary.NativeEndian.Uint16(attrs[2:])
-		if size < unix.SizeofNlAttr || size > len(attrs) {
+	if err == nil {
+		defer n.close()
+		if found, err = n.strangers(ctx); err != nil {
+			return nil, err
+		}
+	}
+	legacy, err := legacyChains(p.ns)
+	for _, c := range legacy {
+		if strings.HasPrefix(c.name, foreignChain) {
+			found = append(found, stranger{NameLegacy, c.family.String(), c.table, c.name})
+		}
+	}
+	slices.SortFunc(found, func(a, b stranger) int { return strings.Compare(a.String(), b.String()) })
+	return found, err
+}
+
+// strangers lists those in nftables, whoever made them.
+func (n *netfilter) strangers(ctx context.Context) (found []stranger, err error) {
+	for range maxReads {
+		found = nil
+		add := func(s stranger) bool {
+			found = append(found, s)
+			return len(found) <= maxDiffs
+		}
+		q := query{subsystem: unix.NFNL_SUBSYS_NFTABLES, get: unix.NFT_MSG_GETTABLE, got: unix.NFT_MSG_NEWTABLE}
+		err = n.dump(ctx, q, func(msg []byte) bool {
+			name := attributeString(msg[nl.SizeofNfgenmsg:], unix.NFTA_TABLE_NAME)
+			return !strings.HasPrefix(name, foreignTable) || add(stranger{NameNFTables, nftFamily(msg[0]), name, ""})
+		})
+		if err == nil {
+			q.get, q.got = unix.NFT_MSG_GETCHAIN, unix.NFT_MSG_NEWCHAIN
+			err = n.dump(ctx, q, func(msg []byte) bool {
+				attrs := msg[nl.SizeofNfgenmsg:]
+				name := attributeString(attrs, unix.NFTA_CHAIN_NAME)
+				return !strings.HasPrefix(name, foreignChain) ||
+					add(stranger{NameNFT, nftFamily(msg[0]), attributeString(attrs, unix.NFTA_CHAIN_TABLE), name})
+			})
+		}
+		if !interrupted(err) {
 			break
 		}
-		if kind == unix.NFTA_TABLE_NAME {
-			return msg[0], unix.ByteSliceToString(attrs[unix.SizeofNlAttr:size])
-		}
-		attrs = attrs[min((size+unix.NLA_ALIGNTO-1)&^(unix.NLA_ALIGNTO-1), len(attrs)):]
 	}
-	return 0, ""
+	if lacking(err) { // a kernel without nftables
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list nftables: %w", err)
+	}
+	return found, nil
 }
 
 func nftFamily(family byte) string {

@@ -84,7 +84,7 @@ func TestNoTextOfThePodInTheDocument(t *testing.T) {
 func TestOddChainsStayOutOfTheDocument(t *testing.T) {
 	for _, name := range []string{"--modprobe=/x", "-F", "", "a;b", "a\tb", "a*b", "a/b", "é"} {
 		var d document
-		d.unjump(table{"nat", []chain{{name, []string{"-j WARREN_OUTPUT", "-p tcp -j WARREN_OUTPUT"}}}}, ownChains())
+		d.unjump(table{"nat", []chain{{name, []string{"-j WARREN_OUTPUT", "-p tcp -j WARREN_OUTPUT"}}}}, ownChains(), ownChains())
 		if d.Len() > 0 {
 			t.Errorf("of a chain named %q: %q", name, d.String())
 		}
@@ -113,7 +113,7 @@ func holdLock(t *testing.T, ns *netns.NS) {
 
 // Any process in the pod can lock the pod's namespace.
 func TestThePodHoldsOurLock(t *testing.T) {
-	variants(t, func(t *testing.T, b *iptables) {
+	backends(t, func(t *testing.T, b Backend) {
 		pod, _ := nstest.NewNS(t, "pod")
 		before := snapshot(t, b, pod)
 		t.Cleanup(func() { // after the lock is released
@@ -122,7 +122,12 @@ func TestThePodHoldsOurLock(t *testing.T) {
 			}
 		})
 		holdLock(t, pod)
-		b.patience = 50 * time.Millisecond
+		switch b := b.(type) {
+		case *iptables:
+			b.patience = 50 * time.Millisecond
+		case *native:
+			b.patience = 50 * time.Millisecond
+		}
 		apply(t, b, pod, Defaults())
 		if err := b.Remove(pod); err != nil {
 			t.Error(err)
@@ -245,7 +250,7 @@ func TestTableThatIPTablesCannotRead(t *testing.T) {
 
 // Istio's agent can do without iptables, which then sees nothing of it.
 func TestForeignTables(t *testing.T) {
-	variants(t, func(t *testing.T, b *iptables) {
+	backends(t, func(t *testing.T, b Backend) {
 		_, err := exec.LookPath("nft")
 		nstest.Need(t, err)
 		pod, _ := nstest.NewNS(t, "pod")
@@ -259,9 +264,9 @@ func TestForeignTables(t *testing.T) {
 	})
 }
 
-func TestNFTTable(t *testing.T) {
-	for _, msg := range []string{"", "abc", "\x01\x00\x00\x00", "\x01\x00\x00\x00\xff\xff\x01\x00", "\x01\x00\x00\x00\x00\x00\x01\x00", "\x01\x00\x00\x00\x05\x00\x02\x00x"} {
-		if _, name := nftTable([]byte(msg)); name != "" {
+func TestBrokenAttributes(t *testing.T) {
+	for _, msg := range []string{"", "abc", "\xff\xff\x01\x00", "\x00\x00\x01\x00", "\x05\x00\x02\x00x"} {
+		if name := attributeString([]byte(msg), 1); name != "" {
 			t.Errorf("%q names %q", msg, name)
 		}
 	}
@@ -277,7 +282,7 @@ func TestATableIsAtomic(t *testing.T) {
 		nat := slices.IndexFunc(broken, func(t Table) bool { return t.Name == "nat" && t.Family == IPv4 })
 		broken[nat] = Rules(with(func(c *Config) { c.VirtualInterfaces = []string{"vm0"} }))[nat]
 		broken[nat].Rules = append(broken[nat].Rules, Rule{Chain: ChainOutput, Why: "refused", Action: Action{}})
-		err := b.session(pod, "apply", func(ctx context.Context, s *session) error { return s.apply(ctx, IPv4, broken) })
+		err := b.session(pod, "apply", func(ctx context.Context, s *session) error { _, err := s.apply(ctx, IPv4, broken); return err })
 		if err == nil || !strings.Contains(err.Error(), "unknown-verb") {
 			t.Errorf("error %v", err)
 		}
@@ -300,7 +305,7 @@ func TestApplyLooksAgainWithoutTheLock(t *testing.T) {
 	}
 	runs := dir + "/runs"
 	never := tool{script("save", "exit 0"), script("restore", "echo x >>"+runs)}
-	b := &iptables{name: "x", tools: map[Family]tool{IPv4: never}, timeout: OpTimeout, patience: 10 * time.Millisecond, turns: &turns{}}
+	b := &iptables{limits: limits{OpTimeout, 10 * time.Millisecond, &turns{}}, name: "x", tools: map[Family]tool{IPv4: never}}
 	own, err := pod.Reopen()
 	if err != nil {
 		t.Fatal(err)

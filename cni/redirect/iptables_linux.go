@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -16,9 +17,6 @@ import (
 )
 
 const (
-	// OpTimeout bounds each call of a Backend. The plugin gives up at 10 s and
-	// needs time to undo.
-	OpTimeout = 4 * time.Second
 	// maxOutput bounds what we read of a program: what is in a pod's
 	// namespace is the pod's to choose.
 	maxOutput = 4 << 20
@@ -34,12 +32,10 @@ const (
 // iptables is the Backend over iptables-save and iptables-restore, in one of
 // their variants.
 type iptables struct {
-	name     string
-	tools    map[Family]tool // IPv6 may be missing
-	other    *iptables       // the other variant, where the host has both
-	timeout  time.Duration   // OpTimeout
-	patience time.Duration   // lockPatience
-	turns    *turns          // shared by both variants
+	limits
+	name  string
+	tools map[Family]tool // IPv6 may be missing
+	other *iptables       // the other variant, where the host has both
 }
 
 // tool is one family's programs, as paths.
@@ -59,12 +55,18 @@ func (b *iptables) Apply(ns *netns.NS, c Config) error {
 		if err := s.routes.add(c); err != nil {
 			return err
 		}
+		fresh := true
 		for _, f := range c.families() {
-			if err := s.apply(ctx, f, Rules(c)); err != nil {
+			had, err := s.apply(ctx, f, Rules(c))
+			if err != nil {
 				return err
 			}
+			fresh = fresh && !had
 		}
-		return nil
+		if !fresh {
+			return nil
+		}
+		return s.forgetOutlived(ctx, c)
 	})
 }
 
@@ -93,31 +95,16 @@ func (b *iptables) Verify(ns *netns.NS, c Config) (diffs []string, err error) {
 
 func (b *iptables) Remove(ns *netns.NS) error {
 	return b.session(ns, "remove", func(ctx context.Context, s *session) error {
-		return errors.Join(s.clear(ctx, tableNames()...), s.routes.remove())
+		return errors.Join(s.clear(ctx), s.routes.remove(), s.forget(ctx, captured))
 	})
 }
 
 func (b *iptables) StopCapture(ns *netns.NS) error {
-	return b.session(ns, "stop capture", func(ctx context.Context, s *session) error { return s.clear(ctx, "nat") })
+	return b.session(ns, "stop capture", func(ctx context.Context, s *session) error { return s.stop(ctx) })
 }
 
 func (b *iptables) Foreign(ns *netns.NS) (found []string, err error) {
-	err = b.session(ns, "look for other meshes", func(ctx context.Context, s *session) error {
-		for _, variant := range []*iptables{b, b.other} {
-			if variant == nil {
-				continue
-			}
-			more, err := (&session{variant, s.ns, s.routes, s.locked}).foreign(ctx)
-			if err != nil {
-				return err
-			}
-			found = append(found, more...)
-		}
-		more, err := foreignTables(ctx, s.ns)
-		found = append(found, more...)
-		return err
-	})
-	return cutDiffs(found), err
+	return lookForeign(b.limits, ns)
 }
 
 // families are those that the host has programs for, and the kernel support.
@@ -130,36 +117,14 @@ func (s *session) families() (fs []Family) {
 	return fs
 }
 
-// session is one call, in one namespace, with one deadline.
+// session is one call of an iptables backend.
 type session struct {
 	*iptables
-	ns     *netns.NS
-	routes *routes
-	locked bool // nobody else of ours is at work in ns
+	place
 }
 
 func (b *iptables) session(ns *netns.NS, what string, fn func(context.Context, *session) error) error {
-	ctx, cancel := context.WithTimeout(context.Background(), b.timeout)
-	defer cancel()
-	done, err := b.turns.take(ctx, ns.ID())
-	if err != nil {
-		return fmt.Errorf("redirect: %s in %s: %w", what, ns.ID(), err)
-	}
-	defer done()
-	unlock, locked, err := lock(ctx, ns, b.patience)
-	if err != nil {
-		return fmt.Errorf("redirect: %s in %s: %w", what, ns.ID(), err)
-	}
-	defer unlock()
-	r, err := openRoutes(ns)
-	if err != nil {
-		return fmt.Errorf("redirect: %s in %s: %w", what, ns.ID(), err)
-	}
-	defer r.close()
-	if err := fn(ctx, &session{b, ns, r, locked}); err != nil {
-		return fmt.Errorf("redirect: %s in %s with %s: %w", what, ns.ID(), b.name, err)
-	}
-	return nil
+	return b.visit(ns, what, b.name, func(ctx context.Context, p place) error { return fn(ctx, &session{b, p}) })
 }
 
 // usable leaves out of c what cannot be done and is not needed: IPv6 where the
@@ -180,27 +145,28 @@ func (s *session) usable(c Config) (Config, error) {
 	return c, nil
 }
 
-// apply makes one family's tables those wanted, unless they are already. It
-// tries again when somebody changed them between our look and our change: the
-// pod, or another of us if we could not have the lock.
-func (s *session) apply(ctx context.Context, f Family, want []Table) error {
-	const tries = 3
-	err := errors.New("they were changed again, each time that they were set")
-	for range tries {
+// apply makes one family's tables those wanted, unless they are already, and
+// says whether there had been anything of ours. It tries again when somebody
+// changed them between our look and our change: the pod, or another of us if we
+// could not have the lock.
+func (s *session) apply(ctx context.Context, f Family, want []Table) (had bool, err error) {
+	err = errChanged
+	for range maxTries {
 		have, saveErr := s.save(ctx, f)
 		if saveErr != nil {
-			return saveErr
+			return had, saveErr
 		}
+		had = had || slices.ContainsFunc(have, table.hasOwn)
 		if len(diffRules(f, want, have)) == 0 {
-			return nil
+			return had, nil
 		}
 		if restoreErr := s.restore(ctx, f, transition(f, want, have)); restoreErr != nil {
 			err = restoreErr
 		} else if s.locked {
-			return nil
+			return had, nil
 		}
 	}
-	return err
+	return had, err
 }
 
 // transition is the document that leads from a state to the wanted tables.
@@ -221,9 +187,29 @@ func transition(f Family, want []Table, have state) string {
 	return d.String()
 }
 
-// clear removes all that is ours from the named tables. It goes on with the
-// next family after an error, to leave as little as possible.
-func (s *session) clear(ctx context.Context, tables ...string) error {
+// clear removes all that is ours.
+func (s *session) clear(ctx context.Context) error {
+	return s.edit(ctx, func(d *document, f Family, have state) {
+		for _, name := range tableNames() {
+			d.clear(have.table(name))
+		}
+	})
+}
+
+// stop removes what captures, and what sees to it that nothing goes round that.
+// The marks stay.
+func (s *session) stop(ctx context.Context) error {
+	return s.edit(ctx, func(d *document, f Family, have state) {
+		if mangle := have.table("mangle"); mangle.hasOwn() {
+			d.fill(Table{f, "mangle", markRules()}, mangle)
+		}
+		d.clear(have.table("nat"))
+	})
+}
+
+// edit changes what is there by a document. It goes on with the next family
+// after an error, to do as much as possible.
+func (s *session) edit(ctx context.Context, write func(*document, Family, state)) error {
 	var errs error
 	for _, f := range s.families() {
 		have, err := s.save(ctx, f)
@@ -232,9 +218,7 @@ func (s *session) clear(ctx context.Context, tables ...string) error {
 			continue
 		}
 		var d document
-		for _, name := range tables {
-			d.clear(have.table(name))
-		}
+		write(&d, f, have)
 		if d.Len() > 0 {
 			errs = errors.Join(errs, s.restore(ctx, f, d.String()))
 		}

@@ -37,10 +37,26 @@ func variants(t *testing.T, test func(t *testing.T, b *iptables)) {
 	}
 }
 
+// backends runs a test with each backend.
+func backends(t *testing.T, test func(t *testing.T, b Backend)) {
+	variants(t, func(t *testing.T, b *iptables) { test(t, b) })
+	t.Run(NameNFTables, func(t *testing.T) {
+		b, err := Named(NameNFTables)
+		if err != nil {
+			t.Fatal(err)
+		}
+		nstest.LeakCheck(t)
+		test(t, b)
+	})
+}
+
 // sh runs a script in a namespace, with iptables and ip6tables being b's.
-func sh(t *testing.T, b *iptables, ns *netns.NS, script string) string {
+func sh(t *testing.T, b Backend, ns *netns.NS, script string) string {
 	t.Helper()
-	_, variant, _ := strings.Cut(b.name, "-")
+	_, variant, _ := strings.Cut(b.Name(), "-")
+	if b.Name() == NameNFTables {
+		variant = "nft" // it has no programs; these are for the rules of others
+	}
 	var out strings.Builder
 	cmd := exec.Command("sh", "-euc", regexp.MustCompile(`\b(ip6?tables)\b`).ReplaceAllString(script, "$1-"+variant))
 	cmd.Env = append(os.Environ(), "XTABLES_LOCKFILE=/proc/self/comm")
@@ -53,9 +69,13 @@ func sh(t *testing.T, b *iptables, ns *netns.NS, script string) string {
 
 // snapshot is all that may change: rules, without comments, counters and empty
 // built-in tables, and routing.
-func snapshot(t *testing.T, b *iptables, ns *netns.NS) string {
+func snapshot(t *testing.T, b Backend, ns *netns.NS) string {
 	t.Helper()
-	text := sh(t, b, ns, `
+	natively := ""
+	if b.Name() == NameNFTables {
+		natively = "nft --stateless list ruleset 2>/dev/null; "
+	}
+	text := sh(t, b, ns, natively+`
 		iptables-save; echo ---; ip6tables-save; echo ---
 		ip -4 rule; ip -6 rule; ip -4 route show table all; ip -6 route show table all`)
 	text = regexp.MustCompile(`(?m)^#.*\n`).ReplaceAllString(text, "")
@@ -94,7 +114,7 @@ const bystanders = `
 // The scenarios of the golden files, in the kernel: applied, read back by
 // iptables itself, applied again, taken away.
 func TestScenariosInTheKernel(t *testing.T) {
-	variants(t, func(t *testing.T, b *iptables) {
+	backends(t, func(t *testing.T, b Backend) {
 		for _, s := range scenarios() {
 			t.Run(s.name, func(t *testing.T) {
 				pod, _ := nstest.NewNS(t, "pod")
@@ -103,7 +123,9 @@ func TestScenariosInTheKernel(t *testing.T) {
 
 				apply(t, b, pod, s.c)
 				if s.name == "default" || s.name == "all" { // the others have no further rules
-					readBack(t, b, pod, s.c)
+					alone, _ := nstest.NewNS(t, "alone")
+					apply(t, b, alone, s.c)
+					readBack(t, b, alone, s.c)
 				}
 				first := snapshot(t, b, pod)
 				apply(t, b, pod, s.c)
@@ -123,8 +145,41 @@ func TestScenariosInTheKernel(t *testing.T) {
 	})
 }
 
-// readBack asks go-iptables, which knows nothing of how we print and parse.
-func readBack(t *testing.T, b *iptables, ns *netns.NS, c Config) {
+// readBack asks somebody who knows nothing of how we print and parse.
+func readBack(t *testing.T, b Backend, ns *netns.NS, c Config) {
+	t.Helper()
+	if b, ok := b.(*iptables); ok {
+		readBackIPTables(t, b, ns, c)
+		return
+	}
+	compiled(t, ns, c)
+}
+
+// compiled asks nft what it thinks of the rules, and what it makes of their
+// texts: it must be the same as what we made.
+func compiled(t *testing.T, ns *netns.NS, c Config) {
+	t.Helper()
+	other, _ := nstest.NewNS(t, "compiled")
+	b := &native{defaultLimits()}
+	for _, f := range c.families() {
+		path := filepath.Join(t.TempDir(), "rules")
+		if err := os.WriteFile(path, []byte(script(f, baseChains(f, Rules(c)))), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		sh(t, b, other, "nft -f "+path)
+	}
+	sh(t, b, other, `
+		ip rule add fwmark 0x111/0xfff lookup 100 pref 32764; ip -6 rule add fwmark 0x111/0xfff lookup 100 pref 32764
+		ip route add local 0.0.0.0/0 dev lo table 100; ip -6 route add local ::/0 dev lo table 100`)
+	verify(t, b, other, c, nil)
+	const list = "nft --stateless list ruleset"
+	if d := cmp.Diff(sh(t, b, other, list), sh(t, b, ns, list)); d != "" {
+		t.Errorf("nft makes of the texts (-) another thing than we do (+):\n%s", d)
+	}
+}
+
+// readBackIPTables asks go-iptables.
+func readBackIPTables(t *testing.T, b *iptables, ns *netns.NS, c Config) {
 	t.Helper()
 	t.Setenv("XTABLES_LOCKFILE", "/proc/self/comm") // rootless, the host's cannot be opened
 	protos := map[Family]goiptables.Protocol{IPv4: goiptables.ProtocolIPv4, IPv6: goiptables.ProtocolIPv6}
@@ -170,7 +225,7 @@ func readBack(t *testing.T, b *iptables, ns *netns.NS, c Config) {
 
 // Whatever was there before, Apply leads to the same.
 func TestFromOneScenarioToAnother(t *testing.T) {
-	variants(t, func(t *testing.T, b *iptables) {
+	backends(t, func(t *testing.T, b Backend) {
 		pod, _ := nstest.NewNS(t, "pod")
 		before := snapshot(t, b, pod)
 		all := scenarios()
@@ -263,7 +318,7 @@ func TestVerifySaysWhatDiffers(t *testing.T) {
 }
 
 func TestStopCapture(t *testing.T) {
-	variants(t, func(t *testing.T, b *iptables) {
+	backends(t, func(t *testing.T, b Backend) {
 		pod, _ := nstest.NewNS(t, "pod")
 		before := snapshot(t, b, pod)
 		c := with(func(c *Config) { c.DNS = true })
@@ -272,10 +327,18 @@ func TestStopCapture(t *testing.T) {
 			if err := b.StopCapture(pod); err != nil {
 				t.Fatal(err)
 			}
-			verify(t, b, pod, c, []string{
-				"ip nat WARREN_PRERT: the chain is missing", "ip nat WARREN_OUTPUT: the chain is missing",
-				"ip6 nat WARREN_PRERT: the chain is missing", "ip6 nat WARREN_OUTPUT: the chain is missing",
-			})
+			diffs, err := b.Verify(pod, c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, d := range diffs {
+				if !regexp.MustCompile(`nat.* missing|mangle.*is missing: .*(drop|DROP)$`).MatchString(d) {
+					t.Errorf("unexpected: %s", d)
+				}
+			}
+			if rules := sh(t, b, pod, "iptables-save; nft list ruleset"); strings.Contains(rules, "redirect to") || strings.Contains(rules, "REDIRECT") || len(diffs) == 0 {
+				t.Errorf("it still captures:\n%s", rules)
+			}
 		}
 		if err := b.Remove(pod); err != nil {
 			t.Fatal(err)
@@ -287,22 +350,24 @@ func TestStopCapture(t *testing.T) {
 }
 
 func TestForeign(t *testing.T) {
-	variants(t, func(t *testing.T, b *iptables) {
-		pod, _ := nstest.NewNS(t, "pod")
-		apply(t, b, pod, Defaults())
-		if found, err := b.Foreign(pod); err != nil || len(found) != 0 {
-			t.Errorf("found %q, %v in a pod of ours", found, err)
-		}
+	backends(t, func(t *testing.T, b Backend) {
 		const istio = "iptables -t nat -N ISTIO_OUTPUT; ip6tables -t mangle -N ISTIO_PRERT"
 		want := []string{"ip nat ISTIO_OUTPUT", "ip6 mangle ISTIO_PRERT"}
-		sh(t, b, pod, istio)
-		if found, err := b.Foreign(pod); err != nil || !slices.Equal(found, want) {
-			t.Errorf("found %q, %v; want %q", found, err, want)
-		}
-		other, _ := nstest.NewNS(t, "other")
-		sh(t, b.other, other, istio)
-		if found, err := b.Foreign(other); err != nil || !slices.Equal(found, want) {
-			t.Errorf("in the other variant found %q, %v; want %q", found, err, want)
+		for _, name := range []string{NameNFT, NameLegacy} {
+			theirs, err := Named(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			pod, _ := nstest.NewNS(t, "pod")
+			apply(t, b, pod, Defaults())
+			sh(t, theirs, pod, "iptables -t nat -N OTHER; iptables -t filter -A FORWARD -j ACCEPT; ip6tables -t mangle -A OUTPUT -p udp -j ACCEPT")
+			if found, err := b.Foreign(pod); err != nil || len(found) != 0 {
+				t.Errorf("found %q, %v in a pod of ours", found, err)
+			}
+			sh(t, theirs, pod, istio)
+			if found, err := b.Foreign(pod); err != nil || !slices.Equal(found, want) {
+				t.Errorf("made with %s: found %q, %v; want %q", name, found, err, want)
+			}
 		}
 	})
 }
@@ -310,7 +375,7 @@ func TestForeign(t *testing.T) {
 func TestWithoutIPv6(t *testing.T) {
 	variants(t, func(t *testing.T, b *iptables) {
 		node := nstest.New(t).Node("n")
-		no6 := &iptables{name: b.name, tools: map[Family]tool{IPv4: b.tools[IPv4]}, timeout: b.timeout, patience: b.patience, turns: b.turns}
+		no6 := &iptables{limits: limits{b.timeout, b.patience, b.turns}, name: b.name, tools: map[Family]tool{IPv4: b.tools[IPv4]}}
 
 		t.Run("disabled in the pod", func(t *testing.T) {
 			pod := node.Pod("disabled", nstest.NoIPv6()).NS
@@ -346,7 +411,7 @@ func TestWithoutIPv6(t *testing.T) {
 
 // A runtime may bring the loopback up beside us instead of before.
 func TestLoopbackDown(t *testing.T) {
-	variants(t, func(t *testing.T, b *iptables) {
+	backends(t, func(t *testing.T, b Backend) {
 		ns, _ := nstest.NewNS(t, "lodown")
 		sh(t, b, ns, "ip link set lo down")
 		c := Defaults()
@@ -358,7 +423,7 @@ func TestLoopbackDown(t *testing.T) {
 }
 
 func TestManyAtOnce(t *testing.T) {
-	variants(t, func(t *testing.T, b *iptables) {
+	backends(t, func(t *testing.T, b Backend) {
 		pod, _ := nstest.NewNS(t, "pod")
 		var wg sync.WaitGroup
 		for _, s := range scenarios()[:4] {
@@ -414,7 +479,7 @@ func TestBounds(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			b := &iptables{name: "x", tools: map[Family]tool{IPv4: script(tt.body)}, timeout: tt.timeout, patience: lockPatience, turns: &turns{}}
+			b := &iptables{limits: limits{tt.timeout, lockPatience, &turns{}}, name: "x", tools: map[Family]tool{IPv4: script(tt.body)}}
 			c := with(func(c *Config) { c.IPv6 = false })
 			_, errVerify := b.Verify(pod, c)
 			for _, err := range []error{errVerify, b.Apply(pod, c), b.Remove(pod), b.StopCapture(pod)} {
@@ -433,7 +498,7 @@ func TestBounds(t *testing.T) {
 		if err := unix.Flock(int(own.File().Fd()), unix.LOCK_EX); err != nil {
 			t.Fatal(err)
 		}
-		b := &iptables{name: "x", timeout: 50 * time.Millisecond, patience: lockPatience, turns: &turns{}}
+		b := &iptables{limits: limits{50 * time.Millisecond, lockPatience, &turns{}}, name: "x"}
 		if err := b.Apply(pod, Defaults()); err == nil || !strings.Contains(err.Error(), "another process is at work") {
 			t.Errorf("error %v", err)
 		}
@@ -444,7 +509,7 @@ func TestBounds(t *testing.T) {
 			t.Fatal(err)
 		}
 		gone.Close()
-		b := &iptables{name: "x", timeout: time.Second, turns: &turns{}}
+		b := &iptables{limits: limits{timeout: time.Second, turns: &turns{}}, name: "x"}
 		if err := b.Apply(gone, Defaults()); !errors.Is(err, os.ErrClosed) {
 			t.Errorf("error %v, want %v", err, os.ErrClosed)
 		}

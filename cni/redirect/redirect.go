@@ -76,13 +76,15 @@ type Backend interface {
 	// Verify says in words what differs from c, in our chains, the jumps to
 	// them and the routes, order included; nothing when nothing does.
 	Verify(ns *netns.NS, c Config) (diffs []string, err error)
-	// Remove leaves the namespace as it was before Apply. What is not there is
-	// not an error.
+	// Remove leaves the namespace as it was before Apply, conntrack's memory of
+	// what was captured included: connections that still are break. What is not
+	// there is not an error.
 	Remove(ns *netns.NS) error
-	// StopCapture removes the nat rules only: new connections are no longer
-	// captured, those that are go on working.
+	// StopCapture removes what captures and no more: new connections are no
+	// longer captured, those that are go on working.
 	StopCapture(ns *netns.NS) error
-	// Foreign names the chains that another mesh's agent has put there, such as
-	// "ip nat ISTIO_OUTPUT". A pod that has any must not be given ours too.
+	// Foreign names the chains and nftables tables that another mesh's agent has
+	// put there, such as "ip nat ISTIO_OUTPUT", whatever it made them with. A pod
+	// that has any must not be given ours too, unless by TakeOver.
 	Foreign(ns *netns.NS) ([]string, error)
 }

@@ -10,14 +10,21 @@ import (
 // ownChain is a chain of ours with the built-in chain that it is reached from.
 type ownChain struct{ name, builtin string }
 
-func ownChains() []ownChain {
-	return []ownChain{
+// chainSet are the chains of one mesh.
+type chainSet []ownChain
+
+func ownChains() chainSet {
+	return chainSet{
 		{ChainPrerouting, "PREROUTING"},
 		{ChainOutput, "OUTPUT"},
 	}
 }
 
-func isOwn(chain string) bool { return chain == ChainPrerouting || chain == ChainOutput }
+func (s chainSet) has(chain string) bool {
+	return slices.ContainsFunc(s, func(c ownChain) bool { return c.name == chain })
+}
+
+func isOwn(chain string) bool { return ownChains().has(chain) }
 
 // chain returns the rules of one chain of the table.
 func (t Table) chain(name string) (rules []Rule) {
@@ -135,7 +142,7 @@ func (d *document) fill(t Table, have table) {
 			d.line(":%s - [0:0]", own.name)
 		}
 	}
-	var unwanted, missing []ownChain
+	var unwanted, missing chainSet
 	for _, own := range ownChains() {
 		wanted := len(t.chain(own.name)) > 0
 		if wanted && have.jumpsRight(own.name, own.builtin) {
@@ -146,7 +153,7 @@ func (d *document) fill(t Table, have table) {
 			missing = append(missing, own)
 		}
 	}
-	d.unjump(have, unwanted) // before anything is inserted: it counts rules
+	d.unjump(have, ownChains(), unwanted) // before anything is inserted: it counts rules
 	for _, own := range missing {
 		d.line("-I %s 1 -j %s", own.builtin, own.name)
 	}
@@ -165,14 +172,17 @@ func (d *document) fill(t Table, have table) {
 }
 
 // clear writes the part that takes everything of ours out of a table.
-func (d *document) clear(have table) {
-	if !have.hasOwn() {
+func (d *document) clear(have table) { d.clearOf(have, ownChains()) }
+
+// clearOf is clear for the chains of one mesh.
+func (d *document) clearOf(have table, chains chainSet) {
+	if !have.hasAny(chains) {
 		return
 	}
 	d.line("*%s", have.name)
-	d.unjump(have, ownChains())
+	d.unjump(have, chains, chains)
 	for _, verb := range []string{"-F", "-X"} { // all empty before the first goes: one may jump to the other
-		for _, own := range ownChains() {
+		for _, own := range chains {
 			if have.chain(own.name) != nil {
 				d.line("%s %s", verb, own.name)
 			}
@@ -181,16 +191,16 @@ func (d *document) clear(have table) {
 	d.line("COMMIT")
 }
 
-// unjump deletes the rules that lead to some of our chains, however they came
-// to be. Those in our own chains go when the chain is emptied.
+// unjump deletes the rules that lead to some of a mesh's chains, however they
+// came to be. Those in its own chains go when the chain is emptied.
 //
 // Nothing of a rule's text gets into the document. A pod may write rules, and
 // with them words that iptables-restore, which we run as the host's root, takes
 // for options (--modprobe names a program to start). A rule that is not our own
 // plain jump goes by its number, the last first, so that the numbers hold.
-func (d *document) unjump(have table, owns []ownChain) {
+func (d *document) unjump(have table, all, owns chainSet) {
 	for _, c := range have.chains {
-		if isOwn(c.name) || !plainChain(c.name) { // one that is not plain keeps ours in use, and iptables says so
+		if all.has(c.name) || !plainChain(c.name) { // one that is not plain keeps ours in use, and iptables says so
 			continue
 		}
 		var plain []string

@@ -2,6 +2,7 @@ package redirect
 
 import (
 	"flag"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -15,34 +16,39 @@ import (
 var update = flag.Bool("update", false, "write the golden files instead of comparing with them")
 
 // Each golden file is what iptables-restore (or ip6tables-restore) gets for a
-// fresh namespace; a person can paste it.
+// fresh namespace, or what nft would be given for the same; a person can paste it.
 func TestGolden(t *testing.T) {
-	var want []string
+	files := 0
 	for _, s := range scenarios() {
 		for _, f := range s.c.families() {
-			name := s.name + map[Family]string{IPv4: ".v4.rules", IPv6: ".v6.rules"}[f]
-			want = append(want, name)
-			t.Run(name, func(t *testing.T) {
-				path, got := filepath.Join("testdata", name), transition(f, Rules(s.c), nil)
-				if *update {
-					if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-						t.Fatal(err)
-					}
-				}
-				golden, err := os.ReadFile(path)
-				if err != nil {
-					t.Fatal(err)
-				}
-				if d := cmp.Diff(string(golden), got); d != "" {
-					t.Errorf("rules differ from %s (-want +got; -update writes it):\n%s", path, d)
-				}
-			})
+			for ext, got := range map[string]string{".rules": transition(f, Rules(s.c), nil), ".nft": script(f, baseChains(f, Rules(s.c)))} {
+				golden(t, fmt.Sprintf("%s.v%d%s", s.name, f, ext), got)
+				files++
+			}
 		}
 	}
-	found, err := filepath.Glob("testdata/*.rules")
-	if err != nil || len(found) != len(want) {
-		t.Errorf("%d golden files for %d scenarios: %v", len(found), len(want), found)
+	found, err := filepath.Glob("testdata/*.*")
+	if err != nil || len(found) != files {
+		t.Errorf("%d golden files for %d scenarios: %v", len(found), files, found)
 	}
+}
+
+func golden(t *testing.T, name, got string) {
+	t.Run(name, func(t *testing.T) {
+		path := filepath.Join("testdata", name)
+		if *update {
+			if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		golden, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(string(golden), got); d != "" {
+			t.Errorf("rules differ from %s (-want +got; -update writes it):\n%s", path, d)
+		}
+	})
 }
 
 // Tables are put in place one after the other: nothing may be captured before

@@ -143,8 +143,10 @@ func (t table) chain(name string) *chain {
 }
 
 // hasOwn says whether anything of ours is in the table.
-func (t table) hasOwn() bool {
-	return slices.ContainsFunc(t.chains, func(c chain) bool { return isOwn(c.name) })
+func (t table) hasOwn() bool { return t.hasAny(ownChains()) }
+
+func (t table) hasAny(chains chainSet) bool {
+	return slices.ContainsFunc(t.chains, func(c chain) bool { return chains.has(c.name) })
 }
 
 // jumpsRight says whether exactly one rule leads to our chain: the first of the

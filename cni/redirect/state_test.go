@@ -100,7 +100,6 @@ func FuzzParseSave(f *testing.F) {
 				t.Errorf("document does not end with COMMIT: %q", doc)
 			}
 			diffRules(fam, want, s)
-			foreign(fam, s)
 		}
 	})
 }

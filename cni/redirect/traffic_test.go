@@ -137,7 +137,7 @@ func run(t *testing.T, ns *netns.NS, name string, args ...string) {
 
 func forEach(t *testing.T, test func(t *testing.T, b redirect.Backend)) {
 	nstest.Require(t)
-	for _, name := range []string{redirect.NameNFT, redirect.NameLegacy} {
+	for _, name := range []string{redirect.NameNFT, redirect.NameLegacy, redirect.NameNFTables} {
 		t.Run(name, func(t *testing.T) {
 			nstest.LeakCheck(t)
 			b, err := redirect.Named(name)

@@ -1,0 +1,69 @@
+package redirect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/warren-mesh/warren/internal/netns"
+)
+
+const (
+	// OpTimeout bounds each call of a Backend. The plugin gives up at 10 s and
+	// needs time to undo.
+	OpTimeout = 4 * time.Second
+	maxTries  = 3 // to make rules so that somebody else changes meanwhile
+)
+
+var errChanged = errors.New("the rules were changed again, each time that they were set")
+
+// limits are what bounds the calls of a backend.
+type limits struct {
+	timeout  time.Duration // OpTimeout
+	patience time.Duration // lockPatience
+	turns    *turns        // shared by the backends of one look-up
+}
+
+func defaultLimits() limits { return limits{OpTimeout, lockPatience, &turns{}} }
+
+// place is a namespace that one call is at work in.
+type place struct {
+	ns     *netns.NS
+	routes *routes
+	locked bool // nobody else of ours is at work there
+}
+
+// visit gives fn the namespace, to itself as far as that can be had, until the
+// timeout.
+func (l limits) visit(ns *netns.NS, what, backend string, fn func(context.Context, place) error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), l.timeout)
+	defer cancel()
+	done, err := l.turns.take(ctx, ns.ID())
+	if err != nil {
+		return fmt.Errorf("redirect: %s in %s: %w", what, ns.ID(), err)
+	}
+	defer done()
+	unlock, locked, err := lock(ctx, ns, l.patience)
+	if err != nil {
+		return fmt.Errorf("redirect: %s in %s: %w", what, ns.ID(), err)
+	}
+	defer unlock()
+	r, err := openRoutes(ns)
+	if err != nil {
+		return fmt.Errorf("redirect: %s in %s: %w", what, ns.ID(), err)
+	}
+	defer r.close()
+	if err := fn(ctx, place{ns, r, locked}); err != nil {
+		return fmt.Errorf("redirect: %s in %s with %s: %w", what, ns.ID(), backend, err)
+	}
+	return nil
+}
+
+// families are those that the kernel has in the namespace.
+func (p place) families() (fs []Family) {
+	if p.routes.v6.kernel {
+		return []Family{IPv4, IPv6}
+	}
+	return []Family{IPv4}
+}
