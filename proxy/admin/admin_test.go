@@ -221,6 +221,9 @@ func TestEndpoints(t *testing.T) {
 	if code, _ := get(t, admin.ReadyHandler(s.Ready), http.MethodGet, "/healthz/ready"); code != 500 {
 		t.Errorf("not ready any more: %d", code)
 	}
+	if code, body := get(t, admin.ReadyHandler(s.Ready), http.MethodGet, "/healthz/live"); code != 200 || body != "live\n" {
+		t.Errorf("live: %d %q", code, body)
+	}
 }
 
 func TestUnixSocket(t *testing.T) {

@@ -63,9 +63,11 @@ func (r *Readiness) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	fmt.Fprintln(w, "ready")
 }
 
-// ReadyHandler serves the readiness port.
+// ReadyHandler serves the readiness port: whether traffic should come, and, for
+// who may end the process, whether it answers at all.
 func ReadyHandler(r *Readiness) http.Handler {
-	return routes(map[string]http.Handler{"/healthz/ready": r})
+	live := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "live") })
+	return routes(map[string]http.Handler{"/healthz/ready": r, "/healthz/live": live})
 }
 
 // scrapeTimeout is how long a client may take to read the metrics: only so many
