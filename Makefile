@@ -20,7 +20,7 @@ FUZZTIME    ?= 10s
 
 ARCHS       ?= amd64 arm64
 
-.PHONY: help deps build plugins images images-lock demo test test-race e2e bench bench-go lint fuzz ci clean
+.PHONY: help deps build plugins render manifests images images-lock demo test test-race e2e bench bench-go lint fuzz ci clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,6 +33,12 @@ build: ## the four programs, into bin/
 
 plugins: ## the CNI plugins that the demo and the tests chain with, from their Go module
 	$(GO) build -o $(BIN)/ $(CNI_PLUGINS)
+
+render: ## what renders the manifests, from its Go module
+	$(GO) -C manifests/tools build -o $(CURDIR)/$(BIN)/render ./cmd/render
+
+manifests: render ## the kustomize folders, out of the chart
+	$(BIN)/render split manifests/charts/warren manifests/kustomize
 
 images: ## one tar a program and architecture for docker load, into bin/images, tagged VERSION (ARCHS=amd64 for one)
 	@for arch in $(ARCHS); do \
@@ -49,11 +55,12 @@ demo: deps build plugins ## a two-node mesh on this machine, real requests, and 
 	$(GO) build -o $(BIN)/demo ./e2e/demo/cmd/demo
 	$(ROOTLY) $(TESTENV) $(BIN)/demo -bin $(BIN) $(if $(KEEP),-keep)
 
-test: deps build plugins ## every test that needs no cluster
+test: deps build plugins render ## every test that needs no cluster
 	@$(GO) list -test -deps ./... >/dev/null # modules are fetched here: inside the namespace there is no network
+	$(GO) -C manifests/tools test -count=1 ./...
 	$(ROOTLY) $(TESTENV) sh ./e2e/test.sh '-count=1 -timeout 15m' ./...
 
-test-race: deps build plugins ## the same under the race detector, but for the whole-mesh tests
+test-race: deps build plugins render ## the same under the race detector, but for the whole-mesh tests
 	$(ROOTLY) $(TESTENV) sh ./e2e/test.sh '-race -count=1 -timeout 20m' $$($(GO) list ./... | grep -v /e2e/)
 
 e2e: deps build plugins ## the whole-mesh tests alone

@@ -14,6 +14,7 @@ import (
 type Command struct {
 	Lock, Bin, Out, Cache, License, Version string
 	Archs                                   []string
+	ForTests                                bool // the image of the cluster tests as well
 }
 
 // Relock writes the lock file anew.
@@ -51,7 +52,11 @@ func (c Command) Build(ctx context.Context, out io.Writer) error {
 			return err
 		}
 		in := Input{Version: c.Version, Arch: arch, Bin: filepath.Join(c.Bin, "linux-"+arch), License: license, Debian: debs}
-		for _, img := range All() {
+		all := All()
+		if c.ForTests {
+			all = append(all, ForTests())
+		}
+		for _, img := range all {
 			if err := c.build(img, in, out); err != nil {
 				return err
 			}

@@ -46,6 +46,15 @@ func All() []Image {
 	}
 }
 
+// ForTests is the image of the application that the cluster tests put into pods; it
+// is no part of a release.
+func ForTests() Image {
+	return Image{
+		Name: "warren-e2e-app", Title: "The application of Warren's cluster tests", User: "0:0",
+		Programs: map[string]string{"meshapp": "meshapp"}, Entry: []string{"/meshapp"},
+	}
+}
+
 const nobody = "65532"
 
 // Input is what images are built of.

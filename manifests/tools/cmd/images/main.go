@@ -31,6 +31,7 @@ func run(ctx context.Context) error {
 	flag.StringVar(&c.Cache, "cache", ".cache/debs", "folder of packages that were downloaded before")
 	flag.StringVar(&c.License, "license", "LICENSE", "file that goes into each image")
 	flag.StringVar(&c.Version, "version", "dev", "the images' tag")
+	flag.BoolVar(&c.ForTests, "for-tests", false, "build the image of the cluster tests as well")
 	relock := flag.Bool("relock", false, "write the lock file with the newest versions, and build nothing")
 	flag.Parse()
 	if flag.NArg() > 0 {
