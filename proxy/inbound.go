@@ -46,9 +46,7 @@ func (p *pod) inbound(conn *net.TCPConn, transparent bool) {
 	ctx, drain := context.WithCancel(p.soft)
 	defer drain()
 	t := &tunnel{p: p, src: addrOf(conn.RemoteAddr()), dst: addrOf(conn.LocalAddr()), transparent: transparent, drain: drain}
-	stop := context.AfterFunc(p.hard, func() { _ = conn.Close() })
-	defer stop()
-	err := hbone.Serve(ctx, conn, p.serverTLS, p.hboneConfig(), t)
+	err := hbone.Serve(p.hard, ctx, conn, p.serverTLS, p.hboneConfig(), t)
 	t.expiry.Do(func() {}) // no timer is set from here on
 	if t.timer != nil {
 		t.timer.Stop()

@@ -156,6 +156,7 @@ func (p *pod) stop() {
 func (p *pod) hboneConfig() hbone.Config {
 	c := p.s.cfg.HBONE
 	c.Budget = p.s.budget
+	c.Ready = p.s.waiting
 	c.Gate, c.Owner = p.s.gate, p.uid
 	c.Log = p.s.logs.scope("hbone").With("pod", podName(p.info))
 	c.Until = p.until

@@ -7,6 +7,7 @@ import (
 
 	"github.com/warren-mesh/warren/proxy/hbone/h2"
 	"github.com/warren-mesh/warren/proxy/hbone/record"
+	"github.com/warren-mesh/warren/proxy/ready"
 )
 
 // Config tunes tunnels in both roles. The zero value is usable: each zero
@@ -49,6 +50,9 @@ type Config struct {
 	// Owner's. Nil: no bound.
 	Gate  *Gate
 	Owner string
+	// Ready has the loops that wait for the tunnels' sockets. Nil: each tunnel has
+	// a loop of its own, which costs it a thread.
+	Ready *ready.Set
 	// Records chooses the TLS record layer. Default OwnRecords.
 	Records Records
 	// Log takes what has no caller to return to; nil discards it.

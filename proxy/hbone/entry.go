@@ -159,7 +159,7 @@ func (p *Pool) settle(e *entry, d *dialing, t *tunnel, err error) *member {
 	}
 	e.dials--
 	if err == nil && p.ctx.Err() != nil {
-		t.conn.Close()
+		t.free()
 		err = ErrClosed
 	}
 	if err != nil {

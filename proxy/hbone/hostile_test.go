@@ -79,7 +79,6 @@ type oneTunnel struct {
 	peer   net.Conn
 	served chan error
 	drain  context.CancelFunc
-	server net.Conn
 }
 
 func serveOne(t testing.TB, p *pki, cfg hbone.Config, h hbone.HandlerFunc) *oneTunnel {
@@ -91,7 +90,8 @@ func serveOne(t testing.TB, p *pki, cfg hbone.Config, h hbone.HandlerFunc) *oneT
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := &oneTunnel{peer: peer, served: make(chan error, 1), server: c}
+	o := &oneTunnel{peer: peer, served: make(chan error, 1)}
+	life, kill := context.WithCancel(context.Background())
 	var ctx context.Context
 	ctx, o.drain = context.WithCancel(context.Background())
 	if h == nil {
@@ -100,9 +100,9 @@ func serveOne(t testing.TB, p *pki, cfg hbone.Config, h hbone.HandlerFunc) *oneT
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		o.served <- hbone.Serve(ctx, c, p.server(t, "server"), cfg, h)
+		o.served <- hbone.Serve(life, ctx, c, p.server(t, "server"), cfg, h)
 	}()
-	t.Cleanup(func() { c.Close(); o.drain(); <-done })
+	t.Cleanup(func() { kill(); o.drain(); <-done })
 	return o
 }
 
@@ -156,6 +156,7 @@ func TestHostilePeers(t *testing.T) {
 	for name, tc := range map[string]struct {
 		do   func(net.Conn)
 		want string
+		busy bool // refused for what it does, however slow the machine is: no PING is missed
 	}{
 		"says nothing":     {do: func(net.Conn) {}, want: "timed out"},
 		"garbage":          {do: func(c net.Conn) { _, _ = c.Write(bytes.Repeat([]byte{0xa5}, 5000)) }, want: "does not speak TLS"},
@@ -180,7 +181,7 @@ func TestHostilePeers(t *testing.T) {
 					return
 				}
 			}
-		}), want: "taken back"},
+		}), want: "taken back", busy: true},
 		"never answers pings": {do: secure(func(c *tls.Conn) {
 			_, _ = io.WriteString(c, http2.ClientPreface)
 			_ = newFramed(t, c, nil).fr.WriteSettings()
@@ -195,7 +196,7 @@ func TestHostilePeers(t *testing.T) {
 					return
 				}
 			}
-		}), want: "ENHANCE_YOUR_CALM"},
+		}), want: "ENHANCE_YOUR_CALM", busy: true},
 		"goes away": {do: secure(func(c *tls.Conn) {
 			_, _ = io.WriteString(c, http2.ClientPreface)
 			f := newFramed(t, c, nil)
@@ -205,7 +206,11 @@ func TestHostilePeers(t *testing.T) {
 		}), want: "" /* anything: with or without a stream */},
 	} {
 		t.Run(name, func(t *testing.T) {
-			o := serveOne(t, p, impatient, func(in *hbone.Incoming) {
+			cfg := impatient
+			if tc.busy {
+				cfg.PingInterval = time.Minute
+			}
+			o := serveOne(t, p, cfg, func(in *hbone.Incoming) {
 				// Slow to answer, so that resets come first.
 				go func() { <-in.Done() }()
 			})

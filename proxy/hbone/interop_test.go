@@ -120,7 +120,7 @@ func TestStockServer(t *testing.T) {
 		return c, client, err
 	})
 	key := hbone.Key{Dst: l.Addr().(*net.TCPAddr).AddrPort()}
-	flows := newRelay(t)
+	flows, _ := newRelay(t)
 	front := serveApp(t, func(c *net.TCPConn) {
 		s, err := pool.Open(context.Background(), key, hbone.Request{Authority: "10.0.0.1:80"})
 		if err != nil {

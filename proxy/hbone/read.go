@@ -3,57 +3,162 @@ package hbone
 import (
 	"errors"
 	"io"
+	"net"
 	"time"
 
 	"github.com/warren-mesh/warren/proxy/hbone/h2"
 	"github.com/warren-mesh/warren/proxy/hbone/record"
+	"github.com/warren-mesh/warren/proxy/ready"
 	"golang.org/x/net/http2"
 )
 
-// idleRead is the read buffer of a tunnel that carries little; idleAfter is how
-// long a larger one is kept without need. The PONG that comes every few seconds
-// is what makes an idle tunnel shrink.
-const (
-	idleRead  = 4 << 10
-	idleAfter = time.Second
-)
+// littleReads is how many reads in a row must find little before a tunnel reads
+// with a small buffer again.
+const littleReads = 16
 
-// read takes bytes from the socket until it fails. The buffer it waits with
-// follows the traffic: four times as large when a read filled it, back to the
-// idle size after a while of small reads.
-func (t *tunnel) read() error {
-	if err := t.opened(nil); err != nil { // what came along with the handshake
-		return err
+// reader is who reads the wire: a role, one holder at a time, held only while
+// there is something to read. t.mu guards it.
+type reader struct {
+	busy    bool // the role is taken
+	changed bool // since the last read began there may be more
+	hangup  bool // the peer's end, or worse, follows what can be read
+	closed  bool // the wire is
+	over    bool // end has what reading ended with
+	bulk    bool // the last reads found much
+	little  int  // how many in a row did not
+
+	end   chan error    // capacity 1
+	after chan struct{} // told of what comes after the end; nil: nobody is
+	turn  *ready.Turn   // while a loop has the role; for who has it
+}
+
+// Notify implements ready.Handler. A loop reads by itself what one buffer holds;
+// what is more has a goroutine, until there is nothing left.
+func (t *tunnel) Notify(e ready.Events, turn *ready.Turn) {
+	if e&ready.Writable != 0 {
+		t.wire.hasRoom()
 	}
-	if early := t.early; len(early) > 0 {
-		t.early = nil
-		if err := t.opened(early); err != nil {
-			return err
-		}
+	if e&ready.Readable == 0 {
+		return
 	}
-	in := make([]byte, idleRead)
-	var needed time.Time // when a read last used the size of in
-	for {
-		n, err := t.conn.Read(in)
-		if n > 0 {
-			if err := t.opened(in[:n]); err != nil {
-				return err
-			}
-		}
-		if err != nil {
-			return err
-		}
-		size := len(in)
-		switch {
-		case n == size && size < bulkPlain:
-			in = make([]byte, min(size*4, bulkPlain))
-			needed = time.Now()
-		case size == idleRead:
-		case n >= size/8:
-			needed = time.Now()
-		case time.Since(needed) > idleAfter:
-			in = make([]byte, idleRead)
-		}
+	r := &t.reader
+	t.mu.Lock()
+	r.changed = true
+	r.hangup = r.hangup || e&(ready.Hangup|ready.Failed) != 0
+	mine := !r.busy && !r.over
+	r.busy = r.busy || mine
+	if r.after != nil {
+		notify(r.after)
+	}
+	t.mu.Unlock()
+	if !mine {
+		return
+	}
+	r.turn = turn
+	more := t.readOnce()
+	if more {
+		r.turn = nil
+		go t.readAll()
+	}
+}
+
+func (t *tunnel) readAll() {
+	for t.readOnce() {
+	}
+}
+
+// readOnce reads what there is, at most a buffer full, and hands it on. It
+// returns false when it has given the role back.
+func (t *tunnel) readOnce() bool {
+	r := &t.reader
+	t.mu.Lock()
+	r.changed = false
+	size, all := smallPlain, r.hangup
+	if r.bulk {
+		size = bulkPlain
+	}
+	t.mu.Unlock()
+	buf := getBuffer(size)
+	n, again, err := t.wire.sock.Read(buf.b[:size])
+	if n > 0 {
+		err = t.opened(buf.b[:n])
+	}
+	putBuffer(buf)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	r.adapt(n, size)
+	switch {
+	case err != nil:
+		t.endReadLocked(err)
+	case r.closed:
+		t.endReadLocked(net.ErrClosed)
+	case r.changed, n == size, all && !again:
+		return true
+	}
+	r.turn = nil
+	r.busy = false
+	return false
+}
+
+// adapt chooses the next buffer by what a read of size found.
+func (r *reader) adapt(n, size int) {
+	switch {
+	case n == size:
+		r.bulk, r.little = true, 0
+	case n >= smallPlain:
+		r.little = 0
+	case r.bulk:
+		r.little++
+		r.bulk = r.little < littleReads
+	}
+}
+
+// endReadLocked ends reading for good; who has the role calls it, or whoever finds
+// it free.
+func (t *tunnel) endReadLocked(err error) {
+	if r := &t.reader; !r.over {
+		r.over = true
+		r.end <- err
+	}
+}
+
+// hangUpLocked closes the wire.
+func (t *tunnel) hangUpLocked() {
+	t.wire.close()
+	t.reader.closed = true
+	if !t.reader.busy {
+		t.endReadLocked(net.ErrClosed)
+	}
+}
+
+// hangUp is hangUpLocked for timers.
+func (t *tunnel) hangUp() {
+	t.mu.Lock()
+	t.hangUpLocked()
+	t.mu.Unlock()
+}
+
+// watch starts reading: first what came along with the handshake.
+func (t *tunnel) watch() {
+	err := t.opened(nil)
+	if early := t.early; err == nil && len(early) > 0 {
+		err = t.opened(early)
+	}
+	t.early = nil
+	t.mu.Lock()
+	t.reader.busy = false
+	if t.reader.closed {
+		err = or(err, net.ErrClosed)
+	}
+	if err != nil {
+		t.endReadLocked(err)
+	}
+	t.mu.Unlock()
+	if err != nil {
+		return
+	}
+	if err := t.set.Watch(&t.wire.sock, t); err != nil {
+		t.fail(err)
 	}
 }
 
@@ -71,7 +176,7 @@ func (t *tunnel) opened(src []byte) error {
 		}
 		if t.rec.Pending() {
 			t.mu.Lock()
-			t.kick()
+			t.answer()
 		}
 		if err != nil {
 			return t.recordError(err)
@@ -86,7 +191,7 @@ func (t *tunnel) recordError(err error) error {
 	if isEOF(err) {
 		return err
 	}
-	return &TLSError{Peer: t.conn.RemoteAddr().String(), Err: err}
+	return &TLSError{Peer: t.wire.remote.String(), Err: err}
 }
 
 // receive feeds the protocol and acts on what it says.
@@ -115,8 +220,21 @@ func (t *tunnel) receive(plain []byte) error {
 		t.mu.Unlock()
 		return err
 	}
-	t.kick()
+	t.answer()
 	return nil
+}
+
+// answer is kick for the reader: a loop leaves it to the end of its turn, and one
+// write says all.
+func (t *tunnel) answer() {
+	turn := t.reader.turn
+	if turn == nil || t.bulk || t.writing || !t.workLocked() {
+		t.kick()
+		return
+	}
+	t.writing = true
+	t.mu.Unlock()
+	turn.Later(t)
 }
 
 // keptEvents is how many events' room a tunnel keeps: a peer that sends DATA by

@@ -53,8 +53,8 @@ type rig struct {
 	drain  context.CancelFunc
 	wg     sync.WaitGroup
 	mu     sync.Mutex
-	conns  map[net.Conn]bool // tunnels accepted
-	served []error           // what Serve returned
+	kill   map[net.Conn]context.CancelFunc // tunnels accepted
+	served []error                         // what Serve returned
 	// Results of the relays on both sides.
 	clientDone, serverDone chan relay.Result
 	answer                 func(*hbone.Incoming) // nil: connect and relay
@@ -64,7 +64,7 @@ type rig struct {
 func newRig(tb testing.TB, backend string, change func(*rig)) *rig {
 	tb.Helper()
 	r := &rig{
-		tb: tb, pki: newPKI(tb), conns: map[net.Conn]bool{},
+		tb: tb, pki: newPKI(tb), kill: map[net.Conn]context.CancelFunc{},
 		clientDone: make(chan relay.Result, 4096), serverDone: make(chan relay.Result, 4096),
 	}
 	if change != nil {
@@ -72,7 +72,7 @@ func newRig(tb testing.TB, backend string, change func(*rig)) *rig {
 	}
 	r.cfg.Records = records
 	r.ctx, r.drain = context.WithCancel(context.Background())
-	r.relay = newRelay(tb)
+	r.relay, r.cfg.Ready = newRelay(tb)
 	r.hbone, r.front = listen(tb), listen(tb)
 	client, server := r.pki.client(tb, "client"), r.pki.server(tb, "server")
 	r.pool = hbone.NewPool(r.cfg, func(ctx context.Context, k hbone.Key) (net.Conn, *tls.Config, error) {
@@ -86,14 +86,14 @@ func newRig(tb testing.TB, backend string, change func(*rig)) *rig {
 	return r
 }
 
-func newRelay(tb testing.TB) *relay.Relay {
+func newRelay(tb testing.TB) (*relay.Relay, *ready.Set) {
 	tb.Helper()
 	set, err := ready.New(1)
 	if err != nil {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(func() { _ = set.Close() })
-	return relay.New(set)
+	return relay.New(set), set
 }
 
 // near is three funcs as the end of a stream that an application would be.
@@ -131,8 +131,8 @@ func (r *rig) close() {
 func (r *rig) killTunnels() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for c := range r.conns {
-		c.Close()
+	for _, kill := range r.kill {
+		kill()
 	}
 }
 
@@ -146,13 +146,15 @@ func (r *rig) acceptTunnels(tc *tls.Config) {
 		if err != nil {
 			return
 		}
+		ctx, kill := context.WithCancel(context.Background())
 		r.mu.Lock()
-		r.conns[c] = true
+		r.kill[c] = kill
 		r.mu.Unlock()
 		r.wg.Go(func() {
-			err := hbone.Serve(r.ctx, c, tc, r.cfg, hbone.HandlerFunc(r.connect))
+			err := hbone.Serve(ctx, r.ctx, c, tc, r.cfg, hbone.HandlerFunc(r.connect))
+			kill()
 			r.mu.Lock()
-			delete(r.conns, c)
+			delete(r.kill, c)
 			r.served = append(r.served, err)
 			r.mu.Unlock()
 		})

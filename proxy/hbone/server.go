@@ -21,22 +21,24 @@ type HandlerFunc func(*Incoming)
 // Connect calls f.
 func (f HandlerFunc) Connect(in *Incoming) { f(in) }
 
-// Serve runs one tunnel on an accepted connection until it ends: TLS, then
+// Serve runs one tunnel on an accepted TCP connection until it ends: TLS, then
 // HTTP/2, then a call of h for each CONNECT. It owns conn and closes it.
 //
-// When ctx is done the tunnel drains: the peer gets GOAWAY, streams go on, and
-// Serve returns when the last one has ended. To end it at once, close conn.
-// The error is nil after a drain, after the peer closed an idle tunnel and
-// after it closed one in good order; else a *TLSError or what broke.
-func Serve(ctx context.Context, conn net.Conn, tlsConfig *tls.Config, cfg Config, h Handler) error {
-	t, err := newTunnel(ctx, conn, tlsConfig, cfg.withDefaults(), false)
+// When ctx is done the tunnel ends at once. When drain is, it drains: the peer
+// gets GOAWAY, streams go on, and Serve returns when the last one has ended. The
+// error is nil after a drain, after the peer closed an idle tunnel and after it
+// closed one in good order; else a *TLSError or what broke.
+func Serve(ctx, drain context.Context, conn net.Conn, tlsConfig *tls.Config, cfg Config, h Handler) error {
+	closeIt := context.AfterFunc(ctx, func() { conn.Close() })
+	t, err := newTunnel(drain, conn, tlsConfig, cfg.withDefaults(), false)
+	closeIt()
 	if err != nil {
 		return err
 	}
 	t.onConnect = h.Connect
 	t.begin()
-	stop := context.AfterFunc(ctx, t.startDrain)
-	defer stop()
+	defer context.AfterFunc(ctx, func() { t.fail(context.Cause(ctx)) })()
+	defer context.AfterFunc(drain, t.startDrain)()
 	return t.run()
 }
 
@@ -76,10 +78,10 @@ func (in *Incoming) Header(name string) []string { return values(in.header, name
 func (in *Incoming) TLS() tls.ConnectionState { return in.s.t.state() }
 
 // RemoteAddr is the tunnel's peer.
-func (in *Incoming) RemoteAddr() net.Addr { return in.s.t.conn.RemoteAddr() }
+func (in *Incoming) RemoteAddr() net.Addr { return in.s.t.wire.remote }
 
 // LocalAddr is our end of the tunnel.
-func (in *Incoming) LocalAddr() net.Addr { return in.s.t.conn.LocalAddr() }
+func (in *Incoming) LocalAddr() net.Addr { return in.s.t.wire.local }
 
 // Done is closed when the peer gave up the request or its tunnel ended before
 // the answer, so that a dial under way for it can stop.

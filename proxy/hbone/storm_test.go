@@ -161,7 +161,9 @@ func TestGateIsFreeAroundWaits(t *testing.T) {
 	}
 	near, far := net.Pipe()
 	served := make(chan error, 1)
-	go func() { served <- hbone.Serve(r.ctx, far, slow, r.cfg, hbone.HandlerFunc(r.connect)) }()
+	go func() {
+		served <- hbone.Serve(context.Background(), r.ctx, far, slow, r.cfg, hbone.HandlerFunc(r.connect))
+	}()
 	client := tls.Client(near, r.pki.client(t, "client"))
 	shaken := make(chan error, 1)
 	go func() { shaken <- client.Handshake() }()
@@ -189,7 +191,7 @@ func TestTurnTooLate(t *testing.T) {
 		wg.Go(func() { feed(near) })
 		cfg := hbone.Config{Gate: g, Records: records}
 		start := time.Now()
-		err := hbone.Serve(t.Context(), far, pki.server(t, "server"), cfg, hbone.HandlerFunc(func(*hbone.Incoming) {}))
+		err := hbone.Serve(context.Background(), t.Context(), far, pki.server(t, "server"), cfg, hbone.HandlerFunc(func(*hbone.Incoming) {}))
 		return time.Since(start), err
 	}
 	t.Run("no turn", func(t *testing.T) {

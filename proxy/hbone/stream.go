@@ -75,10 +75,10 @@ func values(header []hpack.HeaderField, name string) []string {
 func (s *Stream) TLS() tls.ConnectionState { return s.t.state() }
 
 // RemoteAddr is the tunnel's peer.
-func (s *Stream) RemoteAddr() net.Addr { return s.t.conn.RemoteAddr() }
+func (s *Stream) RemoteAddr() net.Addr { return s.t.wire.remote }
 
 // LocalAddr is our end of the tunnel.
-func (s *Stream) LocalAddr() net.Addr { return s.t.conn.LocalAddr() }
+func (s *Stream) LocalAddr() net.Addr { return s.t.wire.local }
 
 // Attach starts the traffic of the stream; see relay.Far. What arrived before
 // is pushed, and an end that came is reported, before Attach returns.

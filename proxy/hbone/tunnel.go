@@ -27,12 +27,15 @@ const (
 const linger = time.Second
 
 // tunnel is one connection in either role. mu owns the protocol state and the
-// streams' places in it; the socket is read by one goroutine (run) and written
-// by whoever holds the writer role (write.go). Callbacks of streams are called
+// streams' places in it; the wire is read by who holds the reader's role (read.go)
+// and written by who holds the writer's (write.go): a readiness loop for little,
+// a goroutine for bulk, nobody for nothing. Callbacks of streams are called
 // without mu.
 type tunnel struct {
 	cfg   Config
-	conn  net.Conn
+	wire  wire
+	set   *ready.Set
+	own   bool // set is
 	rec   record.Layer
 	early []byte        // read with the handshake, not opened yet
 	left  time.Duration // what the peer has left of its time for TLS and SETTINGS
@@ -59,11 +62,10 @@ type tunnel struct {
 	timer   *time.Timer // ping, or the first SETTINGS
 	drain   drainState
 
-	// Who has the writer role uses these.
-	batch  batch
-	direct *ready.Writer
+	batch  batch // for who has the writer role
+	reader reader
 
-	// Used by run's goroutine alone.
+	// For who has the reader's role.
 	evs  []h2.Event
 	segs [][]byte
 }
@@ -76,7 +78,19 @@ func newTunnel(ctx context.Context, conn net.Conn, tc *tls.Config, cfg Config, c
 		return nil, &TLSError{Peer: conn.RemoteAddr().String(), Err: err}
 	}
 	t := &tunnel{
-		cfg: cfg, conn: conn, rec: rec, early: early, left: left, role: "src.addr", start: time.Now(), done: make(chan struct{}),
+		cfg: cfg, set: cfg.Ready, rec: rec, early: early, left: left, role: "src.addr", start: time.Now(), done: make(chan struct{}),
+		reader: reader{busy: true, end: make(chan error, 1)},
+	}
+	if err := t.wire.take(conn); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	if t.set == nil {
+		if t.set, err = ready.New(1); err != nil {
+			t.wire.close()
+			return nil, err
+		}
+		t.own = true
 	}
 	hc := h2.Config{
 		StreamWindow:  cfg.StreamWindow,
@@ -96,7 +110,6 @@ func newTunnel(ctx context.Context, conn net.Conn, tc *tls.Config, cfg Config, c
 	}
 	t.onChange = func() {}
 	t.wrote.L = &t.mu
-	t.direct = ready.NewWriter(conn)
 	return t, nil
 }
 
@@ -120,14 +133,23 @@ func (t *tunnel) fail(err error) {
 func (t *tunnel) failLocked(err error) {
 	if t.err == nil {
 		t.err = err
-		t.conn.Close()
+		t.hangUpLocked()
+	}
+}
+
+// free ends what the tunnel holds, after run or in its place.
+func (t *tunnel) free() {
+	t.wire.close()
+	if t.own {
+		_ = t.set.Close() // nothing of it can fail
 	}
 }
 
 // run reads until the tunnel ends, ends its streams and returns why: nil when
 // it was closed in good order by either side.
 func (t *tunnel) run() error {
-	ended := t.read()
+	t.watch()
+	ended := <-t.reader.end
 	t.mu.Lock()
 	err := t.err
 	if err == nil {
@@ -149,7 +171,7 @@ func (t *tunnel) run() error {
 	if said {
 		t.drainSocket()
 	}
-	t.conn.Close()
+	t.free()
 	close(t.done)
 	return err
 }
@@ -172,10 +194,10 @@ func (t *tunnel) verdictLocked(err error) error {
 // lastWords sends what is left to say, a GOAWAY or an alert: best effort, and not
 // for long. It says whether they are out.
 func (t *tunnel) lastWords(err error) bool {
-	_ = t.conn.SetWriteDeadline(time.Now().Add(linger))
+	defer time.AfterFunc(linger, t.wire.close).Stop()
 	t.mu.Lock()
 	for t.writing && isOffence(err) {
-		t.wrote.Wait() // the deadline is the writer's, too
+		t.wrote.Wait() // the time is the writer's, too
 	}
 	if t.writing || t.err != nil || t.closed {
 		t.mu.Unlock()
@@ -192,8 +214,7 @@ func (t *tunnel) lastWords(err error) bool {
 	if len(out) == 0 {
 		return false
 	}
-	_, err = t.conn.Write(out)
-	return err == nil
+	return t.wire.writeAll(out) == nil
 }
 
 // isOffence says whether err is about what the peer sent, which it is to be told.
@@ -206,12 +227,32 @@ func isOffence(err error) bool {
 // drainSocket gives the peer a moment to read our last words: closing a socket
 // that holds unread bytes resets the connection, and destroys them.
 func (t *tunnel) drainSocket() {
-	c, ok := t.conn.(interface{ CloseWrite() error })
-	if !ok || c.CloseWrite() != nil {
+	if t.wire.sock.CloseWrite() != nil {
 		return
 	}
-	_ = t.conn.SetReadDeadline(time.Now().Add(linger))
-	_, _ = io.CopyN(io.Discard, t.conn, bulkPlain)
+	over := time.NewTimer(linger)
+	defer over.Stop()
+	after := make(chan struct{}, 1)
+	t.mu.Lock()
+	t.reader.after = after
+	t.mu.Unlock()
+	buf := getBuffer(smallPlain)
+	defer putBuffer(buf)
+	for left := bulkPlain; left > 0; {
+		n, again, err := t.wire.sock.Read(buf.b[:smallPlain])
+		if err != nil {
+			return
+		}
+		left -= n
+		if !again {
+			continue
+		}
+		select {
+		case <-after:
+		case <-over.C:
+			return
+		}
+	}
 }
 
 // state is the TLS state of the tunnel.
@@ -219,5 +260,5 @@ func (t *tunnel) state() tls.ConnectionState { return t.rec.State() }
 
 // peer is the peer's address for the log.
 func (t *tunnel) peer() slog.Attr {
-	return slog.String(t.role, t.conn.RemoteAddr().String())
+	return slog.String(t.role, t.wire.remote.String())
 }

@@ -3,7 +3,6 @@ package hbone
 import (
 	"errors"
 	"io"
-	"net"
 	"time"
 
 	"github.com/warren-mesh/warren/proxy/hbone/h2"
@@ -48,20 +47,20 @@ func (t *tunnel) writeAll() {
 // given the writer role back.
 func (t *tunnel) writeOnce() bool {
 	b := t.build()
-	return t.written(b, b.write(t.conn))
+	return t.written(b, b.write(&t.wire))
 }
 
 // Flush is writeOnce for somebody who has the writer role and no time: what the
 // socket does not take at once, and all that follows, is a goroutine's.
 func (t *tunnel) Flush() {
 	b := t.build()
-	n, err := t.direct.Try(b.out.b)
+	n, err := t.wire.sock.Write(b.out.b)
 	b.sent += n
 	switch {
 	case len(b.plain.b) == 0, err == nil && b.sent < len(b.out.b):
 		go func() {
 			if err == nil {
-				err = b.write(t.conn)
+				err = b.write(&t.wire)
 			}
 			if t.written(b, err) {
 				t.writeAll()
@@ -95,12 +94,11 @@ func (t *tunnel) build() *batch {
 }
 
 // write writes what has not been sent yet.
-func (b *batch) write(c net.Conn) error {
+func (b *batch) write(w *wire) error {
 	if b.sent == len(b.out.b) {
 		return nil
 	}
-	_, err := c.Write(b.out.b[b.sent:])
-	return err
+	return w.writeAll(b.out.b[b.sent:])
 }
 
 // written settles a batch; err is the write's. It returns false when it has given
@@ -108,7 +106,7 @@ func (b *batch) write(c net.Conn) error {
 func (t *tunnel) written(b *batch, err error) bool {
 	empty := len(b.plain.b) == 0
 	if b.err != nil {
-		err = &TLSError{Peer: t.conn.RemoteAddr().String(), Err: b.err}
+		err = &TLSError{Peer: t.wire.remote.String(), Err: b.err}
 	}
 	putBuffer(b.plain)
 	putBuffer(b.out)
@@ -137,15 +135,15 @@ func (t *tunnel) written(b *batch, err error) bool {
 // to end its own.
 func (t *tunnel) sayGoodbye() {
 	out, err := t.rec.CloseWrite(nil)
+	time.AfterFunc(linger, t.hangUp)
 	if err == nil {
-		_ = t.conn.SetDeadline(time.Now().Add(linger))
-		_, err = t.conn.Write(out)
+		err = t.wire.writeAll(out)
 	}
-	if c, ok := t.conn.(interface{ CloseWrite() error }); ok && err == nil {
-		err = c.CloseWrite()
+	if err == nil {
+		err = t.wire.sock.CloseWrite()
 	}
 	if err != nil {
-		t.conn.Close()
+		t.hangUp()
 	}
 }
 

@@ -2,9 +2,10 @@
 // socket that waits costs an entry in a table, and neither a goroutine nor a
 // buffer.
 //
-// A [Set] is one or more loops, each an epoll instance that is itself waited
-// for on the runtime's poller: a loop holds no thread while nothing happens,
-// and needs none of its own when something does. Registration is
+// A [Set] is one or more loops, each a thread that waits in an epoll instance of
+// its own. The runtime's poller would do without the thread, but hands what is
+// ready to a goroutine, for which it wakes another thread that looks for more
+// work: that cost a lone request a quarter of its CPU time. Registration is
 // edge-triggered, once, for reading and writing alike, so that a busy socket
 // costs no system call here.
 //
@@ -13,5 +14,5 @@
 // been closed and nobody uses it any more: no descriptor is used after its
 // number may have become another's.
 //
-// An adapter, used by proxy/relay; the proxy root makes the one Set.
+// An adapter, used by proxy/relay and proxy/hbone; the proxy root makes the one Set.
 package ready

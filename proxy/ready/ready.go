@@ -6,7 +6,6 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -55,13 +54,15 @@ type Set struct {
 	loops []*loop
 	next  atomic.Uint32
 	wg    sync.WaitGroup
+	once  sync.Once
+	err   error // of closing
 }
 
 // ErrClosed is returned by what is called after Close.
 var ErrClosed = errors.New("ready: closed")
 
-// New starts a set of that many loops, at least one. It takes a descriptor a
-// loop, and fails when there is none.
+// New starts a set of that many loops, at least one. It takes two descriptors a
+// loop, and fails when there are none.
 func New(loops int) (*Set, error) {
 	s := &Set{}
 	for range max(1, loops) {
@@ -78,12 +79,16 @@ func New(loops int) (*Set, error) {
 // Close stops the loops and waits for them. Sockets that are registered stay
 // open, and their handlers hear nothing more. It must not be called by a handler.
 func (s *Set) Close() error {
-	var err error
-	for _, l := range s.loops {
-		err = errors.Join(err, l.close())
-	}
-	s.wg.Wait()
-	return err
+	s.once.Do(func() {
+		for _, l := range s.loops {
+			s.err = errors.Join(s.err, l.close())
+		}
+		s.wg.Wait()
+		for _, l := range s.loops {
+			s.err = errors.Join(s.err, l.release())
+		}
+	})
+	return s.err
 }
 
 // Watch has h told from now on when k has something to read, an end or an error,
@@ -111,9 +116,8 @@ func (s *Set) Watch(k *Socket, h Handler) error {
 // the event carries an index and the generation of the entry there, so that one
 // that was fetched before its socket was closed reaches nobody else.
 type loop struct {
-	file *os.File // owns the descriptor
-	raw  syscall.RawConn
-	fd   int
+	fd   int // the instance
+	bell int // an eventfd, which wakes run
 
 	mu      sync.Mutex
 	closed  bool
@@ -132,26 +136,29 @@ func newLoop() (*loop, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ready: %w", os.NewSyscallError("epoll_create1", err))
 	}
-	if err := unix.SetNonblock(fd, true); err != nil { // os would not poll it
-		return nil, errors.Join(fmt.Errorf("ready: %w", os.NewSyscallError("fcntl", err)), unix.Close(fd))
+	bell, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("ready: %w", os.NewSyscallError("eventfd", err)), unix.Close(fd))
 	}
-	l := &loop{file: os.NewFile(uintptr(fd), "epoll"), fd: fd}
-	if l.raw, err = l.file.SyscallConn(); err != nil {
-		return nil, errors.Join(fmt.Errorf("ready: %w", err), l.file.Close())
+	l := &loop{fd: fd, bell: bell}
+	// No entry has this number.
+	if err := unix.EpollCtl(fd, unix.EPOLL_CTL_ADD, bell, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: -1}); err != nil {
+		return nil, errors.Join(fmt.Errorf("ready: %w", os.NewSyscallError("epoll_ctl", err)), l.release())
 	}
 	return l, nil
 }
 
+// close ends run. The descriptors are freed by release, after run's return.
 func (l *loop) close() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.closed {
-		return nil
-	}
 	l.closed = true
 	l.entries = nil
-	return l.file.Close()
+	_, err := unix.Write(l.bell, []byte{1, 0, 0, 0, 0, 0, 0, 0})
+	return os.NewSyscallError("write", err)
 }
+
+func (l *loop) release() error { return errors.Join(unix.Close(l.bell), unix.Close(l.fd)) }
 
 const interest = unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLET
 
@@ -210,31 +217,26 @@ func (l *loop) forget(at uint32) {
 // batch is how many events are fetched at a time.
 const batch = 256
 
-// run waits for events and hands them on until the loop is closed.
+// run waits for events and hands them on until the loop is closed. It waits in
+// the kernel and not on the runtime's poller, which would wake it in two steps and
+// another thread with it, to look for more work.
 func (l *loop) run() {
 	var (
 		events [batch]unix.EpollEvent
 		due    [batch]Handler
 		turn   Turn
-		n      int
 	)
-	fetch := func(fd uintptr) bool {
-		n = fetchEvents(int(fd), events[:])
-		return n != 0
-	}
 	for {
-		if err := l.raw.Read(fetch); err != nil || n < 0 {
+		n, err := unix.EpollWait(l.fd, events[:], -1)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil { // the descriptor is ours until we return
+			panic(fmt.Sprintf("ready: epoll_wait: %v", err))
+		}
+		if !l.handlers(events[:n], due[:n]) {
 			return
 		}
-		l.mu.Lock()
-		for i := range events[:n] {
-			ev := &events[i]
-			due[i] = nil
-			if at := int(uint32(ev.Fd)); at < len(l.entries) && l.entries[at].gen == uint32(ev.Pad) {
-				due[i] = l.entries[at].h
-			}
-		}
-		l.mu.Unlock()
 		for i, h := range due[:n] {
 			if h != nil {
 				h.Notify(eventsOf(events[i].Events), &turn)
@@ -245,17 +247,17 @@ func (l *loop) run() {
 	}
 }
 
-// fetchEvents returns how many events there are now; negative: never any more.
-func fetchEvents(fd int, events []unix.EpollEvent) int {
-	for {
-		n, err := unix.EpollWait(fd, events, 0)
-		if err == nil {
-			return n
-		}
-		if err != unix.EINTR {
-			return -1
+// handlers finds whom events are for. It returns false when the loop is closed.
+func (l *loop) handlers(events []unix.EpollEvent, due []Handler) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i := range events {
+		ev := &events[i]
+		if at := uint32(ev.Fd); int(at) < len(l.entries) && l.entries[at].gen == uint32(ev.Pad) {
+			due[i] = l.entries[at].h
 		}
 	}
+	return !l.closed
 }
 
 func eventsOf(bits uint32) (e Events) {

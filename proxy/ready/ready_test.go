@@ -416,41 +416,6 @@ type blocked chan struct{}
 
 func (b blocked) Notify(ready.Events, *ready.Turn) { <-b; <-b }
 
-func TestWriter(t *testing.T) {
-	peer, ours := pair(t)
-	w := ready.NewWriter(ours)
-	total := 0
-	for {
-		n, err := w.Try(make([]byte, 100_000))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if total += n; n == 0 {
-			break // full, and it did not wait
-		}
-	}
-	if n, err := io.CopyN(io.Discard, peer, int64(total)); err != nil {
-		t.Errorf("the peer got %d of %d: %v", n, total, err)
-	}
-	_ = peer.SetLinger(0)
-	peer.Close()
-	for {
-		if _, err := w.Try([]byte("x")); err != nil {
-			break
-		}
-	}
-	ours.Close()
-	if _, err := w.Try([]byte("x")); !errors.Is(err, net.ErrClosed) {
-		t.Errorf("closed: %v", err)
-	}
-	a, b := net.Pipe()
-	defer a.Close()
-	defer b.Close()
-	if n, err := ready.NewWriter(a).Try([]byte("x")); n != 0 || err != nil {
-		t.Errorf("without a descriptor: %d, %v", n, err)
-	}
-}
-
 // TestCloseSet: what is registered hears nothing more, and can be closed.
 func TestCloseSet(t *testing.T) {
 	s := newSet(t, 3)
@@ -473,8 +438,8 @@ func TestCloseSet(t *testing.T) {
 	}
 }
 
-// TestIdleCostsNoThread: neither loops nor sockets hold threads or goroutines.
-func TestIdleCostsNoThread(t *testing.T) {
+// TestIdleCostsNoGoroutine: a socket that waits holds none.
+func TestIdleCostsNoGoroutine(t *testing.T) {
 	s := newSet(t, 2)
 	before := runtime.NumGoroutine()
 	for range 100 {
@@ -542,6 +507,53 @@ func BenchmarkWake(b *testing.B) {
 		}
 		if _, err := io.ReadFull(peer, buf); err != nil {
 			b.Fatal(err)
+		}
+	}
+}
+
+// TestSocketIO: the calls of a Socket wait for nothing.
+func TestSocketIO(t *testing.T) {
+	peer, k := take(t)
+	if n, again, err := k.Read(make([]byte, 1)); n != 0 || !again || err != nil {
+		t.Errorf("nothing there: %d, %t, %v", n, again, err)
+	}
+	total := 0
+	for {
+		n, err := k.Write(make([]byte, 100_000))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if total += n; n == 0 {
+			break // full
+		}
+	}
+	if err := k.CloseWrite(); err != nil {
+		t.Error(err)
+	}
+	if got, err := io.Copy(io.Discard, peer); err != nil || got != int64(total) {
+		t.Errorf("the peer got %d of %d: %v", got, total, err)
+	}
+	if _, err := peer.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	_ = peer.CloseWrite()
+	var got []byte
+	for buf := make([]byte, 8); ; {
+		n, _, err := k.Read(buf)
+		got = append(got, buf[:n]...)
+		if err != nil {
+			if err != io.EOF || string(got) != "x" {
+				t.Errorf("%q, then %v", got, err)
+			}
+			break
+		}
+	}
+	k.Close()
+	_, _, rerr := k.Read(make([]byte, 1))
+	_, werr := k.Write([]byte("x"))
+	for what, err := range map[string]error{"read": rerr, "write": werr, "shutdown": k.CloseWrite()} {
+		if !errors.Is(err, net.ErrClosed) {
+			t.Errorf("%s of a closed socket: %v", what, err)
 		}
 	}
 }
