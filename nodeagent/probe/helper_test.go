@@ -59,7 +59,7 @@ func sayLimit() {
 		fmt.Println("error", err)
 		return
 	}
-	fmt.Println(p.State().Limit)
+	fmt.Println(p.State().Limit, "trial:", p.TryCgroups())
 }
 
 // process is one of the host's.
@@ -265,7 +265,7 @@ func output(t *testing.T, ns *netns.NS, name string, args ...string) string {
 func ruleset(t *testing.T, ns *netns.NS) string {
 	t.Helper()
 	var lines []string
-	text := output(t, ns, "nft", "list", "ruleset") + output(t, ns, "ipset", "list")
+	text := output(t, ns, "nft", "-s", "list", "ruleset") + output(t, ns, "ipset", "list")
 	if used, err := readIn(ns, "/proc/thread-self/net/ip_tables_names"); err == nil && used != "" {
 		text += output(t, ns, "iptables-legacy-save") + output(t, ns, "ip6tables-legacy-save")
 	}

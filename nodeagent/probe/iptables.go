@@ -255,7 +255,7 @@ func (b *iptables) restore(ctx context.Context, v6 bool, doc string) error {
 	return err
 }
 
-func (b *iptables) remove(ctx context.Context, keepSets bool) (errs error) {
+func (b *iptables) remove(ctx context.Context) (errs error) {
 	if used, err := b.inUse(); err != nil || !used {
 		return err
 	}
@@ -272,9 +272,6 @@ func (b *iptables) remove(ctx context.Context, keepSets bool) (errs error) {
 	}
 	if errs == nil && b.variant == redirect.NameNFT {
 		errs = b.removeEmptied(ctx)
-	}
-	if errs == nil && !keepSets {
-		errs = b.sets.destroy()
 	}
 	return errs
 }

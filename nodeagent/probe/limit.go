@@ -54,7 +54,7 @@ func (l Limit) String() string {
 		text = "any process of the host's network"
 	}
 	if l.Why != "" {
-		text += " (" + l.Why + ")"
+		text += " (" + strings.ReplaceAll(l.Why, "\n", "; ") + ")"
 	}
 	return text
 }

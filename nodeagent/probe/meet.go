@@ -24,6 +24,9 @@ const (
 // errUnseen: the connection was made, but not with the listener.
 var errUnseen = errors.New("the connection was made with somebody else than the listener")
 
+// errListen: there is no listener to connect to.
+var errListen = errors.New("cannot listen")
+
 // meet listens at an address in one namespace, connects to it from another and
 // returns the source that the listener saw. ready, if not nil, is called in
 // between with the listener's address.
@@ -34,7 +37,7 @@ func meet(ctx context.Context, listenIn, dialIn *netns.NS, at netip.AddrPort, re
 		return err
 	})
 	if err != nil {
-		return from, fmt.Errorf("listen at %s: %w", at.Addr(), err)
+		return from, fmt.Errorf("%w at %s: %w", errListen, at.Addr(), err)
 	}
 	defer l.Close()
 	to := l.Addr().(*net.TCPAddr).AddrPort()

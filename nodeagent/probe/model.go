@@ -51,9 +51,8 @@ type backend interface {
 	members(ctx context.Context) (map[netip.Addr]string, error)
 	// edit adds (or gives to another owner) and removes members.
 	edit(ctx context.Context, put map[netip.Addr]string, drop []netip.Addr) error
-	// remove leaves the place as it was before apply. With keepSets the sets
-	// stay: another backend of the same kind uses them.
-	remove(ctx context.Context, keepSets bool) error
+	// remove takes the rules away, and sets that only this backend uses.
+	remove(ctx context.Context) error
 }
 
 // tag marks a rule with what it was made of, so that it is known again however

@@ -302,7 +302,7 @@ func addElements(c *nftables.Conn, put map[netip.Addr]string) error {
 	return nil
 }
 
-func (b *nft) remove(ctx context.Context, _ bool) error {
+func (b *nft) remove(ctx context.Context) error {
 	return withNFT(ctx, b.place, func(c *nftables.Conn) error {
 		s, err := readNFT(c)
 		if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL) {

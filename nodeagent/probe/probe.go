@@ -11,8 +11,6 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
-
 	"github.com/warren-mesh/warren/cni/redirect"
 	"github.com/warren-mesh/warren/internal/netns"
 )
@@ -55,6 +53,8 @@ type Probe struct {
 	finder finder
 	b      backend
 	others []backend // that an earlier agent may have used
+
+	testing sync.Mutex // held by a self-test; before mu
 
 	mu       sync.Mutex
 	claims   claims
@@ -190,7 +190,8 @@ func (p *Probe) Sync(ctx context.Context, pods map[string][]netip.Addr) error {
 	if err := p.repair(ctx); err != nil {
 		return errors.Join(errs, err)
 	}
-	return errors.Join(errs, p.leaveOthers(ctx))
+	// An earlier agent may have used another backend.
+	return errors.Join(errs, p.clear(ctx, p.others, p.b.name() == nftName))
 }
 
 // Add lets probes through to a pod's addresses, and to no other of the same pod.
@@ -232,10 +233,20 @@ func (p *Probe) Remove(ctx context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.claims, p.loaded, p.removed = claims{}, true, true
-	var errs error
-	for _, b := range append([]backend{p.b}, p.others...) {
-		if err := b.remove(ctx, false); err != nil {
-			errs = errors.Join(errs, fmt.Errorf("probe: remove with %s: %w", b.name(), err))
+	return p.clear(ctx, append([]backend{p.b}, p.others...), true)
+}
+
+// clear removes what is in the hands of backends, and the sets that all those
+// with iptables use.
+func (p *Probe) clear(ctx context.Context, all []backend, sets bool) (errs error) {
+	for _, b := range all {
+		if err := b.remove(ctx); err != nil {
+			errs = errors.Join(errs, fmt.Errorf("probe: remove what %s holds: %w", b.name(), err))
+		}
+	}
+	if errs == nil && sets {
+		if err := (ipsets{p.place}).destroy(); err != nil {
+			errs = fmt.Errorf("probe: remove: %w", err)
 		}
 	}
 	return errs
@@ -280,18 +291,6 @@ func (p *Probe) load(ctx context.Context) error {
 	return p.repair(ctx)
 }
 
-// leaveOthers removes what an earlier agent put in place with another backend.
-func (p *Probe) leaveOthers(ctx context.Context) error {
-	var errs error
-	for _, o := range p.others {
-		if err := o.remove(ctx, p.b.name() != nftName); err != nil {
-			errs = errors.Join(errs, fmt.Errorf("probe: remove what %s may hold: %w", o.name(), err))
-			continue
-		}
-	}
-	return errs
-}
-
 // usable are the addresses that can be let through.
 func (p *Probe) usable(uid string, addrs []netip.Addr, host map[netip.Addr]bool) (usable []netip.Addr, errs error) {
 	good, errs := checkPod(uid, addrs, host)
@@ -307,16 +306,11 @@ func (p *Probe) usable(uid string, addrs []netip.Addr, host map[netip.Addr]bool)
 
 // hostAddrs are the node's own addresses.
 func (p *Probe) hostAddrs() (own map[netip.Addr]bool, err error) {
-	var h *netlink.Handle
-	err = p.place.ns.Do(func() (err error) {
-		h, err = netlink.NewHandle(unix.NETLINK_ROUTE)
+	var addrs []netlink.Addr
+	err = within(p.place.ns, func(h *netlink.Handle) (err error) {
+		addrs, err = h.AddrList(nil, netlink.FAMILY_ALL)
 		return err
 	})
-	if err != nil {
-		return nil, fmt.Errorf("probe: %w", err)
-	}
-	defer h.Close()
-	addrs, err := h.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil {
 		return nil, fmt.Errorf("probe: the node's addresses: %w", err)
 	}

@@ -29,7 +29,7 @@ func (p *Probe) tryCgroups() error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", errNoTrial, err)
 	}
-	ns, err := newNS()
+	ns, err := p.newTrialNS()
 	if err != nil {
 		return fmt.Errorf("%w: %w", errNoTrial, err)
 	}
@@ -78,8 +78,18 @@ func (p *Probe) ownCgroup() (own Cgroup, err error) {
 	return p.place.cgroup(path)
 }
 
-// newNS makes a namespace with loopback and trialIP.
-func newNS() (ns *netns.NS, err error) {
+// newTrialNS makes a namespace with trialIP on loopback, and a way for answers
+// to the source that connections to it are given.
+func (p *Probe) newTrialNS() (*netns.NS, error) {
+	return newNS(func(h *netlink.Handle, lo netlink.Link) error {
+		return errors.Join(
+			h.AddrAdd(lo, &netlink.Addr{IPNet: hostNet(trialIP())}),
+			h.RouteAdd(&netlink.Route{LinkIndex: lo.Attrs().Index, Dst: hostNet(p.cfg.IP4), Scope: netlink.SCOPE_LINK}))
+	})
+}
+
+// newNS makes a namespace with loopback up, and what fn adds to it.
+func newNS(fn func(h *netlink.Handle, lo netlink.Link) error) (ns *netns.NS, err error) {
 	home, err := netns.Current()
 	if err != nil {
 		return nil, err
@@ -101,7 +111,7 @@ func newNS() (ns *netns.NS, err error) {
 		if err != nil {
 			return err
 		}
-		return errors.Join(h.LinkSetUp(lo), h.AddrAdd(lo, &netlink.Addr{IPNet: hostNet(trialIP())}))
+		return errors.Join(h.LinkSetUp(lo), fn(h, lo))
 	})
 	if err != nil && ns != nil {
 		ns.Close()

@@ -1,0 +1,4 @@
+package probe
+
+// TryCgroups is the trial of rules by cgroup.
+func (p *Probe) TryCgroups() error { return p.tryCgroups() }
