@@ -70,3 +70,39 @@ func TestCollectMistakes(t *testing.T) {
 		t.Errorf("a good value was lost: %+v", cfg)
 	}
 }
+
+func TestValidateKubernetes(t *testing.T) {
+	good := Defaults()
+	good.Kubernetes = true
+	if err := good.Validate(); err != nil {
+		t.Error(err)
+	}
+	for flag, change := range map[string]func(*Config){
+		"kube-dir":              func(c *Config) { c.KubeDir = "k" },
+		"state-dir":             func(c *Config) { c.StateDir = "s" },
+		"node-tokens":           func(c *Config) { c.NodeTokens = "t" },
+		"namespace":             func(c *Config) { c.Namespace = "A" },
+		"trusted-node-accounts": func(c *Config) { c.TrustedNodeAccounts = []string{"ztunnel"} },
+		"root-configmap":        func(c *Config) { c.RootConfigMap = "_" },
+	} {
+		c := good
+		change(&c)
+		if err := c.Validate(); err == nil || !strings.HasPrefix(err.Error(), "--"+flag+": ") || strings.Contains(err.Error(), "\n") {
+			t.Errorf("err = %v, want --%s alone", err, flag)
+		}
+	}
+	c := good
+	c.TrustedNodeAccounts = nil
+	if err := c.Validate(); err == nil {
+		t.Error("trusts nobody")
+	}
+	c = Defaults()
+	c.KubeDir, c.StateDir, c.NodeTokens, c.Kubeconfig = "k", "s", "t", "kc"
+	if err := c.Validate(); err == nil || !strings.HasPrefix(err.Error(), "--kubeconfig: ") {
+		t.Errorf("err = %v", err)
+	}
+	o, err := good.options()
+	if err != nil || o.AssumeRedirected {
+		t.Errorf("options = %+v, %v: with an API server the agent's annotation decides", o, err)
+	}
+}

@@ -68,21 +68,35 @@ type object[T any] interface {
 	metav1.Object
 }
 
-// decode makes a T of an object as it came.
+// decode makes a T of an object as it came. Its status is what somebody else wrote, and
+// does without when it makes no sense.
 func decode[T any, P object[T]](raw metav1.Object) (P, error) {
-	data, err := trimmed(raw)
+	fields, err := trimmed(raw)
 	if err != nil {
 		return nil, err
 	}
 	out := P(new(T))
-	if err := json.Unmarshal(data, out); err != nil {
+	if err = into(out, fields); err != nil && fields["status"] != nil {
+		delete(fields, "status")
+		out = P(new(T))
+		err = into(out, fields)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("cannot be read: %w", err)
 	}
 	return out, nil
 }
 
-// trimmed is an object in JSON without what nobody reads.
-func trimmed(raw metav1.Object) ([]byte, error) {
+func into(out any, fields map[string]any) error {
+	data, err := json.Marshal(fields)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(data, out)
+}
+
+// trimmed is an object without what nobody reads.
+func trimmed(raw metav1.Object) (map[string]any, error) {
 	u, ok := raw.(*unstructured.Unstructured)
 	if !ok {
 		return nil, fmt.Errorf("an object of type %T", raw)
@@ -93,9 +107,13 @@ func trimmed(raw metav1.Object) ([]byte, error) {
 	if a := annotations(u.GetAnnotations()); len(a) > 0 {
 		meta["annotations"] = a
 	}
-	return json.Marshal(map[string]any{
-		"apiVersion": u.GetAPIVersion(), "kind": u.GetKind(), "metadata": meta, "spec": u.Object["spec"], "status": u.Object["status"],
-	})
+	fields := map[string]any{"apiVersion": u.GetAPIVersion(), "kind": u.GetKind(), "metadata": meta}
+	for _, part := range []string{"spec", "status"} {
+		if v := u.Object[part]; v != nil {
+			fields[part] = v
+		}
+	}
+	return fields, nil
 }
 
 func nested(m map[string]any, field string) map[string]any {

@@ -42,6 +42,11 @@ func TestUnknownFields(t *testing.T) {
 	if p, err := keepPeerAuthentication(peer); p == nil || p.Spec.GetMtls().GetMode().String() != "STRICT" || err == nil || !strings.Contains(err.Error(), "moon") {
 		t.Errorf("peer = %v, err = %v", p, err)
 	}
+	odd := policy("p", "DENY", nil)
+	odd.Object["status"] = map[string]any{"conditions": "none"}
+	if p, err := keepAuthorization(odd); p == nil || err != nil || len(p.Spec.GetRules()) != 1 {
+		t.Errorf("with a status that makes no sense: %v, %v", p, err)
+	}
 	noSpec := &unstructured.Unstructured{Object: map[string]any{"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy", "metadata": map[string]any{"name": "p"}}}
 	if p, err := keepAuthorization(noSpec); p == nil || err != nil {
 		t.Errorf("without a spec: %v, %v", p, err)

@@ -1,0 +1,348 @@
+package controlplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"reflect"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	metav1alpha1 "istio.io/api/meta/v1alpha1"
+	apisecurity "istio.io/api/security/v1beta1"
+	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	clienttesting "k8s.io/client-go/testing"
+
+	"github.com/warren-mesh/warren/xds/kube"
+	"github.com/warren-mesh/warren/xds/server"
+	"github.com/warren-mesh/warren/xds/translate"
+)
+
+// namespaces is a feed of namespaces alone.
+type namespaces struct {
+	mu      sync.Mutex
+	objects translate.Objects
+	changed chan struct{}
+}
+
+func (n *namespaces) read() (translate.Objects, <-chan struct{}) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.objects, n.changed
+}
+
+func (n *namespaces) set(list ...*corev1.Namespace) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.objects.Namespaces = list
+	if n.changed != nil {
+		close(n.changed)
+	}
+	n.changed = make(chan struct{})
+}
+
+// begin runs a duty for the test.
+func begin(t *testing.T, duty func(context.Context)) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() { duty(ctx) })
+	t.Cleanup(func() { cancel(); running.Wait() })
+}
+
+// Every namespace has the root, whatever happens to it there; one that refuses it does
+// not hold up others.
+func TestRootMaps(t *testing.T) {
+	w := newWorld(t)
+	var refused atomic.Bool
+	refused.Store(true)
+	w.client.PrependReactor("create", "configmaps", func(a clienttesting.Action) (bool, runtime.Object, error) {
+		return a.GetNamespace() == "refuses" && refused.Load(), nil, errors.New("quota exceeded")
+	})
+	going := ns("going", nil)
+	going.Status.Phase = corev1.NamespaceTerminating
+	all := &namespaces{}
+	all.set(ns("a", nil), ns("b", nil), ns("refuses", nil), ns("kube-node-lease", nil), going)
+	log := &lockedBuffer{}
+	r := &rootMaps{client: w.client, name: "istio-ca-root-cert", roots: func() string { return "ROOT" }, world: all.read, log: slog.New(slog.NewTextHandler(log, nil))}
+	begin(t, r.run)
+	has := func(namespace string) func() bool { return func() bool { return w.rootOf(namespace) == "ROOT" } }
+	eventually(t, "a", has("a"))
+	eventually(t, "b", has("b"))
+	eventually(t, "complaint", func() bool { return r.writes.failed.Load() > 0 && strings.Contains(log.String(), "quota exceeded") })
+	refused.Store(false)
+	eventually(t, "the one that refused", has("refuses"))
+
+	maps := w.client.CoreV1().ConfigMaps("a")
+	change := func(data map[string]string) {
+		t.Helper()
+		m, err := maps.Get(t.Context(), r.name, metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m.Labels[labelConfig] != "true" {
+			t.Errorf("labels = %v", m.Labels)
+		}
+		m.Data = data
+		if _, err := maps.Update(t.Context(), m, metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	change(map[string]string{rootKey: "FORGED", "other": "kept"})
+	eventually(t, "repair", has("a"))
+	if m, err := maps.Get(t.Context(), r.name, metav1.GetOptions{}); err != nil || m.Data["other"] != "kept" {
+		t.Errorf("data = %v, %v", m.Data, err)
+	}
+	if err := maps.Delete(t.Context(), r.name, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "return", has("a"))
+	all.set(ns("a", nil), ns("new", nil))
+	eventually(t, "new namespace", has("new"))
+	for _, namespace := range []string{"kube-node-lease", "going"} {
+		if w.rootOf(namespace) != "" {
+			t.Errorf("%s has a root", namespace)
+		}
+	}
+	// Another who writes it as often is left alone after a while.
+	for range 2 * freeWrites {
+		change(map[string]string{rootKey: "THEIRS"})
+		eventually(t, "answer to it", func() bool { return has("a")() || strings.Contains(log.String(), "somebody else writes") })
+		if strings.Contains(log.String(), "somebody else writes") {
+			return
+		}
+	}
+	t.Error("two writers go on for ever")
+}
+
+func TestRestraint(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var r restraint
+		var waits []time.Duration
+		for range freeWrites + 12 {
+			wait := r.wait("x", time.Now())
+			waits = append(waits, wait)
+			time.Sleep(wait)
+			r.wrote("x", time.Now())
+		}
+		for i, wait := range waits {
+			if i < freeWrites && wait != 0 || i >= freeWrites && (wait < waits[i-1] || wait == 0) || wait > longestStop {
+				t.Fatalf("waits %v", waits)
+			}
+		}
+		if r.wait("y", time.Now()) != 0 {
+			t.Error("one thing holds up another")
+		}
+		time.Sleep(forgotten + time.Minute)
+		r.wrote("x", time.Now())
+		if wait := r.wait("x", time.Now()); wait != 0 {
+			t.Errorf("not forgotten: %s", wait)
+		}
+		r.forget("x")
+	})
+}
+
+func typedPolicy(name string, change func(*securityv1.AuthorizationPolicy)) *securityv1.AuthorizationPolicy {
+	p := &securityv1.AuthorizationPolicy{TypeMeta: metav1.TypeMeta{APIVersion: "security.istio.io/v1"}, ObjectMeta: metav1.ObjectMeta{Namespace: "app", Name: name, Generation: 1}}
+	p.Spec.Rules = []*apisecurity.Rule{{From: []*apisecurity.Rule_From{{Source: &apisecurity.Source{Namespaces: []string{"a"}}}}}}
+	if change != nil {
+		change(p)
+	}
+	return p
+}
+
+func TestConditions(t *testing.T) {
+	methods := []*apisecurity.Rule{{To: []*apisecurity.Rule_To{{Operation: &apisecurity.Operation{Methods: []string{"GET"}}}}}}
+	for name, c := range map[string]struct {
+		policy  *securityv1.AuthorizationPolicy
+		unread  []kube.Problem
+		status  string // empty: no condition
+		reason  string
+		message string
+	}{
+		"enforced":     {typedPolicy("p", nil), nil, "True", reasonAccepted, "attached to ztunnel"},
+		"layer 7":      {typedPolicy("p", func(p *securityv1.AuthorizationPolicy) { p.Spec.Rules = methods }), nil, "True", reasonUnsupported, "spec.rules[0].to[0].operation.methods: cannot be checked at layer 4"},
+		"CUSTOM":       {typedPolicy("p", func(p *securityv1.AuthorizationPolicy) { p.Spec.Action = apisecurity.AuthorizationPolicy_CUSTOM }), nil, "False", reasonUnsupported, "CUSTOM"},
+		"dry run":      {typedPolicy("p", func(p *securityv1.AuthorizationPolicy) { p.Annotations = map[string]string{"istio.io/dry-run": "true"} }), nil, "False", reasonUnsupported, "istio.io/dry-run"},
+		"for waypoint": {typedPolicy("p", func(p *securityv1.AuthorizationPolicy) { p.Spec.TargetRefs = append(p.Spec.TargetRefs, nil) }), nil, "", "", ""},
+		"not readable": {typedPolicy("p", nil), []kube.Problem{{Kind: policyKind, Namespace: "app", Name: "p", Reason: "newer"}, {Kind: policyKind, Reason: "API server gone"}}, "True", reasonUnsupported, "newer"},
+		"very wrong":   {typedPolicy("p", nil), []kube.Problem{{Kind: policyKind, Namespace: "app", Name: "p", Reason: strings.Repeat("ö", maxMessage)}}, "True", reasonUnsupported, "..."},
+	} {
+		t.Run(name, func(t *testing.T) {
+			objects := translate.Objects{AuthorizationPolicies: []*securityv1.AuthorizationPolicy{c.policy}}
+			result, err := translate.All(objects, translate.Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, ok := conditionsOf(objects, result, c.unread)["app/p"]
+			if ok != (c.status != "") || ok && (statusText(got.accepted) != c.status || got.reason != c.reason || !strings.Contains(got.message, c.message) || len(got.message) > maxMessage) {
+				t.Errorf("condition = %+v (%v), want %s %s %q", got, ok, c.status, c.reason, c.message)
+			}
+			if strings.Contains(got.message, "API server") {
+				t.Errorf("message = %q", got.message)
+			}
+		})
+	}
+}
+
+// A condition is put beside those of others, and not written again.
+func TestWithCondition(t *testing.T) {
+	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	good := condition{accepted: true, reason: reasonAccepted, message: messageAccepted}
+	p := authorizationPolicy("p", "DENY")
+	theirs := map[string]any{"type": "WaypointAccepted", "status": "True"}
+	set := func(list []any) {
+		if err := unstructured.SetNestedSlice(p.Object, list, "status", "conditions"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	set([]any{theirs})
+	list, changed := withCondition(p, good, now)
+	want := []any{theirs, map[string]any{"type": conditionType, "status": "True", "reason": "Accepted", "message": "attached to ztunnel", "lastTransitionTime": "2026-01-01T00:00:00Z", "observedGeneration": "1"}}
+	if !changed || !reflect.DeepEqual(list, want) {
+		t.Errorf("conditions = %v", list)
+	}
+	set(list)
+	if _, changed := withCondition(p, good, now.Add(time.Hour)); changed {
+		t.Error("written again")
+	}
+	// Another reason is no transition; another status is.
+	list, changed = withCondition(p, condition{accepted: true, reason: reasonUnsupported, message: "m"}, now.Add(time.Hour))
+	if c := list[1].(map[string]any); !changed || len(list) != 2 || c["lastTransitionTime"] != "2026-01-01T00:00:00Z" || c["message"] != "m" {
+		t.Errorf("conditions = %v", list)
+	}
+	list, _ = withCondition(p, condition{reason: reasonUnsupported, message: "m"}, now.Add(time.Hour))
+	if c := list[1].(map[string]any); c["lastTransitionTime"] != "2026-01-01T01:00:00Z" || c["status"] != "False" {
+		t.Errorf("conditions = %v", list)
+	}
+	p.SetGeneration(2)
+	if _, changed := withCondition(p, good, now); !changed {
+		t.Error("a new generation is not observed")
+	}
+	if list, changed := withCondition(p, condition{}, now); !changed || len(list) != 1 {
+		t.Errorf("conditions = %v, want theirs alone", list)
+	}
+}
+
+// The status that is written is what a reader of typed objects finds said.
+func TestSaid(t *testing.T) {
+	good := condition{accepted: true, reason: reasonAccepted, message: messageAccepted}
+	p := typedPolicy("p", nil)
+	if said(p, good) || !said(p, condition{}) {
+		t.Error("said without conditions")
+	}
+	p.Status.Conditions = []*metav1alpha1.IstioCondition{{Type: conditionType, Status: "True", Reason: reasonAccepted, Message: messageAccepted, ObservedGeneration: 1}}
+	if !said(p, good) || said(p, condition{}) {
+		t.Error("not said")
+	}
+	p.Generation = 2
+	if said(p, good) {
+		t.Error("said of an older generation")
+	}
+}
+
+// Policies are told of once, and by others' hands in vain only so often.
+func TestPolicyStatus(t *testing.T) {
+	w := newWorld(t)
+	for name, action := range map[string]string{"deny": "DENY", "audit": "AUDIT"} {
+		if err := w.dynamic.Tracker().Create(policyGVR, authorizationPolicy(name, action), "app"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	feeder, err := kube.New(kube.Config{Client: w.client, Dynamic: w.dynamic, Settle: time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := newModel(translate.Options{}, func(*server.Snapshot) {}, slog.New(slog.DiscardHandler))
+	s := &policyStatus{client: w.dynamic, model: m, problems: feeder.Problems, log: slog.New(slog.DiscardHandler)}
+	begin(t, func(ctx context.Context) { _ = feeder.Run(ctx) })
+	<-feeder.Synced()
+	begin(t, func(ctx context.Context) { _ = m.run(ctx, kubeFeed{feeder}) })
+	begin(t, s.run)
+	eventually(t, "acceptance", func() bool { return conditionOf(w, "deny")["status"] == "True" })
+	eventually(t, "refusal", func() bool { return conditionOf(w, "audit")["status"] == "False" })
+	patches := func() (n int) {
+		for _, a := range w.dynamic.Actions() {
+			if a.GetVerb() == "patch" {
+				n++
+				if a.GetSubresource() != "status" {
+					t.Errorf("patch of %q", a.GetSubresource())
+				}
+			}
+		}
+		return n
+	}
+	// Something else changes: nothing is written.
+	before := patches()
+	p, err := w.dynamic.Resource(policyGVR).Namespace("app").Get(t.Context(), "deny", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.SetLabels(map[string]string{"x": "y"})
+	if _, err := w.dynamic.Resource(policyGVR).Namespace("app").Update(t.Context(), p, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the label", func() bool {
+		o, _, _ := m.policies()
+		for _, p := range o.AuthorizationPolicies {
+			if p.Labels["x"] == "y" {
+				return true
+			}
+		}
+		return false
+	})
+	if n := patches(); before != 2 || n != 2 {
+		t.Errorf("%d patches, then %d, want 2 in all", before, n)
+	}
+}
+
+// One replica leads; another does when it is gone.
+func TestLeader(t *testing.T) {
+	w := newWorld(t)
+	var duties atomic.Int32
+	stand := func() (*leader, func()) {
+		l := newLeader(w.client, ownNS, slog.New(slog.DiscardHandler), func(ctx context.Context) {
+			duties.Add(1)
+			<-ctx.Done()
+			duties.Add(-1)
+		})
+		l.lease, l.renew, l.retry = 3*time.Second, 2*time.Second, 50*time.Millisecond
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan error, 1)
+		go func() { done <- l.run(ctx) }()
+		stop := sync.OnceFunc(func() {
+			cancel()
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		})
+		t.Cleanup(stop)
+		return l, stop
+	}
+	first, stop := stand()
+	eventually(t, "a leader", func() bool { return first.leads.Load() && duties.Load() == 1 })
+	second, _ := stand()
+	for range 10 {
+		time.Sleep(20 * time.Millisecond)
+		if second.leads.Load() || duties.Load() != 1 {
+			t.Fatal("two leaders")
+		}
+	}
+	stop()
+	eventually(t, "another leader", func() bool { return second.leads.Load() && duties.Load() == 1 })
+	if first.leads.Load() {
+		t.Error("the first still leads")
+	}
+	lease, err := w.client.CoordinationV1().Leases(ownNS).Get(t.Context(), leaseName, metav1.GetOptions{})
+	if err != nil || lease.Spec.HolderIdentity == nil {
+		t.Fatal(fmt.Errorf("lease: %w", err))
+	}
+}
