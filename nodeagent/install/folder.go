@@ -124,11 +124,13 @@ func (d folder) replace(base file, content []byte) error {
 // there under that name. Where the file system cannot do that at once, the old
 // file gets a second name before it is replaced.
 func (d folder) exchange(swap *swapped) error {
-	if err := d.may("exchange", swap.of); err != nil {
-		return err
+	err := d.may("exchange", swap.of)
+	if err == nil {
+		err = d.Exchange(swap.name(), swap.of)
 	}
-	err := d.Exchange(swap.name(), swap.of)
 	switch {
+	case err == nil:
+		return nil
 	case errors.Is(err, fs.ErrNotExist):
 		return errMeanwhile
 	case !errors.Is(err, errors.ErrUnsupported):

@@ -3,6 +3,7 @@ package install_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -24,6 +25,13 @@ import (
 const patience = 60 * time.Second
 
 func TestMain(m *testing.M) {
+	if root := os.Getenv(childEnv); root != "" {
+		if err := childInstaller(root); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	nstest.Main(m)
 }
 
