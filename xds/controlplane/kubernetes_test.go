@@ -1,7 +1,6 @@
 package controlplane
 
 import (
-	"context"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
@@ -106,7 +105,7 @@ func meshObjects() []runtime.Object {
 	proxy.UID, other.UID = "uid-ztunnel-1", "uid-ztunnel-2"
 	return []runtime.Object{
 		ns("app", map[string]string{"istio.io/dataplane-mode": "ambient"}), ns(ownNS, nil), ns("kube-system", nil), ns("kube-public", nil), web, proxy, other,
-		&corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "app", Name: "web"}, Spec: corev1.ServiceSpec{Selector: map[string]string{"app": "web"}, ClusterIP: "10.96.0.1", Ports: []corev1.ServicePort{{Port: 80}}}},
+		&corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "app", Name: "web"}, Spec: corev1.ServiceSpec{Selector: map[string]string{"app": "web"}, ClusterIP: "10.96.0.77", Ports: []corev1.ServicePort{{Port: 80}}}},
 	}
 }
 
@@ -124,19 +123,7 @@ func startOn(t *testing.T, w *world) *plane {
 		t.Fatal(err)
 	}
 	p.cp = cp
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- cp.Run(ctx) }()
-	p.stop = sync.OnceValue(func() error { cancel(); return <-ended })
-	t.Cleanup(func() {
-		if err := p.stop(); err != nil {
-			t.Errorf("run: %v", err)
-		}
-		http.DefaultClient.CloseIdleConnections()
-		if t.Failed() {
-			t.Logf("log:\n%s", p.log)
-		}
-	})
+	p.runs()
 	return p
 }
 

@@ -1,0 +1,483 @@
+package controlplane
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	authv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+
+	"github.com/warren-mesh/warren/ca/mtls"
+)
+
+// kubeBin names the folder with kube-apiserver and etcd that these tests use. There is
+// no package to take them from, so without it they are skipped.
+const kubeBin = "WARREN_KUBE_BIN"
+
+var crdGVR = schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}
+
+// apiServer is a real API server over a real etcd, and nothing else of a cluster: pods
+// are objects that the test writes.
+type apiServer struct {
+	t    *testing.T
+	bin  string
+	dir  string
+	port int
+	etcd string
+	clients
+	server *exec.Cmd
+}
+
+func startAPIServer(t *testing.T) *apiServer {
+	t.Helper()
+	bin := os.Getenv(kubeBin)
+	if bin == "" {
+		t.Skipf("%s is not set", kubeBin)
+	}
+	s := &apiServer{t: t, bin: bin, dir: t.TempDir()}
+	client, peer := freePort(t), freePort(t)
+	s.etcd, s.port = fmt.Sprintf("http://127.0.0.1:%d", client), freePort(t)
+	peers := fmt.Sprintf("http://127.0.0.1:%d", peer)
+	etcd := s.spawn("etcd", "--data-dir="+filepath.Join(s.dir, "etcd"), "--unsafe-no-fsync", "--listen-client-urls="+s.etcd, "--advertise-client-urls="+s.etcd,
+		"--listen-peer-urls="+peers, "--initial-advertise-peer-urls="+peers, "--initial-cluster=default="+peers)
+	t.Cleanup(func() { end(etcd) })
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string][]byte{
+		"sa.key": pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}),
+		"tokens": []byte("admintoken,admin,1,system:masters\n"),
+	} {
+		if err := os.WriteFile(filepath.Join(s.dir, name), text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.up()
+	t.Cleanup(func() { s.down() })
+	return s
+}
+
+func (s *apiServer) spawn(program string, args ...string) *exec.Cmd {
+	s.t.Helper()
+	log, err := os.OpenFile(filepath.Join(s.dir, program+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer log.Close()
+	cmd := exec.Command(filepath.Join(s.bin, program), args...)
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	return cmd
+}
+
+func end(cmd *exec.Cmd) {
+	_ = cmd.Process.Signal(syscall.SIGCONT)
+	_ = cmd.Process.Kill()
+	_ = cmd.Wait()
+}
+
+// up starts the API server and waits until it is ready.
+func (s *apiServer) up() {
+	s.t.Helper()
+	sa := filepath.Join(s.dir, "sa.key")
+	s.server = s.spawn("kube-apiserver", "--etcd-servers="+s.etcd, fmt.Sprintf("--secure-port=%d", s.port), "--bind-address=127.0.0.1", "--advertise-address=127.0.0.1",
+		"--cert-dir="+filepath.Join(s.dir, "certs"), "--service-account-issuer=https://issuer.test", "--service-account-key-file="+sa, "--service-account-signing-key-file="+sa,
+		"--authorization-mode=RBAC", "--token-auth-file="+filepath.Join(s.dir, "tokens"), "--service-cluster-ip-range=10.96.0.0/16", "--endpoint-reconciler-type=none",
+		// There is no controller to make a ServiceAccount for every namespace.
+		"--disable-admission-plugins=ServiceAccount")
+	eventually(s.t, "certificate", func() bool { _, err := os.Stat(filepath.Join(s.dir, "certs", "apiserver.crt")); return err == nil })
+	c, err := connect(s.config("admintoken"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.clients = c
+	eventually(s.t, "API server", func() bool {
+		answer, err := c.kubernetes.Discovery().RESTClient().Get().AbsPath("/readyz").DoRaw(s.t.Context())
+		return err == nil && bytes.Equal(answer, []byte("ok"))
+	})
+}
+
+func (s *apiServer) down() { end(s.server) }
+
+func (s *apiServer) config(token string) *rest.Config {
+	return &rest.Config{Host: fmt.Sprintf("https://127.0.0.1:%d", s.port), BearerToken: token, QPS: 200, Burst: 400,
+		TLSClientConfig: rest.TLSClientConfig{CAFile: filepath.Join(s.dir, "certs", "apiserver.crt")}}
+}
+
+// kubeconfig writes one for a token.
+func (s *apiServer) kubeconfig(token string) string {
+	s.t.Helper()
+	cfg := clientcmdapi.NewConfig()
+	rest := s.config(token)
+	cfg.Clusters["c"] = &clientcmdapi.Cluster{Server: rest.Host, CertificateAuthority: rest.CAFile}
+	cfg.AuthInfos["u"] = &clientcmdapi.AuthInfo{Token: token}
+	cfg.Contexts["c"] = &clientcmdapi.Context{Cluster: "c", AuthInfo: "u"}
+	cfg.CurrentContext = "c"
+	path := filepath.Join(s.t.TempDir(), "kubeconfig")
+	if err := clientcmd.WriteToFile(*cfg, path); err != nil {
+		s.t.Fatal(err)
+	}
+	return path
+}
+
+func freePort(t *testing.T) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// moduleFile is a file of one of our modules.
+func moduleFile(t *testing.T, module, name string) string {
+	t.Helper()
+	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", module).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(strings.TrimSpace(string(out)), name)
+}
+
+// define creates the definitions in a file whose names are asked for.
+func (s *apiServer) define(file string, names ...string) {
+	s.t.Helper()
+	f, err := os.Open(file)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer f.Close()
+	for r := utilyaml.NewYAMLOrJSONDecoder(f, 1<<20); ; {
+		var crd unstructured.Unstructured
+		if err := r.Decode(&crd.Object); err == io.EOF {
+			break
+		} else if err != nil {
+			s.t.Fatal(err)
+		}
+		if slices.Contains(names, crd.GetName()) {
+			if _, err := s.dynamic.Resource(crdGVR).Create(s.t.Context(), &crd, metav1.CreateOptions{}); err != nil {
+				s.t.Fatal(err)
+			}
+		}
+	}
+}
+
+func (s *apiServer) defineIstio() {
+	s.define(moduleFile(s.t, "istio.io/istio", "manifests/charts/base/files/crd-all.gen.yaml"), "authorizationpolicies.security.istio.io", "peerauthentications.security.istio.io",
+		"serviceentries.networking.istio.io", "workloadentries.networking.istio.io")
+}
+
+// needs is what a control plane must be allowed to do, in the whole cluster and in its
+// own namespace.
+func needs() (cluster, own []rbacv1.PolicyRule) {
+	rule := func(group, resources string, verbs ...string) rbacv1.PolicyRule {
+		return rbacv1.PolicyRule{APIGroups: []string{group}, Resources: strings.Split(resources, " "), Verbs: verbs}
+	}
+	read := []string{"get", "list", "watch"}
+	return []rbacv1.PolicyRule{
+			rule("", "pods services nodes namespaces", read...),
+			rule("discovery.k8s.io", "endpointslices", read...),
+			rule("security.istio.io", "authorizationpolicies peerauthentications", read...),
+			rule("security.istio.io", "authorizationpolicies/status", "patch"),
+			rule("networking.istio.io", "serviceentries workloadentries", read...),
+			rule("gateway.networking.k8s.io", "gateways gatewayclasses", read...),
+			rule("", "configmaps", "get", "list", "watch", "create", "patch"),
+			rule("authentication.k8s.io", "tokenreviews", "create"),
+		}, []rbacv1.PolicyRule{
+			rule("", "secrets", "create"),
+			{APIGroups: []string{""}, Resources: []string{"secrets"}, ResourceNames: []string{pluggedSecret, ownSecret}, Verbs: []string{"get"}},
+			rule("coordination.k8s.io", "leases", "create"),
+			{APIGroups: []string{"coordination.k8s.io"}, Resources: []string{"leases"}, ResourceNames: []string{leaseName}, Verbs: []string{"get", "update"}},
+		}
+}
+
+// account makes a service account that may do what a control plane needs and no more,
+// and returns a token of it.
+func (s *apiServer) account() string {
+	s.t.Helper()
+	ctx := s.t.Context()
+	must := func(_ any, err error) {
+		s.t.Helper()
+		if err != nil && !apierrors.IsAlreadyExists(err) {
+			s.t.Fatal(err)
+		}
+	}
+	cluster, own := needs()
+	name := metav1.ObjectMeta{Name: fieldManager}
+	subjects := []rbacv1.Subject{{Kind: "ServiceAccount", Namespace: ownNS, Name: fieldManager}}
+	must(s.kubernetes.CoreV1().ServiceAccounts(ownNS).Create(ctx, &corev1.ServiceAccount{ObjectMeta: name}, metav1.CreateOptions{}))
+	rbac := s.kubernetes.RbacV1()
+	must(rbac.ClusterRoles().Create(ctx, &rbacv1.ClusterRole{ObjectMeta: name, Rules: cluster}, metav1.CreateOptions{}))
+	must(rbac.Roles(ownNS).Create(ctx, &rbacv1.Role{ObjectMeta: name, Rules: own}, metav1.CreateOptions{}))
+	must(rbac.ClusterRoleBindings().Create(ctx, &rbacv1.ClusterRoleBinding{ObjectMeta: name, Subjects: subjects, RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: fieldManager}}, metav1.CreateOptions{}))
+	must(rbac.RoleBindings(ownNS).Create(ctx, &rbacv1.RoleBinding{ObjectMeta: name, Subjects: subjects, RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: fieldManager}}, metav1.CreateOptions{}))
+	return s.token(fieldManager, "", "")
+}
+
+// token asks for one, bound to a pod unless that is empty.
+func (s *apiServer) token(account, pod, audience string) string {
+	s.t.Helper()
+	req := &authv1.TokenRequest{}
+	if audience != "" {
+		req.Spec.Audiences = []string{audience}
+	}
+	if pod != "" {
+		p, err := s.kubernetes.CoreV1().Pods(ownNS).Get(s.t.Context(), pod, metav1.GetOptions{})
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		req.Spec.BoundObjectRef = &authv1.BoundObjectReference{Kind: "Pod", APIVersion: "v1", Name: pod, UID: p.UID}
+	}
+	out, err := s.kubernetes.CoreV1().ServiceAccounts(ownNS).CreateToken(s.t.Context(), account, req, metav1.CreateOptions{})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return out.Status.Token
+}
+
+// pod writes a pod that runs.
+func (s *apiServer) pod(p *corev1.Pod) {
+	s.t.Helper()
+	p.UID = ""
+	p.Spec.Containers = []corev1.Container{{Name: "c", Image: "i"}}
+	status := p.Status
+	made, err := s.kubernetes.CoreV1().Pods(p.Namespace).Create(s.t.Context(), p, metav1.CreateOptions{})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	made.Status = status
+	if _, err := s.kubernetes.CoreV1().Pods(p.Namespace).UpdateStatus(s.t.Context(), made, metav1.UpdateOptions{}); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// mesh writes what meshObjects holds.
+func (s *apiServer) mesh() {
+	s.t.Helper()
+	for _, o := range meshObjects() {
+		var err error
+		switch o := o.(type) {
+		case *corev1.Namespace:
+			_, err = s.kubernetes.CoreV1().Namespaces().Create(s.t.Context(), o, metav1.CreateOptions{})
+		case *corev1.Service:
+			_, err = s.kubernetes.CoreV1().Services(o.Namespace).Create(s.t.Context(), o, metav1.CreateOptions{})
+		case *corev1.Pod:
+			s.pod(o)
+		}
+		if err != nil && !apierrors.IsAlreadyExists(err) {
+			s.t.Fatal(err)
+		}
+	}
+	_, err := s.kubernetes.CoreV1().ServiceAccounts(ownNS).Create(s.t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "ztunnel"}}, metav1.CreateOptions{})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// controlPlane starts one with the rights that it needs and no others.
+func (s *apiServer) controlPlane() *plane {
+	s.t.Helper()
+	cfg := Defaults()
+	cfg.Kubernetes, cfg.Namespace, cfg.Kubeconfig = true, ownNS, s.kubeconfig(s.account())
+	cfg.Listen, cfg.HealthListen, cfg.MetricsListen = "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
+	p := &plane{t: s.t, cfg: cfg, log: &lockedBuffer{}}
+	cp, err := New(cfg, slog.New(slog.NewTextHandler(p.log, nil)))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	p.cp = cp
+	p.runs()
+	return p
+}
+
+func (p *plane) runs() {
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- p.cp.Run(ctx) }()
+	p.stop = sync.OnceValue(func() error { cancel(); return <-ended })
+	p.t.Cleanup(func() {
+		if err := p.stop(); err != nil {
+			p.t.Errorf("run: %v", err)
+		}
+		http.DefaultClient.CloseIdleConnections()
+		if p.t.Failed() {
+			p.t.Logf("log:\n%s", p.log)
+		}
+	})
+}
+
+func (s *apiServer) root(namespace string) string {
+	m, err := s.kubernetes.CoreV1().ConfigMaps(namespace).Get(s.t.Context(), "istio-ca-root-cert", metav1.GetOptions{})
+	if err != nil {
+		return ""
+	}
+	return m.Data[rootKey]
+}
+
+func (s *apiServer) dial(p *plane) *grpc.ClientConn {
+	s.t.Helper()
+	root := s.root("app")
+	roots := func() ([]byte, error) { return []byte(root), nil }
+	cc, err := grpc.NewClient(p.cp.Addr().String(), grpc.WithTransportCredentials(credentials.NewTLS(mtls.ToServer(roots, "warren-controlplane.warren-system.svc", ""))))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { _ = cc.Close() })
+	return cc
+}
+
+// TestRealAPIServer is the life of two replicas on a real API server: definitions that
+// come late and go, real tokens, one root, status, and an API server that goes away.
+func TestRealAPIServer(t *testing.T) {
+	s := startAPIServer(t)
+	s.mesh()
+	one, two := s.controlPlane(), s.controlPlane()
+	for _, p := range []*plane{one, two} {
+		eventually(t, "readiness", func() bool { ok, _ := p.ready(); return ok })
+	}
+	if a, b := one.cp.roots(), two.cp.roots(); a != b || a == "" {
+		t.Fatal("two replicas have two roots")
+	}
+	eventually(t, "root", func() bool { return s.root("app") == one.cp.roots() })
+
+	proxy := s.token("ztunnel", "ztunnel-1", "istio-ca")
+	cc := s.dial(two)
+	stream := subscribe(t, cc, two.as(proxy))
+	base := []string{webWorkload, webService, "Kubernetes//Pod/warren-system/ztunnel-1", "Kubernetes//Pod/warren-system/ztunnel-2", "default/kubernetes.default.svc.cluster.local"}
+	const web = "spiffe://cluster.local/ns/app/sa/web"
+	if _, err := sign(t, cc, two.as(proxy), web); err != nil {
+		t.Error(err)
+	}
+	for name, token := range map[string]string{"another node": s.token("ztunnel", "ztunnel-2", "istio-ca"), "no pod": s.token("ztunnel", "", "istio-ca"), "another audience": s.token("ztunnel", "ztunnel-1", "")} {
+		if _, err := sign(t, cc, two.as(token), web); err == nil {
+			t.Errorf("%s: has a certificate", name)
+		}
+	}
+	s.policies(stream, base)
+	s.repairs(one)
+	s.goesAway(one, two, cc, proxy)
+}
+
+// policies has the definitions come, a policy be served and told of, and all of it go.
+func (s *apiServer) policies(stream *client, base []string) {
+	t := s.t
+	s.defineIstio()
+	create := func() bool {
+		_, err := s.dynamic.Resource(policyGVR).Namespace("app").Create(t.Context(), authorizationPolicy("deny", "DENY"), metav1.CreateOptions{})
+		return err == nil
+	}
+	eventually(t, "a policy", create)
+	stream.until(append(slices.Clone(base), "app/deny")...)
+	policy := func() *unstructured.Unstructured {
+		p, err := s.dynamic.Resource(policyGVR).Namespace("app").Get(t.Context(), "deny", metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	told := func(generation int64) bool {
+		list, _, _ := unstructured.NestedSlice(policy().Object, "status", "conditions")
+		for _, c := range list {
+			c := c.(map[string]any)
+			if c["type"] == conditionType && c["status"] == "True" && c["observedGeneration"] == fmt.Sprint(generation) {
+				return true
+			}
+		}
+		return false
+	}
+	eventually(t, "its status", func() bool { return told(1) })
+	version := policy().GetResourceVersion()
+	if _, err := s.dynamic.Resource(policyGVR).Namespace("app").Patch(t.Context(), "deny", types.MergePatchType, []byte(`{"spec":{"rules":[{"to":[{"operation":{"methods":["GET"]}}]}]}}`), metav1.PatchOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "its new status", func() bool { return told(2) })
+	if v := policy().GetResourceVersion(); v == version {
+		t.Error("nothing was written")
+	}
+	if err := s.dynamic.Resource(crdGVR).Delete(t.Context(), "authorizationpolicies.security.istio.io", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	stream.until(base...)
+}
+
+// repairs changes and removes the root ConfigMap.
+func (s *apiServer) repairs(p *plane) {
+	t := s.t
+	maps := s.kubernetes.CoreV1().ConfigMaps("app")
+	if _, err := maps.Patch(t.Context(), "istio-ca-root-cert", types.MergePatchType, []byte(`{"data":{"root-cert.pem":"forged"}}`), metav1.PatchOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "repair", func() bool { return s.root("app") == p.cp.roots() })
+	if err := maps.Delete(t.Context(), "istio-ca-root-cert", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "return", func() bool { return s.root("app") == p.cp.roots() })
+}
+
+// goesAway has the API server hang, stop and return: what was read is served all the
+// time, it is said, and news are taken after.
+func (s *apiServer) goesAway(one, two *plane, cc *grpc.ClientConn, proxy string) {
+	t := s.t
+	s.down()
+	for _, p := range []*plane{one, two} {
+		eventually(t, "notes", func() bool { ok, body := p.ready(); return ok && strings.Contains(body, "Pod are as of") })
+		_, metrics := get(t, "http://"+p.cp.listeners.metrics.Addr().String()+"/metrics")
+		if !strings.Contains(metrics, `warren_kube_up{kind="Pod"} 0`) {
+			t.Error("metrics say that the API server is there")
+		}
+	}
+	before, _ := two.cp.feed.Read()
+	if len(before.Pods) != 3 {
+		t.Errorf("%d pods are left", len(before.Pods))
+	}
+	s.up()
+	late := podOn("n1", "app", "late", "late", "10.0.0.9")
+	s.pod(late)
+	eventually(t, "news", func() bool {
+		now, _ := two.cp.feed.Read()
+		return slices.ContainsFunc(now.Pods, func(p *corev1.Pod) bool { return p.Name == "late" })
+	})
+	eventually(t, "no notes", func() bool { _, body := two.ready(); return !strings.Contains(body, "as of") })
+	if _, err := sign(t, cc, two.as(proxy), "spiffe://cluster.local/ns/app/sa/web"); err != nil {
+		t.Error(err)
+	}
+}
