@@ -33,7 +33,7 @@ func (t *tunnel) request(req Request) (*Stream, <-chan error, error) {
 	answer := make(chan error, 1)
 	s.opening.answer = answer
 	t.changedLocked()
-	t.kick()
+	t.send()
 	return s, answer, nil
 }
 

@@ -224,6 +224,13 @@ func (t *tunnel) receive(plain []byte) error {
 	return nil
 }
 
+// woke says that what was read has set a goroutine going.
+func (t *tunnel) woke() {
+	if turn := t.reader.turn; turn != nil {
+		turn.Woke()
+	}
+}
+
 // answer is kick for the reader: a loop leaves it to the end of its turn, and one
 // write says all.
 func (t *tunnel) answer() {
@@ -268,8 +275,10 @@ func (t *tunnel) handle(e *h2.Event) {
 	switch e.Kind {
 	case h2.Request:
 		t.onConnect(newIncoming(e.Stream.User.(*Stream), e.Header))
+		t.woke()
 	case h2.Response:
 		e.Stream.User.(*Stream).respond(e.Status, e.Header)
+		t.woke()
 	case h2.End:
 		e.Stream.User.(*Stream).deliverEnd(io.EOF)
 	case h2.Reset:

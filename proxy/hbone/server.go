@@ -100,7 +100,7 @@ func (in *Incoming) Accept(header [][2]string) *Stream {
 	if t.err == nil {
 		t.h2.Accept(in.s.h, header)
 	}
-	t.kick()
+	t.send()
 	return in.s
 }
 

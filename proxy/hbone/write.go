@@ -30,6 +30,18 @@ func (t *tunnel) kick() {
 	go t.writeAll()
 }
 
+// send is kick for who has the time for one small write, which saves a switch of
+// goroutines; it is called with mu held and releases it, and does not block either.
+func (t *tunnel) send() {
+	if t.bulk || t.writing || !t.workLocked() {
+		t.kick()
+		return
+	}
+	t.writing = true
+	t.mu.Unlock()
+	t.Flush()
+}
+
 // workLocked says whether there is something to write.
 func (t *tunnel) workLocked() bool {
 	if t.err != nil || t.closed {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 
@@ -35,11 +36,19 @@ type Flusher = interface{ Flush() }
 
 // Turn is one round of a loop: what is ready at the same time. It is good for the
 // length of a Notify.
-type Turn struct{ due []Flusher }
+type Turn struct {
+	due  []Flusher
+	woke bool
+}
 
 // Later has f flushed when all handlers of the turn have been told, so that what
 // several of them cause is done at once. Flush must not block either.
 func (t *Turn) Later(f Flusher) { t.due = append(t.due, f) }
+
+// Woke says that a goroutine was started, or woken, on which somebody waits. It
+// would wait for this loop's processor, which the loop keeps while it waits in the
+// kernel, until the runtime notices: the loop lets it run first.
+func (t *Turn) Woke() { t.woke = true }
 
 func (t *Turn) end() {
 	for _, f := range t.due {
@@ -47,6 +56,10 @@ func (t *Turn) end() {
 	}
 	clear(t.due)
 	t.due = t.due[:0]
+	if t.woke {
+		t.woke = false
+		runtime.Gosched()
+	}
 }
 
 // Set is the readiness of many sockets.
