@@ -80,21 +80,19 @@ func (p *pod) closed(d track.Direction) {
 	p.s.share.give(p)
 }
 
-// dialApp connects to the application on behalf of client, from the client's
-// own address where possible. redirected: the client's own connection to target
-// was caught in this pod.
-func (p *pod) dialApp(ctx context.Context, client netip.Addr, target netip.AddrPort, transparent, redirected bool) (*net.TCPConn, error) {
+// dialFunc makes a connection from an address to another.
+type dialFunc[C any] = func(context.Context, netip.Addr, netip.AddrPort) (C, error)
+
+// dialApp connects to the application on behalf of client with dial, from the
+// client's own address where possible.
+func dialApp[C any](ctx context.Context, p *pod, dial dialFunc[C], client netip.Addr, target netip.AddrPort, transparent bool) (C, error) {
 	if !transparent || client == target.Addr() || client.Is4() != target.Addr().Is4() {
 		client = netip.Addr{} // a pod that calls itself cannot answer itself elsewhere
-	}
-	dial := p.sockets.Dial
-	if redirected {
-		dial = p.sockets.DialApart
 	}
 	c, err := dial(ctx, client, target)
 	if err != nil && errors.Is(err, sockopt.ErrSource) && p.s.cfg.Sockets.Transparent != sockopt.On {
 		p.log.Warn("the client's address could not be kept", "src.addr", client, "dst.addr", target, "err", err)
-		c, err = p.sockets.Dial(ctx, netip.Addr{}, target)
+		c, err = dial(ctx, netip.Addr{}, target)
 	}
 	return c, err
 }

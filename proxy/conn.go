@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"context"
-	"net"
 	"net/netip"
 	"sync"
 	"time"
@@ -93,7 +92,7 @@ func (c *connection) Cut(reason error) {
 
 // relay moves the bytes between near and far, which it owns, and ends the
 // connection when that is over. It returns at once.
-func (c *connection) relay(near *net.TCPConn, far relay.Far) {
+func (c *connection) relay(near relay.App, far relay.Far) {
 	c.p.work.Add(1)
 	c.ride(c.p.s.relay.Start(near, far, (*relay.Counters)(c.bytes), c.over))
 }

@@ -96,7 +96,9 @@ func (t *tunnel) serve(in *hbone.Incoming) {
 		c.end(err)
 		return
 	}
-	app, err := t.p.dialInbound(c, in, r.target, t.transparent)
+	ctx, cancel := giveUpWith(c.ctx, in)
+	defer cancel()
+	app, err := dialInbound(ctx, t.p, c, t.p.sockets.Connect, r.target, t.transparent)
 	if err == nil && !stop() {
 		_ = app.Close() // cut, and answered, in this moment
 		err = context.Cause(c.ctx)
@@ -237,25 +239,28 @@ func (p *pod) authorize(c *connection, self *workload.Workload) error {
 	return nil
 }
 
-// dialInbound connects to the application; it gives up when the peer does.
-func (p *pod) dialInbound(c *connection, in *hbone.Incoming, target netip.AddrPort, transparent bool) (*net.TCPConn, error) {
+// dialInbound connects to the application with dial; it gives up when c is cut.
+func dialInbound[C any](ctx context.Context, p *pod, c *connection, dial dialFunc[C], target netip.AddrPort, transparent bool) (C, error) {
+	var none C
 	if err := c.reserve(); err != nil {
-		return nil, err
+		return none, err
 	}
-	ctx, cancel := context.WithCancel(c.ctx)
-	defer cancel()
-	if in != nil {
-		go func() {
-			select {
-			case <-in.Done():
-				cancel()
-			case <-ctx.Done():
-			}
-		}()
-	}
-	app, err := p.dialApp(ctx, c.guard.Facts.Src.Addr(), target, transparent, c.guard.Facts.Protocol == route.TCP.String())
+	app, err := dialApp(ctx, p, dial, c.guard.Facts.Src.Addr(), target, transparent)
 	if err != nil {
-		return nil, &connectError{err}
+		return none, &connectError{err}
 	}
 	return app, nil
+}
+
+// giveUpWith ends with ctx, and when the peer has given up the request.
+func giveUpWith(ctx context.Context, in *hbone.Incoming) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	go func() {
+		select {
+		case <-in.Done():
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, cancel
 }

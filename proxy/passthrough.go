@@ -73,7 +73,7 @@ func (p *pod) connectPlain(c *connection, self *workload.Workload, dst netip.Add
 	if err := p.authorize(c, self); err != nil {
 		return nil, err
 	}
-	app, err := p.dialInbound(c, nil, dst, transparent)
+	app, err := dialInbound(c.ctx, p, c, p.sockets.DialApart, dst, transparent)
 	if err == nil && c.ctx.Err() != nil {
 		_ = app.Close()
 		return nil, context.Cause(c.ctx)

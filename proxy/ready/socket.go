@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Socket owns a non-blocking descriptor. It is made by [Socket.Take], may be
+// Socket owns a non-blocking descriptor. It is made by [Socket.Take] or [Socket.Own], may be
 // part of another struct, and must not be copied after that. The zero Socket is
 // a closed one.
 type Socket struct {
@@ -49,9 +49,14 @@ func (k *Socket) Take(c *net.TCPConn) error {
 	case err != nil:
 		return fmt.Errorf("ready: %w", os.NewSyscallError("fcntl", err))
 	}
+	k.Own(fd)
+	return nil
+}
+
+// Own makes k the owner of fd, which is non-blocking and in nobody's poller.
+func (k *Socket) Own(fd int) {
 	k.fd = int32(fd)
 	k.state.Store(isOpen)
-	return nil
 }
 
 // Acquire lends the descriptor out until Release, which must follow. It returns

@@ -19,16 +19,20 @@ type Relay struct{ set *ready.Set }
 // flow has ended.
 func New(set *ready.Set) *Relay { return &Relay{set} }
 
+// App is an application's connection: a *net.TCPConn or, with a far end that is not
+// TCP, a connected socket that gives its descriptor away by Detach() int.
+type App interface{ Close() error }
+
 // Start relays between app and far until both directions have ended. It
 // returns at once and takes ownership of both: they are closed when done is
 // called, which happens exactly once, from any goroutine and possibly before
 // Start returns; done must not block. c may be nil.
-func (r *Relay) Start(app *net.TCPConn, far Far, c *Counters, done func(Result)) *Flow {
+func (r *Relay) Start(app App, far Far, c *Counters, done func(Result)) *Flow {
 	if c == nil {
 		c = new(Counters)
 	}
 	if t, ok := far.(tcpFar); ok {
-		return &Flow{startSplice(app, t.conn, c, done)}
+		return &Flow{startSplice(app.(*net.TCPConn), t.conn, c, done)}
 	}
 	return startStream(r.set, app, far, c, done)
 }

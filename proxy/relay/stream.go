@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"fmt"
 	"io"
 	"net"
 	"sync"
@@ -44,10 +45,10 @@ type streamFlow struct {
 	finished bool   // done was called or is about to be
 }
 
-func startStream(set *ready.Set, app *net.TCPConn, far Far, c *Counters, done func(Result)) *Flow {
+func startStream(set *ready.Set, app App, far Far, c *Counters, done func(Result)) *Flow {
 	f := &streamFlow{far: far, c: c, done: done}
 	f.flow.c = f
-	if err := f.app.Take(app); err != nil {
+	if err := f.take(app); err != nil {
 		f.fail(err)
 		return &f.flow
 	}
@@ -56,6 +57,22 @@ func startStream(set *ready.Set, app *net.TCPConn, far Far, c *Counters, done fu
 		f.fail(err)
 	}
 	return &f.flow
+}
+
+// take makes the flow the owner of app's socket.
+func (f *streamFlow) take(app App) error {
+	switch a := app.(type) {
+	case *net.TCPConn:
+		return f.app.Take(a)
+	case interface{ Detach() int }:
+		if fd := a.Detach(); fd >= 0 {
+			f.app.Own(fd)
+			return nil
+		}
+		return net.ErrClosed
+	}
+	_ = app.Close()
+	return fmt.Errorf("relay: %T is no application's connection", app)
 }
 
 // Notify is the readiness loop's.

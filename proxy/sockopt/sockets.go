@@ -48,6 +48,9 @@ type Config struct {
 	ConnectTimeout time.Duration // bounds Dial beside its context; 0 is 10 s
 }
 
+// aLongTimeAgo is a deadline that has passed.
+var aLongTimeAgo = time.Unix(1, 0)
+
 // What Defaults returns. DefaultMark is the mark that the rules in a pod leave
 // alone.
 const (
@@ -118,12 +121,9 @@ func (s *Sockets) DialApart(ctx context.Context, src netip.Addr, dst netip.AddrP
 
 func (s *Sockets) dial(ctx context.Context, src netip.Addr, dst netip.AddrPort, apart bool) (*net.TCPConn, error) {
 	src, dst = src.Unmap(), unmap(dst)
-	if src.IsValid() && src.Is4() != dst.Addr().Is4() {
-		return nil, fmt.Errorf("sockopt: dial %s: %w %s: the destination is of the other family", dst, ErrSource, src)
-	}
-	options := s.dialOptions()
-	if src.IsValid() {
-		options = append(options, Source(src, apart))
+	options, err := s.optionsFor(src, dst, apart)
+	if err != nil {
+		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.ConnectTimeout)
 	defer cancel()
@@ -139,6 +139,19 @@ func (s *Sockets) dial(ctx context.Context, src netip.Addr, dst netip.AddrPort, 
 		return nil, fmt.Errorf("sockopt: %w", err) // net's text names dst
 	}
 	return c.(*net.TCPConn), nil
+}
+
+// optionsFor are the options of a connection from src, if that is valid, to dst.
+func (s *Sockets) optionsFor(src netip.Addr, dst netip.AddrPort, apart bool) ([]Option, error) {
+	options := s.dialOptions()
+	switch {
+	case !src.IsValid():
+	case src.Is4() != dst.Addr().Is4():
+		return nil, fmt.Errorf("sockopt: dial %s: %w %s: the destination is of the other family", dst, ErrSource, src)
+	default:
+		options = append(options, Source(src, apart))
+	}
+	return options, nil
 }
 
 // dialOptions are those of every connection that we make. (net sets NoDelay by

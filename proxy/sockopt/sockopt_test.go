@@ -216,7 +216,47 @@ func closesOnExec(t *testing.T, c syscall.Conn) bool {
 	return flags&unix.FD_CLOEXEC != 0
 }
 
+// ways are how a connection is made: on net's poller, or on the caller's.
+var ways = map[string]func(*sockopt.Sockets, context.Context, netip.Addr, netip.AddrPort) (*net.TCPConn, error){
+	"Dial": (*sockopt.Sockets).Dial,
+	"Connect": func(s *sockopt.Sockets, ctx context.Context, src netip.Addr, dst netip.AddrPort) (*net.TCPConn, error) {
+		c, err := s.Connect(ctx, src, dst)
+		if err != nil {
+			return nil, err
+		}
+		f := os.NewFile(uintptr(c.Detach()), "connected")
+		defer f.Close()
+		if before, err := keepIdle(f); err != nil || before != 180 { // FileConn changes it
+			return nil, fmt.Errorf("TCP_KEEPIDLE is %d, want 180: %w", before, err)
+		}
+		if c.Detach() != -1 || !errors.Is(c.Close(), net.ErrClosed) {
+			return nil, errors.New("the descriptor was given away twice")
+		}
+		conn, err := net.FileConn(f)
+		if err != nil {
+			return nil, err
+		}
+		tc := conn.(*net.TCPConn)
+		return tc, tc.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: 180 * time.Second, Interval: 180 * time.Second, Count: 9})
+	},
+}
+
+func keepIdle(f *os.File) (n int, err error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	cerr := raw.Control(func(fd uintptr) { n, err = unix.GetsockoptInt(int(fd), unix.SOL_TCP, unix.TCP_KEEPIDLE) })
+	return n, errors.Join(cerr, err)
+}
+
 func TestDial(t *testing.T) {
+	for way, dial := range ways {
+		t.Run(way, func(t *testing.T) { testDial(t, dial) })
+	}
+}
+
+func testDial(t *testing.T, dial func(*sockopt.Sockets, context.Context, netip.Addr, netip.AddrPort) (*net.TCPConn, error)) {
 	nstest.LeakCheck(t)
 	node := nstest.New(t).Node("n")
 	a, b := node.Pod("a"), node.Pod("b")
@@ -224,7 +264,7 @@ func TestDial(t *testing.T) {
 		t.Run(tt.dst.String(), func(t *testing.T) {
 			l, _ := listen(t, inPod(t, b, sockopt.Config{}), netip.AddrPortFrom(tt.dst, 0).String())
 			ch := accept(l)
-			c, err := inPod(t, a, sockopt.Defaults()).Dial(t.Context(), netip.Addr{}, l.Addr().(*net.TCPAddr).AddrPort())
+			c, err := dial(inPod(t, a, sockopt.Defaults()), t.Context(), netip.Addr{}, l.Addr().(*net.TCPAddr).AddrPort())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -241,7 +281,7 @@ func TestDial(t *testing.T) {
 		})
 	}
 	t.Run("refused", func(t *testing.T) {
-		_, err := inPod(t, a, sockopt.Defaults()).Dial(t.Context(), netip.Addr{}, netip.AddrPortFrom(b.IP4, 1))
+		_, err := dial(inPod(t, a, sockopt.Defaults()), t.Context(), netip.Addr{}, netip.AddrPortFrom(b.IP4, 1))
 		if !errors.Is(err, unix.ECONNREFUSED) || !strings.Contains(err.Error(), b.IP4.String()) {
 			t.Errorf("error %v", err)
 		}
@@ -253,7 +293,7 @@ func TestDial(t *testing.T) {
 	t.Run("after close", func(t *testing.T) {
 		s := inPod(t, a, sockopt.Defaults())
 		s.Close()
-		if _, err := s.Dial(t.Context(), netip.Addr{}, netip.AddrPortFrom(b.IP4, 1)); !errors.Is(err, os.ErrClosed) {
+		if _, err := dial(s, t.Context(), netip.Addr{}, netip.AddrPortFrom(b.IP4, 1)); !errors.Is(err, os.ErrClosed) {
 			t.Errorf("error %v, want %v", err, os.ErrClosed)
 		}
 	})
@@ -306,11 +346,16 @@ func TestDialFromAnotherAddress(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer l.Close()
-			for i := range 4 { // and more than once to one place
+			for i := range 6 { // and more than once to one place
 				ch := accept(l)
 				dial, late := s.Dial, 1
-				if i%2 == 1 {
+				switch i % 3 {
+				case 1:
 					dial, late = s.DialApart, 0
+				case 2:
+					dial = func(ctx context.Context, src netip.Addr, dst netip.AddrPort) (*net.TCPConn, error) {
+						return ways["Connect"](s, ctx, src, dst)
+					}
 				}
 				c, err := dial(t.Context(), netip.MustParseAddr(tt.src), l.Addr().(*net.TCPAddr).AddrPort())
 				if err != nil {
@@ -339,15 +384,18 @@ func TestDialFromAnotherAddress(t *testing.T) {
 		})
 	}
 	t.Run("of the other family", func(t *testing.T) {
-		_, err := s.Dial(t.Context(), netip.MustParseAddr("192.0.2.7"), netip.AddrPortFrom(pod.IP6, 80))
-		if !errors.Is(err, sockopt.ErrSource) {
-			t.Errorf("error %v, want %v", err, sockopt.ErrSource)
+		for way, dial := range ways {
+			_, err := dial(s, t.Context(), netip.MustParseAddr("192.0.2.7"), netip.AddrPortFrom(pod.IP6, 80))
+			if !errors.Is(err, sockopt.ErrSource) {
+				t.Errorf("%s: error %v, want %v", way, err, sockopt.ErrSource)
+			}
 		}
 	})
 	t.Run("not a unicast address", func(t *testing.T) {
-		_, err := s.Dial(t.Context(), netip.MustParseAddr("224.0.0.1"), netip.AddrPortFrom(pod.IP4, 80))
-		if err == nil {
-			t.Error("a connection came from a multicast address")
+		for way, dial := range ways {
+			if _, err := dial(s, t.Context(), netip.MustParseAddr("224.0.0.1"), netip.AddrPortFrom(pod.IP4, 80)); err == nil {
+				t.Errorf("%s: a connection came from a multicast address", way)
+			}
 		}
 	})
 }
@@ -384,7 +432,6 @@ func TestOriginalDst(t *testing.T) {
 	})
 }
 
-// Connections that wait for an answer must not hold threads.
 // lowPort is the first of the namespace's local ports.
 func lowPort(t *testing.T, ns *netns.NS) (low int) {
 	t.Helper()
@@ -401,7 +448,14 @@ func lowPort(t *testing.T, ns *netns.NS) (low int) {
 	return low
 }
 
+// Connections that wait for an answer must not hold threads.
 func TestPendingDialsHoldNoThreads(t *testing.T) {
+	for way, dial := range ways {
+		t.Run(way, func(t *testing.T) { testPendingDials(t, dial) })
+	}
+}
+
+func testPendingDials(t *testing.T, dial func(*sockopt.Sockets, context.Context, netip.Addr, netip.AddrPort) (*net.TCPConn, error)) {
 	nstest.LeakCheck(t)
 	pod := nstest.New(t).Node("n").Pod("p")
 	run(t, pod.NS, "ip", "route", "add", "192.0.2.0/24", "via", "10.99.1.1")
@@ -412,7 +466,7 @@ func TestPendingDialsHoldNoThreads(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 200 {
 		wg.Go(func() {
-			if c, err := s.Dial(ctx, netip.Addr{}, netip.MustParseAddrPort("192.0.2.1:80")); err == nil {
+			if c, err := dial(s, ctx, netip.Addr{}, netip.MustParseAddrPort("192.0.2.1:80")); err == nil {
 				c.Close()
 				t.Error("connected to nobody")
 			}
@@ -432,7 +486,7 @@ func TestPendingDialsHoldNoThreads(t *testing.T) {
 	t.Run("and are bounded", func(t *testing.T) {
 		cfg := sockopt.Defaults()
 		cfg.ConnectTimeout = 30 * time.Millisecond
-		_, err := inPod(t, pod, cfg).Dial(t.Context(), netip.Addr{}, netip.MustParseAddrPort("192.0.2.1:80"))
+		_, err := dial(inPod(t, pod, cfg), t.Context(), netip.Addr{}, netip.MustParseAddrPort("192.0.2.1:80"))
 		var ne net.Error
 		if !errors.As(err, &ne) || !ne.Timeout() {
 			t.Errorf("error %v, want a timeout", err)

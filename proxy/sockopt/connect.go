@@ -1,0 +1,141 @@
+package sockopt
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// Connection is a connected TCP socket that is in nobody's poller yet. It is for
+// who has a poller of its own: what net does for a connection costs as much again
+// as making it.
+type Connection struct {
+	once sync.Once
+	fd   int
+}
+
+// Detach gives the descriptor away, once; it is non-blocking. Without one, because
+// it was given away or closed before, it returns -1.
+func (c *Connection) Detach() (fd int) {
+	fd = -1
+	c.once.Do(func() { fd = c.fd })
+	return fd
+}
+
+// Close closes the socket, unless its descriptor was given away.
+func (c *Connection) Close() error {
+	fd := c.Detach()
+	if fd < 0 {
+		return net.ErrClosed
+	}
+	return os.NewSyscallError("close", unix.Close(fd))
+}
+
+// Connect is Dial for who has a poller of its own.
+func (s *Sockets) Connect(ctx context.Context, src netip.Addr, dst netip.AddrPort) (*Connection, error) {
+	src, dst = src.Unmap(), unmap(dst)
+	options, err := s.optionsFor(src, dst, false)
+	if err != nil {
+		return nil, err
+	}
+	fd, err := s.socket(family(dst))
+	if err == nil {
+		if err = apply(fd, append(options, NoDelay())...); err != nil {
+			_ = unix.Close(fd)
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("sockopt: dial %s: %w", dst, err)
+	}
+	return s.connect(ctx, fd, dst)
+}
+
+// socket makes a socket in our namespace.
+func (s *Sockets) socket(family int) (int, error) {
+	if s.ns != nil {
+		return s.ns.Socket(family, unix.SOCK_STREAM, 0)
+	}
+	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	return fd, os.NewSyscallError("socket", err)
+}
+
+// connect connects fd, which it owns.
+func (s *Sockets) connect(ctx context.Context, fd int, dst netip.AddrPort) (*Connection, error) {
+	err := unix.Connect(fd, sockaddr(dst))
+	if err == unix.EINPROGRESS {
+		// An application in the same namespace has answered by now.
+		if done, serr := settled(fd); done {
+			err = serr
+		} else {
+			fd, err = s.await(ctx, fd)
+		}
+	}
+	if err == nil {
+		return &Connection{fd: fd}, nil
+	}
+	_ = unix.Close(fd) // of what failed; there is nothing to lose
+	if errno, ok := err.(unix.Errno); ok {
+		err = os.NewSyscallError("connect", errno)
+	}
+	return nil, fmt.Errorf("sockopt: %w", &net.OpError{Op: "dial", Net: "tcp", Addr: net.TCPAddrFromAddrPort(dst), Err: err})
+}
+
+// await waits on the runtime's poller until fd is connected, and returns another
+// descriptor in its place.
+func (s *Sockets) await(ctx context.Context, fd int) (int, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.ConnectTimeout)
+	defer cancel()
+	f := os.NewFile(uintptr(fd), "socket")
+	defer f.Close()
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	// It fails on a file that is closed, when there is nothing to end.
+	defer context.AfterFunc(ctx, func() { _ = f.SetWriteDeadline(aLongTimeAgo) })()
+	other := -1
+	var serr error
+	err = raw.Write(func(fd uintptr) (done bool) {
+		if done, serr = settled(int(fd)); done && serr == nil {
+			other, serr = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0)
+		}
+		return done
+	})
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
+		if errors.Is(err, context.DeadlineExceeded) {
+			err = os.ErrDeadlineExceeded // net's word for it
+		}
+	}
+	if err == nil {
+		err = serr
+	}
+	return other, err
+}
+
+// settled says whether connecting has come to an end, and to which.
+func settled(fd int) (bool, error) {
+	p := [1]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
+	n, err := unix.Poll(p[:], 0)
+	if n == 0 || err != nil { // EINTR: asked again
+		return false, nil
+	}
+	errno, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
+	if err == nil && errno != 0 {
+		err = unix.Errno(errno)
+	}
+	return true, err
+}
+
+func sockaddr(a netip.AddrPort) unix.Sockaddr {
+	if a.Addr().Is4() {
+		return &unix.SockaddrInet4{Addr: a.Addr().As4(), Port: int(a.Port())}
+	}
+	return &unix.SockaddrInet6{Addr: a.Addr().As16(), Port: int(a.Port())}
+}
