@@ -3,6 +3,7 @@ package nodeagent
 import (
 	"context"
 	"errors"
+	"log/slog"
 
 	"golang.org/x/sync/errgroup"
 
@@ -16,6 +17,7 @@ type cluster struct {
 	events *podwatch.Events
 	taints *podwatch.Taints // nil: none are to be removed
 	owner  *podwatch.Owner  // nil: no DaemonSet's
+	log    *slog.Logger
 }
 
 // joinCluster makes the parts that write to the API server.
@@ -25,6 +27,7 @@ func (a *Agent) joinCluster() {
 		return
 	}
 	a.cluster = &cluster{
+		log:    a.log,
 		events: podwatch.NewEvents(client, a.cfg.NodeName, a.log),
 		marker: podwatch.NewMarker(client, func() ([]enroll.Mark, <-chan struct{}) { return a.enroll.Marks() }, a.watch, a.log),
 	}
@@ -43,15 +46,26 @@ func (c *cluster) tell(n enroll.Notice) {
 	}
 }
 
-// run adds what writes to a group.
-func (c *cluster) run(ctx context.Context, group *errgroup.Group) {
+// run adds what writes to a group; only says that the agent takes no pods.
+func (c *cluster) run(ctx context.Context, group *errgroup.Group, only bool) {
 	if c == nil {
 		return
 	}
 	group.Go(func() error { return c.marker.Run(ctx) })
 	group.Go(func() error { return c.events.Run(ctx) })
+	if only {
+		return
+	}
 	if c.taints != nil {
 		group.Go(func() error { return c.taints.Run(ctx) })
+	}
+	if c.owner != nil {
+		group.Go(func() error {
+			if err := c.owner.Look(ctx); err != nil && ctx.Err() == nil {
+				c.log.Warn("cannot look at the agent's DaemonSet: at its end it will not be known whether a successor comes, and everything stays", "err", err)
+			}
+			return nil
+		})
 	}
 }
 

@@ -1,6 +1,7 @@
 package nodeagent
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -47,19 +48,27 @@ func Command() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(runCommand(), statusCommand())
+	root.AddCommand(
+		serveCommand("run", "Take this node's pods into the mesh", "", Run),
+		serveCommand("uninstall", "Take everything of the mesh from this node", `Take everything of the mesh from this node: the plugin and its configuration, the
+pods' rules and annotations, the host's rules, and the state. Pods keep running and
+keep their network. No agent may run here. Give it the flags that the agent had.`, Uninstall),
+		statusCommand())
 	return root
 }
 
-func runCommand() *cobra.Command {
+// serveCommand is a command that works with an agent's configuration.
+func serveCommand(use, short, long string, run func(context.Context, Config, *slog.Logger) error) *cobra.Command {
 	cfg := Defaults()
 	cfg.NodeName = os.Getenv("NODE_NAME") // the downward API's way
+	cfg.RunDir = cmp.Or(os.Getenv("WARREN_RUN_DIR"), cfg.RunDir)
 	var level slog.Level
 	var format string
 	var mistakes func() error
 	cmd := &cobra.Command{
-		Use:   "run",
-		Short: "Take this node's pods into the mesh",
+		Use:   use,
+		Short: short,
+		Long:  long,
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var h slog.Handler
@@ -75,7 +84,7 @@ func runCommand() *cobra.Command {
 			if err := errors.Join(mistakes(), cfg.Validate()); err != nil {
 				return err
 			}
-			return Run(cmd.Context(), cfg, slog.New(h))
+			return run(cmd.Context(), cfg, slog.New(h))
 		},
 	}
 	cfg.RegisterFlags(cmd.Flags())
@@ -119,7 +128,7 @@ cannot be told, because the agent does not answer or there is no such pod.`,
 	}
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &ExitError{exitCannotTell, err} })
 	f := cmd.Flags()
-	f.StringVar(&o.runDir, "run-dir", Defaults().RunDir, "folder of the agent's sockets")
+	f.StringVar(&o.runDir, "run-dir", cmp.Or(os.Getenv("WARREN_RUN_DIR"), Defaults().RunDir), "folder of the agent's sockets")
 	f.StringVarP(&o.output, "output", "o", "table", "table, wide, json or yaml")
 	f.StringVar(&o.pod, "pod", "", "only this pod: NAME or NAMESPACE/NAME")
 	f.BoolVar(&o.all, "all", false, "pods outside the mesh as well")

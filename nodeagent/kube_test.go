@@ -15,6 +15,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 
 	"github.com/warren-mesh/warren/cni/event"
+	"github.com/warren-mesh/warren/internal/netns"
 	"github.com/warren-mesh/warren/internal/nstest"
 	"github.com/warren-mesh/warren/nodeagent/enroll"
 	"github.com/warren-mesh/warren/xds/translate"
@@ -46,7 +47,7 @@ func namespaceObject(name string, labels map[string]string) *corev1.Namespace {
 func newClusterWorld(t *testing.T, edit ...func(*Config)) *clusterWorld {
 	t.Helper()
 	w := &clusterWorld{world: newWorld(t), client: fake.NewClientset(namespaceObject("app", map[string]string{translate.LabelDataplaneMode: "ambient"}))}
-	w.cfg.Kubernetes, w.cfg.KubeDir = true, ""
+	w.cfg.Kubernetes, w.cfg.KubeDir, w.cfg.Probes = true, "", ProbesOff
 	for _, e := range edit {
 		e(&w.cfg)
 	}
@@ -112,14 +113,22 @@ func (w *clusterWorld) phase(uid string) enroll.Phase {
 	return enroll.PhaseAbsent
 }
 
+// add is the plugin's ADD.
 func (w *clusterWorld) add(name, uid, container string) (event.Answer, error) {
+	w.t.Helper()
+	_, a, err := w.addPod(name, uid, container)
+	return a, err
+}
+
+func (w *clusterWorld) addPod(name, uid, container string) (*netns.NS, event.Answer, error) {
 	w.t.Helper()
 	ns, path := nstest.NewNS(w.t, container)
 	w.t.Cleanup(w.stop)
 	c := &event.Client{Path: filepath.Join(w.cfg.RunDir, event.SocketName)}
-	return c.Add(w.t.Context(), event.Add{
+	a, err := c.Add(w.t.Context(), event.Add{
 		Key: event.Key{ContainerID: container, IfName: "eth0"}, Network: "net", PodName: name, PodNamespace: "app", PodUID: uid, Netns: path,
 	}, ns.File(), func(event.Redirect) (string, error) { return event.ByAgent, nil })
+	return ns, a, err
 }
 
 func (w *clusterWorld) events() (all []string) {

@@ -15,7 +15,7 @@ import (
 // and the proxy says; no I/O here but agentPart's.
 
 func (a *Agent) agentPart(ctx context.Context, now time.Time) Part {
-	if err := a.ready(ctx); err != nil {
+	if err := a.enroll.Status(ctx); err != nil {
 		return Part{Degraded, err.Error()}
 	}
 	what := fmt.Sprintf("up for %s, redirects with %s, reads %s", ago(now.Sub(a.started)), a.backend.Name(), a.source.name)
@@ -25,6 +25,9 @@ func (a *Agent) agentPart(ctx context.Context, now time.Time) Part {
 		if more := len(problems) - maxDiffs; more > 0 {
 			bad = append(bad, fmt.Sprintf("and %d more", more))
 		}
+	}
+	if rival := a.enroll.Rival(); rival != "" {
+		bad = append(bad, "Istio's node agent is at work on this node, too ("+rival+"): no pod is taken into the mesh until it is gone")
 	}
 	if err := a.cluster.problem(); err != nil {
 		bad = append(bad, "cannot be written: "+err.Error())
@@ -36,7 +39,15 @@ func (a *Agent) agentPart(ctx context.Context, now time.Time) Part {
 }
 
 // ready says whether the agent can take pods; nil if so.
-func (a *Agent) ready(ctx context.Context) error { return a.enroll.Status(ctx) }
+func (a *Agent) ready(ctx context.Context) error {
+	if err := a.enroll.Status(ctx); err != nil {
+		return err
+	}
+	if in := a.host.install; in != nil && !in.State().Runs {
+		return errors.New("the CNI plugin: " + in.State().String())
+	}
+	return nil
+}
 
 func proxyPart(st zds.State, adminErr error, now time.Time) Part {
 	switch {

@@ -49,6 +49,9 @@ type Agent struct {
 
 	source  *source
 	cluster *cluster // nil: no API server
+	host    *host
+	proc    string // where the host's /proc is seen
+	only    bool   // nothing is begun: the agent is here to clean up
 	watch   *podwatch.Watcher
 	proxies *zds.Server
 	enroll  *enroll.Enroller
@@ -80,7 +83,7 @@ func newAgent(cfg Config, client kubernetes.Interface, log *slog.Logger) (_ *Age
 	if err := netns.SelfTest(); err != nil {
 		return nil, fmt.Errorf("nodeagent: %w", err)
 	}
-	a := &Agent{cfg: cfg, log: log, started: time.Now(), admin: newProxyAdmin(cfg.ZDSSocket)}
+	a := &Agent{cfg: cfg, log: log, started: time.Now(), admin: newProxyAdmin(cfg.ZDSSocket), proc: procOf(cfg.HostRoot)}
 	if a.backend, err = chooseBackend(cfg.Redirect); err != nil {
 		return nil, fmt.Errorf("nodeagent: choose what programs the pods' rules: %w", err)
 	}
@@ -108,6 +111,7 @@ func newAgent(cfg Config, client kubernetes.Interface, log *slog.Logger) (_ *Age
 	if err := a.enroll.Recover(context.Background()); err != nil {
 		return nil, err
 	}
+	a.host.begin(context.Background(), a.enroll)
 	return a, a.listen()
 }
 
@@ -146,12 +150,15 @@ func (a *Agent) assemble() error {
 	a.joinCluster()
 	a.proxies = zds.NewServer(a.cfg.ZDSSocket, func() []zds.Workload { return a.enroll.Snapshot() }, a.log)
 	a.metrics = newMetrics(a.proxies, func() []enroll.Report { return a.enroll.Report() })
+	if err := a.joinHost(); err != nil {
+		return err
+	}
 	a.enroll, err = enroll.New(enroll.Config{
-		StateDir: a.cfg.StateDir, HostRoot: a.cfg.HostRoot, BootID: bootID(),
+		StateDir: a.cfg.StateDir, HostRoot: a.cfg.HostRoot, Proc: a.proc, BootID: bootID(),
 		Redirect: event.Redirect{IPv6: a.cfg.IPv6, DNS: a.cfg.DNSCapture, ProbeIP4: redirect.ProbeIP4(), ProbeIP6: redirect.ProbeIP6()},
 		Backend:  a.backend, Named: redirect.Named,
 		Proxy: a.proxies, World: a.watch, Flows: a.admin, Observe: a.metrics.observe, Log: a.log,
-		Tell:  a.cluster.tell,
+		Tell: a.cluster.tell, Probes: a.host.probes(),
 		Times: enroll.Times{Drain: cmp.Or(a.cfg.DrainDeadline, -1), Linger: a.cfg.Linger},
 	})
 	if err != nil {
@@ -230,23 +237,39 @@ func (a *Agent) close() error {
 }
 
 // Run serves until ctx ends or a part fails, and stops all parts then. Pods in
-// the mesh stay in it: the proxy goes on, and the next agent takes over.
+// the mesh stay in it, and the proxy goes on, so that the next agent takes over;
+// unless there will be none: then nothing of the mesh's stays on the node.
 func (a *Agent) Run(ctx context.Context) error {
-	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return a.watch.Run(ctx) })
-	group.Go(func() error { return a.proxies.Serve(ctx, a.zdsListener) })
-	group.Go(func() error { return a.enroll.Run(ctx) })
-	group.Go(func() error { return event.Serve(ctx, a.cniListener, a.enroll, a.log) })
+	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	group, parts := errgroup.WithContext(work)
+	group.Go(func() error { return a.watch.Run(parts) })
+	group.Go(func() error { return a.proxies.Serve(parts, a.zdsListener) })
+	group.Go(func() error { return a.enroll.Run(parts) })
+	group.Go(func() error { return event.Serve(parts, a.cniListener, a.enroll, a.log) })
 	for _, s := range a.http {
-		group.Go(func() error { return serve(ctx, s, a.log) })
+		group.Go(func() error { return serve(parts, s, a.log) })
 	}
-	a.cluster.run(ctx, group)
+	a.cluster.run(parts, group, a.only)
+	if !a.only {
+		a.host.run(parts, group, a)
+	}
+	var ending error
+	group.Go(func() error {
+		select {
+		case <-ctx.Done():
+			ending = a.end(parts)
+		case <-parts.Done(): // a part has failed
+		}
+		cancel()
+		return nil
+	})
 	a.log.Info("the agent runs", "node", a.cfg.NodeName)
 	err := group.Wait()
-	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+	if work.Err() != nil && errors.Is(err, context.Canceled) {
 		err = nil
 	}
-	return errors.Join(err, a.close())
+	return errors.Join(err, ending, a.close())
 }
 
 func serve(ctx context.Context, s httpServer, log *slog.Logger) error {

@@ -29,6 +29,8 @@ type Status struct {
 	Problems []string `json:"problems,omitempty"`
 
 	Agent        Part `json:"agent"`
+	Plugin       Part `json:"plugin,omitzero"` // none where the agent does not install it
+	Probes       Part `json:"probes,omitzero"` // none where nothing is done for them
 	Proxy        Part `json:"proxy"`
 	ControlPlane Part `json:"controlPlane"`
 	CA           Part `json:"ca"`
@@ -42,6 +44,25 @@ type Status struct {
 type Part struct {
 	State  string `json:"state"` // Healthy, Degraded or Unknown
 	Detail string `json:"detail"`
+}
+
+// namedPart is a part with its name for people.
+type namedPart struct {
+	name string
+	Part
+}
+
+// parts are those that there are, in the order in which one looks at them.
+func (s Status) parts() (all []namedPart) {
+	for _, p := range []namedPart{
+		{"agent", s.Agent}, {"plugin", s.Plugin}, {"probes", s.Probes}, {"proxy", s.Proxy}, {"control plane", s.ControlPlane},
+		{"CA", s.CA}, {"token", s.Token}, {"certificates", s.Certificates},
+	} {
+		if p.Part != (Part{}) {
+			all = append(all, p)
+		}
+	}
+	return all
 }
 
 // PodStatus is how one pod is. What only the proxy knows is empty, and Proxy is
@@ -65,6 +86,8 @@ type PodStatus struct {
 	Outbound    int        `json:"outbound"`
 	Reason      string     `json:"reason,omitempty"`  // why it is where it is
 	Problem     string     `json:"problem,omitempty"` // empty: none
+	// Warnings are annotations that are ignored, and probes that do not get through.
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 // Bounds of one answer of the status socket.
@@ -105,6 +128,7 @@ func (a *Agent) Status(ctx context.Context) Status {
 
 	now := time.Now()
 	st := Status{Node: a.cfg.NodeName, Time: now.UTC(), Agent: a.agentPart(ctx, now), Pods: []PodStatus{}}
+	st.Plugin, st.Probes = a.host.parts()
 	proxies := a.proxies.State()
 	st.Proxy = proxyPart(proxies, firstError(podsErr, linesErr), now)
 	st.ControlPlane, st.CA, st.Token = lineParts(lines, linesErr, now)
@@ -176,7 +200,7 @@ func (a *Agent) verifyOne(ctx context.Context, r enroll.Report) string {
 func podStatus(r enroll.Report, redirection string) PodStatus {
 	p := PodStatus{
 		Namespace: r.Name.Namespace, Name: r.Name.Name, UID: r.UID, Netns: r.Netns,
-		State: string(r.Phase), Redirection: redirection, Reason: r.Reason,
+		State: string(r.Phase), Redirection: redirection, Reason: r.Reason, Warnings: r.Warnings,
 	}
 	if r.Phase == enroll.PhaseAbsent {
 		p.State = "absent"
@@ -240,19 +264,16 @@ func problem(p PodStatus, r enroll.Report, now time.Time) string {
 // judge collects what is wrong.
 func (s *Status) judge() {
 	s.Verdict = Healthy
-	for _, p := range []struct {
-		name string
-		Part
-	}{
-		{"agent", s.Agent}, {"proxy", s.Proxy}, {"control plane", s.ControlPlane}, {"CA", s.CA}, {"token", s.Token}, {"certificates", s.Certificates},
-	} {
+	for _, p := range s.parts() {
 		if p.State == Degraded {
 			s.Problems = append(s.Problems, p.name+": "+p.Detail)
 		}
 	}
 	for _, p := range s.Pods {
-		if p.Problem != "" {
-			s.Problems = append(s.Problems, fmt.Sprintf("pod %s/%s: %s", p.Namespace, p.Name, p.Problem))
+		for _, text := range append([]string{p.Problem}, p.Warnings...) {
+			if text != "" {
+				s.Problems = append(s.Problems, fmt.Sprintf("pod %s/%s: %s", p.Namespace, p.Name, text))
+			}
 		}
 	}
 	if len(s.Problems) > 0 {

@@ -14,12 +14,7 @@ import (
 func (s Status) table(out io.Writer, wide bool) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(w, "node %s: %s\n", s.Node, s.Verdict)
-	for _, p := range []struct {
-		name string
-		Part
-	}{
-		{"agent", s.Agent}, {"proxy", s.Proxy}, {"control plane", s.ControlPlane}, {"CA", s.CA}, {"token", s.Token}, {"certificates", s.Certificates},
-	} {
+	for _, p := range s.parts() {
 		fmt.Fprintf(w, "  %s\t%s\t%s\n", p.name, p.State, p.Detail)
 	}
 	if err := w.Flush(); err != nil {

@@ -11,6 +11,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/util/validation"
 
+	"github.com/warren-mesh/warren/nodeagent/probe"
 	"github.com/warren-mesh/warren/xds/translate"
 )
 
@@ -48,6 +49,9 @@ func (c *Config) Validate() error {
 	c.checkSource(&m)
 	c.checkPaths(&m)
 	m.oneOf("redirect", c.Redirect, RedirectAuto, RedirectIPTables, RedirectNFTables)
+	m.oneOf("probes", c.Probes, ProbesAuto, ProbesOff, probe.OnlyKubelet, probe.WholeHost)
+	m.oneOf("cni-without-agent", c.CNI.WithoutAgent, "refuse", "allow")
+	m.oneOf("cni-log-level", c.CNI.LogLevel, "debug", "info", "warn", "error")
 	m.oneOf("on-exit", c.OnExit, OnExitAuto, OnExitKeep, OnExitUninstall)
 	for _, ns := range c.ExcludeNamespaces {
 		if ns == "" {

@@ -43,6 +43,9 @@ func (e *Enroller) decide(ctx context.Context, add event.Add, source Source, ns 
 	if view != nil && view.Exempt(add.PodNamespace) {
 		return nil, event.Answer{Action: event.Leave, Reason: "its namespace is exempt from the mesh"}, nil
 	}
+	if why := e.isRetired(); why != "" {
+		return nil, event.Answer{Action: event.Leave, Reason: why}, nil
+	}
 	pod, err := e.findPod(ctx, name, add.PodUID)
 	if err != nil {
 		return nil, event.Answer{}, err
@@ -236,6 +239,10 @@ func (s *addition) Programmed(ctx context.Context, how string) error {
 		program,
 		{name: "verify the redirection", do: func(context.Context) error { return verify(s.backend, s.ns, s.redirect) }},
 		{name: "open the proxy's listeners", do: s.serve, undo: s.unserve},
+		{name: "let kubelet's probes through", do: func(ctx context.Context) error {
+			s.e.letProbes(ctx, s.m, s.e.probeIPs(s.m, s.pod))
+			return nil
+		}, undo: func(ctx context.Context) error { s.e.stopProbes(ctx, s.m); return nil }},
 		{name: "write down the attachment", do: func(context.Context) error {
 			return s.e.setPhase(s.m, PhaseEnrolled, s.pod.Eligible.Reason)
 		}},

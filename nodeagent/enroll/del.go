@@ -85,6 +85,7 @@ func (e *Enroller) removeBox(ctx context.Context, m *member) {
 	e.mu.Unlock()
 	e.forgetFiles(b, event.Key{})
 	_ = e.withdraw(ctx, m) // cannot fail
+	e.stopProbes(ctx, m)
 	e.clearBox(m)
 }
 
@@ -93,6 +94,7 @@ func (e *Enroller) clearBox(m *member) {
 	e.mu.Lock()
 	b := m.box
 	m.box, m.announced, m.phase, m.reason = nil, false, PhaseAbsent, ""
+	e.wakeLocked()
 	e.mu.Unlock()
 	e.forgetFiles(b, event.Key{})
 	if b.ns != nil {

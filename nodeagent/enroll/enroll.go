@@ -41,6 +41,7 @@ type Flows interface {
 type Config struct {
 	StateDir string // attachments, away file and tombstones
 	HostRoot string // where the host's files are seen; "/" on the host itself
+	Proc     string // the same of its /proc; empty: below HostRoot
 	BootID   string // of the running kernel; empty: unknown
 
 	Redirect event.Redirect   // what pods get unless they say otherwise; Backend is filled in
@@ -158,12 +159,14 @@ type member struct {
 	serviceAccount string
 	phase          Phase
 	box            *sandbox
-	announced      bool      // part of the proxy's snapshot
-	since          time.Time // of the phase
-	reason         string    // of the phase, or what went wrong last
-	suspect        time.Time // until then the rules are looked at in every sweep
-	unmark         bool      // its mark has to go, whoever else is at work here
-	warned         string    // what was told about its annotations
+	announced      bool         // part of the proxy's snapshot
+	since          time.Time    // of the phase
+	reason         string       // of the phase, or what went wrong last
+	suspect        time.Time    // until then the rules are looked at in every sweep
+	probed         []netip.Addr // that the host lets kubelet's probes through to
+	probeErr       string       // why it does not
+	unmark         bool         // its mark has to go, whoever else is at work here
+	warned         string       // what was told about its annotations
 }
 
 // Enroller takes pods into the mesh and out of it. It implements event.Handler.
@@ -181,6 +184,7 @@ type Enroller struct {
 	burying  bool               // a sweep applies tombstones
 	seeking  map[string]*sought // by pod UID
 	changed  chan struct{}      // closed, and replaced, when a pod's phase changes
+	retired  string             // why no pod is taken into the mesh any more; empty: they are
 	slots    chan struct{}      // full while as many running pods are changed as may be at once
 
 	ctx     context.Context // of Run: workers end with it
@@ -317,7 +321,12 @@ func (e *Enroller) withdraw(ctx context.Context, m *member) error {
 }
 
 // hostPath is where we see a path of the host's.
-func (e *Enroller) hostPath(path string) string { return filepath.Join(e.cfg.HostRoot, path) }
+func (e *Enroller) hostPath(path string) string {
+	if rest, ok := strings.CutPrefix(path, "/proc/"); ok && e.cfg.Proc != "" {
+		return filepath.Join(e.cfg.Proc, rest)
+	}
+	return filepath.Join(e.cfg.HostRoot, path)
+}
 
 // backend is the one a pod was programmed with.
 func (e *Enroller) backend(r *event.Redirect) (redirect.Backend, error) {
@@ -360,10 +369,4 @@ func (e *Enroller) Close() {
 			m.box.ns.Close()
 		}
 	}
-}
-
-// Probes lets kubelet's probes through to pods of the mesh.
-type Probes interface {
-	Add(ctx context.Context, uid string, ips []netip.Addr) error
-	Del(ctx context.Context, uid string) error
 }

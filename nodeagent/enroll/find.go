@@ -114,7 +114,7 @@ func (e *Enroller) due(view *View, now time.Time) (due []Pod, wait time.Duration
 // lostLocked says whether a pod has to be looked for: it is to be in the mesh, or
 // says that it is, and nothing is known about its namespace.
 func (e *Enroller) lostLocked(view *View, p Pod, rival string) bool {
-	if p.UID == "" || !p.running() || rival != "" || view.Exempt(p.Namespace) || view.Undecided(p) != nil {
+	if e.retired != "" || p.UID == "" || !p.running() || rival != "" || view.Exempt(p.Namespace) || view.Undecided(p) != nil {
 		return false
 	}
 	m := e.members[p.UID]

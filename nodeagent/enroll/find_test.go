@@ -87,7 +87,9 @@ func TestRunningPodIsFound(t *testing.T) {
 	inPod(t, s.netns, "ip", "link", "set", "lo", "up")
 	inPod(t, s.netns, "ip", "addr", "add", "10.1.2.3/32", "dev", "lo")
 	n.world.pod("app", "a", "uid-a", address("10.1.2.3"), address("10.9.9.9")) // the second one is a lie
-	n.until("it was looked for", func() bool { return n.reason("uid-a") == "no process of it was found on this node, so that its network namespace is not known" })
+	n.until("it was looked for", func() bool {
+		return n.reason("uid-a") == "no process of it was found on this node, so that its network namespace is not known"
+	})
 	find.set("uid-a", s)
 	n.until("the pod is in the mesh", func() bool { return n.phase("uid-a") == enroll.PhaseEnrolled })
 	if !n.captured(s) || len(f.Pods()) != 1 || f.Pods()["uid-a"].NS != s.netns.ID() {
@@ -134,7 +136,9 @@ func TestPathOfAFoundPodGoes(t *testing.T) {
 	n.until("the proxy was told to keep it", func() bool { return slices.Contains(f.Events(), "keep uid-a") && f.Synced() })
 	s.path = path
 	find.set("uid-a", s)
-	n.until("it is found by another process", func() bool { return n.e.Report()[0].Netns == path && strings.HasSuffix(strings.Join(f.Events(), " "), "add uid-a") })
+	n.until("it is found by another process", func() bool {
+		return n.e.Report()[0].Netns == path && strings.HasSuffix(strings.Join(f.Events(), " "), "add uid-a")
+	})
 	if slices.Contains(f.Events(), "del uid-a") || !n.captured(s) {
 		t.Errorf("events %v, redirected %t", f.Events(), n.captured(s))
 	}

@@ -84,6 +84,9 @@ func (e *Enroller) Report() []Report {
 				if r.Eligible {
 					r.Warnings = warnings(p)
 				}
+				if m.probeErr != "" {
+					r.Warnings = append(r.Warnings, "kubelet's probes: "+m.probeErr)
+				}
 			}
 		}
 		all = append(all, r)
@@ -165,3 +168,29 @@ func (e *Enroller) Verify(ctx context.Context, uid string) ([]string, error) {
 
 var _ Proxy = (*zds.Server)(nil)
 var _ event.Handler = (*Enroller)(nil)
+
+// Sampled is a pod of the mesh, with its namespace, which is the caller's.
+type Sampled struct {
+	Pod PodName
+	NS  *netns.NS
+	IPs []netip.Addr
+}
+
+// Sample returns up to n pods of the mesh, the newest first.
+func (e *Enroller) Sample(n int) (pods []Sampled) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var in []*member
+	for _, m := range e.members {
+		if m.box != nil && m.box.ns != nil && m.phase == PhaseEnrolled {
+			in = append(in, m)
+		}
+	}
+	slices.SortFunc(in, func(a, b *member) int { return b.since.Compare(a.since) })
+	for _, m := range in[:min(n, len(in))] {
+		if ns, err := m.box.ns.Dup(); err == nil {
+			pods = append(pods, Sampled{m.name, ns, addresses(m.box)})
+		}
+	}
+	return pods
+}

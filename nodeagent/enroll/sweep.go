@@ -139,6 +139,11 @@ func (e *Enroller) inspect(ctx context.Context, m *member) {
 			return
 		}
 	}
+	if view, _ := e.cfg.World.View(); view != nil {
+		if p, ok := view.Pod(m.name, m.uid); ok {
+			e.letProbes(ctx, m, e.probeIPs(m, p))
+		}
+	}
 	b, err := e.backend(m.box.redirect)
 	if err != nil {
 		e.note(m, err)

@@ -1,0 +1,128 @@
+package enroll
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// errChangedMind ends a leave that is no longer wanted.
+var errChangedMind = errors.New("the pod is to stay in the mesh after all")
+
+// flowPoll is the time between questions to the proxy.
+const flowPoll = 250 * time.Millisecond
+
+// leave takes a running pod out without breaking what the proxy carries for it,
+// as far as the deadline allows.
+func (e *Enroller) leave(ctx context.Context, m *member, p Pod) error {
+	e.mu.Lock()
+	m.unmark = true
+	e.mu.Unlock()
+	if err := e.setPhase(m, PhaseLeaving, p.Eligible.Reason); err != nil {
+		return err
+	}
+	if err := e.open(ctx, m); err != nil {
+		return err
+	}
+	ns := m.box.ns
+	b, err := e.backend(m.box.redirect)
+	if err != nil {
+		return err
+	}
+	if err := e.rulesWork(ctx, func() error { return b.StopCapture(ns) }); err != nil {
+		return err
+	}
+	if err := e.drain(ctx, m); err != nil {
+		return err
+	}
+	if err := e.withdraw(ctx, m); err != nil {
+		return err
+	}
+	if err := e.rulesWork(ctx, func() error { return b.Remove(ns) }); err != nil {
+		return err
+	}
+	e.stopProbes(ctx, m)
+	e.setRedirect(m, nil, p)
+	e.closeNS(m)
+	return e.setPhase(m, PhaseLeft, p.Eligible.Reason)
+}
+
+// drain waits until nobody can take the pod for one in the mesh any more, and the
+// proxy carries nothing for it, or the deadline.
+func (e *Enroller) drain(ctx context.Context, m *member) error {
+	poll := time.NewTicker(flowPoll)
+	defer poll.Stop()
+	d := draining{times: e.times, began: time.Now()}
+	for {
+		view, changed := e.cfg.World.View()
+		var p Pod
+		if view != nil {
+			p, _ = view.Pod(m.name, m.uid)
+		}
+		if e.isRetired() != "" {
+			d.times.Drain, d.times.Linger = retireGrace, 0
+			p.Finished = true // nobody is waited for
+		} else if p.Eligible.InMesh {
+			return errChangedMind
+		}
+		n, err := e.flows(ctx, m)
+		if d.over(time.Now(), p, n, err) {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-changed:
+		case <-poll.C:
+		}
+	}
+}
+
+// draining is how far a pod's connections have come to their ends.
+type draining struct {
+	times    Times
+	began    time.Time
+	unmarked time.Time // since when others can know that the pod leaves; zero: they cannot
+	blind    time.Time // since when it is not known how many there are; zero: it is
+}
+
+// over says whether a pod need not be served any more: n connections are carried, or
+// err says why that is not known.
+func (d *draining) over(now time.Time, p Pod, n int, err error) bool {
+	if p.Marked == "" && d.unmarked.IsZero() {
+		d.unmarked = now
+	}
+	if err == nil {
+		d.blind = time.Time{}
+	} else if d.blind.IsZero() {
+		d.blind = now
+	}
+	heard := p.Finished || !d.unmarked.IsZero() && now.Sub(d.unmarked) >= d.times.Linger || now.Sub(d.began) >= lingerAtMost
+	switch {
+	case d.times.Drain >= 0 && now.Sub(d.began) >= d.times.Drain:
+		return true
+	case err != nil:
+		return now.Sub(d.blind) >= d.times.Blind
+	default:
+		return n == 0 && heard
+	}
+}
+
+// lingerAtMost is how long a pod is served without a connection because its mark
+// does not go.
+const lingerAtMost = time.Minute
+
+// flows counts what the proxy carries for a pod.
+func (e *Enroller) flows(ctx context.Context, m *member) (int, error) {
+	e.mu.Lock()
+	served := m.announced
+	e.mu.Unlock()
+	switch {
+	case !served:
+		return 0, nil
+	case e.cfg.Flows == nil:
+		return 0, errors.New("nobody counts connections")
+	default:
+		return e.cfg.Flows.Flows(ctx, m.uid)
+	}
+}

@@ -1,0 +1,150 @@
+package nodeagent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/warren-mesh/warren/cni/event"
+)
+
+// What the parts of a clean leave may take. Kubernetes gives 30 s by default.
+const (
+	askWithin    = 4 * time.Second  // for the API server to say whether a successor comes
+	hostWithin   = 6 * time.Second  // for the plugin's files
+	retireWithin = 12 * time.Second // for the pods
+	marksWithin  = 3 * time.Second  // for their annotations
+	knowWithin   = 10 * time.Second // for the objects, before a cleaning by hand
+)
+
+// Uninstall takes everything of the mesh's from this node: the plugin, the pods'
+// rules and annotations, the host's rules, the state. No agent may run here.
+func Uninstall(ctx context.Context, cfg Config, log *slog.Logger) error {
+	cfg.OnExit, cfg.HealthListen, cfg.MetricsListen = OnExitUninstall, "", ""
+	a, err := New(cfg, log)
+	if err != nil {
+		return err
+	}
+	a.only = true
+	run, begin := context.WithCancel(ctx)
+	defer begin()
+	// The objects are needed for the annotations; without them the rest is done.
+	go func() {
+		defer begin()
+		select {
+		case <-a.source.Synced():
+		case <-time.After(knowWithin):
+			log.Warn("the objects are not known: annotations of pods stay", "source", a.source.name)
+		case <-run.Done():
+		}
+	}()
+	return a.Run(run)
+}
+
+// end is what is done when the agent is told to end.
+func (a *Agent) end(ctx context.Context) error {
+	gone, why := a.goes(ctx)
+	if !gone {
+		a.log.Info("the agent ends and leaves everything to its successor", "why", why)
+		return nil
+	}
+	a.log.Info("the mesh leaves this node", "why", why)
+	if err := a.uninstall(ctx); err != nil {
+		return fmt.Errorf("nodeagent: uninstall: %w", err)
+	}
+	a.log.Info("nothing of the mesh is left on this node")
+	return nil
+}
+
+// goes says whether this agent is the last one here.
+func (a *Agent) goes(ctx context.Context) (gone bool, why string) {
+	switch {
+	case a.cfg.OnExit != OnExitAuto:
+		return a.cfg.OnExit == OnExitUninstall, "so configured"
+	case a.cluster == nil || a.cluster.owner == nil:
+		return false, "no DaemonSet was named"
+	}
+	ctx, cancel := context.WithTimeout(ctx, askWithin)
+	defer cancel()
+	gone, why, err := a.cluster.owner.Gone(ctx)
+	if err != nil {
+		return false, "it cannot be told whether a successor comes: " + err.Error()
+	}
+	return gone, why
+}
+
+// uninstall goes on after errors: what can go goes. New pods do not meet the plugin
+// any more before the first pod leaves.
+func (a *Agent) uninstall(ctx context.Context) error {
+	var errs []error
+	pluginStays := false
+	if a.host.install != nil {
+		err := within(ctx, hostWithin, a.host.install.Uninstall)
+		pluginStays = err != nil
+		errs = append(errs, err)
+	}
+	retired := within(ctx, retireWithin, func(ctx context.Context) error {
+		return a.enroll.Retire(ctx, "the mesh leaves this node")
+	})
+	errs = append(errs, retired, within(ctx, marksWithin, a.unmarked), within(ctx, hostWithin, a.host.remove))
+	switch {
+	case pluginStays: // whoever still runs it must not wait for us
+		errs = append(errs, a.openDoors())
+	case retired == nil:
+		errs = append(errs, a.forget())
+	}
+	return errors.Join(errs...)
+}
+
+func within(ctx context.Context, d time.Duration, do func(context.Context) error) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, d, fmt.Errorf("not done within %s", d))
+	defer cancel()
+	return do(ctx)
+}
+
+// unmarked waits until no pod says any more that it is in the mesh.
+func (a *Agent) unmarked(ctx context.Context) error {
+	if a.cluster == nil {
+		return nil
+	}
+	for {
+		marks, changed := a.enroll.Marks()
+		_, viewed := a.watch.View()
+		if len(marks) == 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return errors.Join(fmt.Errorf("%d pods still say that they are in the mesh: %w", len(marks), context.Cause(ctx)), a.cluster.problem())
+		case <-changed:
+		case <-viewed:
+		}
+	}
+}
+
+// openDoors makes a plugin that could not be taken away let every pod pass.
+func (a *Agent) openDoors() error {
+	view, _ := a.watch.View()
+	if view == nil {
+		return nil
+	}
+	away := view.Away()
+	for ns := range away.Namespaces {
+		away.Namespaces[ns] = event.NSOut
+	}
+	return event.WriteAway(filepath.Join(a.cfg.StateDir, event.AwayName), away)
+}
+
+// forget empties the state directory.
+func (a *Agent) forget() error {
+	entries, err := os.ReadDir(a.cfg.StateDir)
+	errs := []error{err}
+	for _, e := range entries {
+		errs = append(errs, os.RemoveAll(filepath.Join(a.cfg.StateDir, e.Name())))
+	}
+	return errors.Join(errs...)
+}
