@@ -10,7 +10,9 @@ import (
 
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+	apinetworking "istio.io/api/networking/v1alpha3"
 	apisecurity "istio.io/api/security/v1beta1"
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -19,6 +21,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 )
 
 // Bounds on one file. A folder that needs more is a cluster that needs an API server.
@@ -51,6 +54,8 @@ func newDecoder() *decoder {
 	utilruntime.Must(corev1.AddToScheme(scheme))
 	utilruntime.Must(discoveryv1.AddToScheme(scheme))
 	utilruntime.Must(securityv1.AddToScheme(scheme))
+	utilruntime.Must(networkingv1.AddToScheme(scheme))
+	utilruntime.Must(gatewayv1.Install(scheme))
 	codecs := serializer.NewCodecFactory(scheme, serializer.EnableStrict)
 	return &decoder{strict: codecs.UniversalDeserializer()}
 }
@@ -63,6 +68,10 @@ func versions(gk schema.GroupKind) (known []string) {
 	case "Pod", "Namespace", "Service", "Node", "EndpointSlice.discovery.k8s.io":
 		return []string{"v1"}
 	case "AuthorizationPolicy.security.istio.io", "PeerAuthentication.security.istio.io":
+		return []string{"v1", "v1beta1"}
+	case "ServiceEntry.networking.istio.io", "WorkloadEntry.networking.istio.io":
+		return []string{"v1", "v1beta1", "v1alpha3"}
+	case "Gateway.gateway.networking.k8s.io", "GatewayClass.gateway.networking.k8s.io":
 		return []string{"v1", "v1beta1"}
 	}
 	return nil
@@ -288,6 +297,10 @@ func strictSpec(obj metav1.Object, spec json.RawMessage) error {
 		into = &apisecurity.AuthorizationPolicy{}
 	case *securityv1.PeerAuthentication:
 		into = &apisecurity.PeerAuthentication{}
+	case *networkingv1.ServiceEntry:
+		into = &apinetworking.ServiceEntry{}
+	case *networkingv1.WorkloadEntry:
+		into = &apinetworking.WorkloadEntry{}
 	default:
 		return nil
 	}

@@ -1,6 +1,7 @@
 package file
 
 import (
+	"reflect"
 	"strings"
 	"testing"
 
@@ -22,6 +23,24 @@ metadata: {name: deny, namespace: app}
 spec:
   action: DENY
   rules: [{from: [{source: {principals: [cluster.local/ns/x/sa/y]}}]}]
+`
+
+const entryA = `apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: e, namespace: app}
+spec: {hosts: [a.example], resolution: DNS}
+`
+
+const gatewayA = `apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: w, namespace: app}
+spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}
+status: {addresses: [{type: Hostname, value: w.app.svc.cluster.local}]}
+---
+apiVersion: gateway.networking.k8s.io/v1beta1
+kind: GatewayClass
+metadata: {name: istio-waypoint}
+spec: {controllerName: istio.io/mesh-controller}
 `
 
 // alias is a document with a text of a size, repeated by aliases.
@@ -52,6 +71,17 @@ func TestDecode(t *testing.T) {
 		"request authentication": {in: "{apiVersion: security.istio.io/v1, kind: RequestAuthentication, metadata: {name: r}}", unknown: []string{"security.istio.io/v1, Kind=RequestAuthentication"}},
 		"anchor and alias":       {in: "apiVersion: v1\nkind: Namespace\nmetadata: {name: &n x, labels: {a: *n}}\n", want: []string{"Namespace x"}},
 		"end of document":        {in: podA + "...\n---\n" + policyA, want: []string{"Pod app/a", "AuthorizationPolicy app/deny"}},
+
+		"service entry":    {in: entryA, want: []string{"ServiceEntry app/e"}},
+		"older versions":   {in: strings.Replace(entryA, "io/v1", "io/v1alpha3", 1) + "---\n" + strings.NewReplacer("ServiceEntry", "WorkloadEntry", "io/v1", "io/v1beta1", "hosts: [a.example], resolution: DNS", "address: 10.0.0.1").Replace(entryA), want: []string{"ServiceEntry app/e", "WorkloadEntry app/e"}},
+		"gateways":         {in: gatewayA, want: []string{"Gateway app/w", "GatewayClass istio-waypoint"}},
+		"Istio's gateway":  {in: "{apiVersion: networking.istio.io/v1, kind: Gateway, metadata: {name: g}, spec: {x: 1}}", unknown: []string{"networking.istio.io/v1, Kind=Gateway"}},
+		"entry list":       {in: "apiVersion: networking.istio.io/v1\nkind: ServiceEntryList\nitems:\n- {metadata: {name: x}, spec: {hosts: [a.b]}}\n", want: []string{"ServiceEntry default/x"}},
+		"entry misspelt":   {in: strings.Replace(entryA, "resolution", "resolutions", 1), err: "resolutions"},
+		"entry enum":       {in: strings.Replace(entryA, "DNS", "DSN", 1), err: "DSN"},
+		"gateway misspelt": {in: strings.Replace(gatewayA, "gatewayClassName", "gatewayClass", 1), err: `unknown field "spec.gatewayClass"`},
+		"gateway version":  {in: strings.Replace(gatewayA, "k8s.io/v1", "k8s.io/v1alpha2", 1), err: "use gateway.networking.k8s.io/v1"},
+		"class in a place": {in: "{apiVersion: gateway.networking.k8s.io/v1, kind: GatewayClass, metadata: {name: c, namespace: x}}", err: "has none"},
 
 		// What would leave a policy out, or count another, without a word.
 		"after the end":      {in: podA + "...\n" + policyA, err: "document 1: yaml: line"},
@@ -135,6 +165,39 @@ func TestDecodeKeepsContents(t *testing.T) {
 	policy := got.objects[1].obj.(*securityv1.AuthorizationPolicy)
 	if p := policy.Spec.GetRules()[0].GetFrom()[0].GetSource().GetPrincipals(); len(p) != 1 {
 		t.Errorf("principals = %v", p)
+	}
+}
+
+// Everything that is decoded ends up among the objects.
+func TestMergeTakesEveryKind(t *testing.T) {
+	got, err := newDecoder().decode("f.yaml", []byte(podA+"---\n"+policyA+"---\n"+entryA+"---\n"+gatewayA+`---
+{apiVersion: v1, kind: Namespace, metadata: {name: x}}
+---
+{apiVersion: v1, kind: Node, metadata: {name: x}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: s}}
+---
+{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: s}, addressType: IPv4, endpoints: []}
+---
+{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: p}}
+---
+{apiVersion: networking.istio.io/v1, kind: WorkloadEntry, metadata: {name: w}, spec: {address: 10.0.0.1}}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	objects, problems := merge(map[string]*fileState{"f.yaml": {objects: got.objects}})
+	v := reflect.ValueOf(objects)
+	for i := range v.NumField() {
+		if n := v.Field(i).Len(); n != 1 {
+			t.Errorf("%d %s, want 1", n, v.Type().Field(i).Name)
+		}
+	}
+	if len(problems) > 0 {
+		t.Error(problems)
+	}
+	if a := objects.Gateways[0].Status.Addresses; len(a) != 1 || a[0].Value != "w.app.svc.cluster.local" {
+		t.Errorf("status = %v", a)
 	}
 }
 

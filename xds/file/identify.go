@@ -13,7 +13,7 @@ import (
 // up in workload UIDs, hostnames and SPIFFE IDs, and puts a namespaced object
 // without one into "default", as kubectl does.
 func identify(kind string, obj metav1.Object) (key, error) {
-	namespaced := kind != "Namespace" && kind != "Node"
+	namespaced := kind != "Namespace" && kind != "Node" && kind != "GatewayClass"
 	if namespaced && obj.GetNamespace() == "" {
 		obj.SetNamespace(metav1.NamespaceDefault)
 	}

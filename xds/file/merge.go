@@ -4,9 +4,11 @@ import (
 	"fmt"
 	"slices"
 
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/warren-mesh/warren/xds/translate"
 )
@@ -59,5 +61,13 @@ func add(to *translate.Objects, o object) {
 		to.AuthorizationPolicies = append(to.AuthorizationPolicies, obj)
 	case *securityv1.PeerAuthentication:
 		to.PeerAuthentications = append(to.PeerAuthentications, obj)
+	case *networkingv1.ServiceEntry:
+		to.ServiceEntries = append(to.ServiceEntries, obj)
+	case *networkingv1.WorkloadEntry:
+		to.WorkloadEntries = append(to.WorkloadEntries, obj)
+	case *gatewayv1.Gateway:
+		to.Gateways = append(to.Gateways, obj)
+	case *gatewayv1.GatewayClass:
+		to.GatewayClasses = append(to.GatewayClasses, obj)
 	}
 }

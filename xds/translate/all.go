@@ -20,8 +20,11 @@ type builder struct {
 
 	namespaces map[string]*corev1.Namespace
 	nodes      map[string]*corev1.Node
-	services   map[string][]*corev1.Service            // by namespace, sorted by name
-	targets    map[string][]*discoveryv1.EndpointSlice // by the pods that they name
+	waypoints  *waypointIndex
+	gateways   map[string]*workload.GatewayAddress     // by network
+	fronts     map[string][]*front                     // by namespace
+	byService  map[string]*front                       // by namespace/name of a Service
+	slices     map[string][]*discoveryv1.EndpointSlice // by the pods that they name
 	policies   *policyIndex
 	peers      *peerIndex
 }
@@ -59,11 +62,10 @@ func All(o Objects, opts Options) (Result, error) {
 	out := Result{Placements: make(map[string]map[spiffeid.ID]bool)}
 	// Policies come first: workloads list those that name them.
 	out.Policies = append(b.authorizations(o.AuthorizationPolicies), b.peerAuthentications(o.PeerAuthentications)...)
-	for _, svc := range sorted(o.Services) {
-		if s := b.service(svc); s != nil {
-			out.Services = append(out.Services, s)
-		}
-	}
+	// Services next, for their endpoints list them, too.
+	var entries []*entry
+	out.Services, entries = b.allServices(o)
+	out.Workloads = append(out.Workloads, b.networkGateways(o.Gateways)...)
 	for _, pod := range sorted(o.Pods) {
 		id, err := b.identity(pod)
 		if err != nil {
@@ -77,6 +79,14 @@ func All(o Objects, opts Options) (Result, error) {
 	}
 	for _, slice := range sorted(o.EndpointSlices) {
 		out.Workloads = append(out.Workloads, b.sliceWorkloads(slice)...)
+	}
+	for _, e := range entries {
+		out.Workloads = append(out.Workloads, b.endpoints(e)...)
+	}
+	for _, we := range sorted(o.WorkloadEntries) {
+		if w := b.workloadEntry(we); w != nil {
+			out.Workloads = append(out.Workloads, w)
+		}
 	}
 	slices.SortFunc(out.Workloads, func(a, b *workload.Workload) int { return cmp.Compare(a.UID, b.UID) })
 	out.Problems = b.problems
@@ -105,20 +115,43 @@ func (b *builder) index(o Objects) {
 	if root := b.namespaces[b.opts.RootNamespace]; root != nil && root.Labels[labelNetwork] != "" {
 		b.network = root.Labels[labelNetwork]
 	}
-	b.services = make(map[string][]*corev1.Service)
-	for _, svc := range sorted(o.Services) {
-		if svc.Spec.Type != corev1.ServiceTypeExternalName {
-			b.services[svc.Namespace] = append(b.services[svc.Namespace], svc)
-		}
-	}
-	b.targets = make(map[string][]*discoveryv1.EndpointSlice)
+	b.waypoints = newWaypointIndex(o.Gateways, o.GatewayClasses)
+	b.slices = make(map[string][]*discoveryv1.EndpointSlice)
 	for _, slice := range sorted(o.EndpointSlices) {
 		for i := range slice.Endpoints {
-			if pod := podOf(slice.Namespace, &slice.Endpoints[i]); pod != "" && !slices.Contains(b.targets[pod], slice) {
-				b.targets[pod] = append(b.targets[pod], slice)
+			if pod := podOf(slice.Namespace, &slice.Endpoints[i]); pod != "" && !slices.Contains(b.slices[pod], slice) {
+				b.slices[pod] = append(b.slices[pod], slice)
 			}
 		}
 	}
+}
+
+// allServices translates Services, and the ServiceEntries that have a host of their own.
+func (b *builder) allServices(o Objects) ([]*workload.Service, []*entry) {
+	b.fronts = make(map[string][]*front)
+	b.byService = make(map[string]*front)
+	hosts := newHosts()
+	var out []*workload.Service
+	for _, svc := range sorted(o.Services) {
+		s := b.service(svc)
+		if s == nil {
+			continue
+		}
+		out = append(out, s)
+		f := b.frontOf(svc)
+		b.fronts[svc.Namespace] = append(b.fronts[svc.Namespace], f)
+		b.byService[objectName(svc.Namespace, svc.Name)] = f
+		hosts.service(s.Key(), svc.Name)
+	}
+	entries := b.entries(o.ServiceEntries, hosts)
+	for _, e := range entries {
+		b.fronts[e.se.Namespace] = append(b.fronts[e.se.Namespace], &e.front)
+		out = append(out, b.entryServicesOf(e)...)
+	}
+	slices.SortStableFunc(out, func(a, b *workload.Service) int {
+		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+	})
+	return out, entries
 }
 
 func byName[T named](list []T) map[string]T {

@@ -10,45 +10,6 @@ import (
 	"github.com/warren-mesh/warren/xds/workload"
 )
 
-// podServices lists the services that a pod is an endpoint of, with the port behind
-// each of their ports: those of its namespace whose selector has it, and those without
-// a selector whose EndpointSlices name it.
-func (b *builder) podServices(pod *corev1.Pod) map[workload.NamespacedHostname]workload.PortMap {
-	out := make(map[workload.NamespacedHostname]workload.PortMap)
-	for _, svc := range b.services[pod.Namespace] {
-		if len(svc.Spec.Selector) > 0 && subset(svc.Spec.Selector, pod.Labels) {
-			out[b.key(svc)] = podPorts(svc, pod)
-		}
-	}
-	for _, slice := range b.targets[objectName(pod.Namespace, pod.Name)] {
-		// A slice does not make a pod of another namespace an endpoint: whoever may write
-		// one there would speak for that pod's owners.
-		if svc := b.serviceOf(slice); slice.Namespace == pod.Namespace && svc != nil && len(svc.Spec.Selector) == 0 {
-			out[b.key(svc)] = slicePorts(svc, slice)
-		}
-	}
-	if len(out) == 0 {
-		return nil
-	}
-	return out
-}
-
-// podPorts finds the pod's port behind each port of a service. A port that is named
-// after one that the pod does not have is left out.
-func podPorts(svc *corev1.Service, pod *corev1.Pod) workload.PortMap {
-	var list []workload.Port
-	for _, p := range tcpFirst(svc.Spec.Ports) {
-		target := numericTarget(p)
-		if target == 0 {
-			target = namedPort(pod, p.TargetPort.StrVal, p.Protocol)
-		}
-		if target != 0 {
-			list = append(list, workload.Port{Service: uint16(p.Port), Target: target})
-		}
-	}
-	return workload.NewPortMap(list...)
-}
-
 // namedPort looks a port up by name in the containers that run as long as the pod, 0
 // when there is none.
 func namedPort(pod *corev1.Pod, name string, protocol corev1.Protocol) uint16 {
@@ -69,9 +30,9 @@ func namedPort(pod *corev1.Pod, name string, protocol corev1.Protocol) uint16 {
 }
 
 // slicePorts pairs the ports of a service with those of a slice of it, by name.
-func slicePorts(svc *corev1.Service, slice *discoveryv1.EndpointSlice) workload.PortMap {
+func (f *front) slicePorts(slice *discoveryv1.EndpointSlice) workload.PortMap {
 	var list []workload.Port
-	for _, p := range tcpFirst(svc.Spec.Ports) {
+	for _, p := range f.ports {
 		for _, sp := range slice.Ports {
 			name, protocol := "", corev1.Protocol("")
 			if sp.Name != nil {
@@ -80,8 +41,8 @@ func slicePorts(svc *corev1.Service, slice *discoveryv1.EndpointSlice) workload.
 			if sp.Protocol != nil {
 				protocol = *sp.Protocol
 			}
-			if name == p.Name && isTCP(protocol) && isTCP(p.Protocol) && sp.Port != nil && isPort(*sp.Port) {
-				list = append(list, workload.Port{Service: uint16(p.Port), Target: uint16(*sp.Port)})
+			if name == p.name && isTCP(protocol) && isTCP(p.protocol) && sp.Port != nil && isPort(*sp.Port) {
+				list = append(list, workload.Port{Service: p.number, Target: uint16(*sp.Port)})
 				break
 			}
 		}
@@ -89,15 +50,9 @@ func slicePorts(svc *corev1.Service, slice *discoveryv1.EndpointSlice) workload.
 	return workload.NewPortMap(list...)
 }
 
-// serviceOf returns the service that a slice belongs to, nil when it is not known.
-func (b *builder) serviceOf(slice *discoveryv1.EndpointSlice) *corev1.Service {
-	name := slice.Labels[discoveryv1.LabelServiceName]
-	for _, svc := range b.services[slice.Namespace] {
-		if svc.Name == name {
-			return svc
-		}
-	}
-	return nil
+// frontOfSlice returns the service that a slice belongs to, nil when it is not known.
+func (b *builder) frontOfSlice(slice *discoveryv1.EndpointSlice) *front {
+	return b.byService[objectName(slice.Namespace, slice.Labels[discoveryv1.LabelServiceName])]
 }
 
 // podOf names the pod behind an endpoint, empty when it is none.
@@ -112,10 +67,11 @@ func podOf(namespace string, e *discoveryv1.Endpoint) string {
 // outside, under an address that others may share, without identity or policies. Only
 // the first address counts, since all of one endpoint are the same.
 func (b *builder) sliceWorkloads(slice *discoveryv1.EndpointSlice) []*workload.Workload {
-	svc := b.serviceOf(slice)
-	if svc == nil || svc.Spec.Type == corev1.ServiceTypeExternalName || slice.AddressType == discoveryv1.AddressTypeFQDN {
+	f := b.frontOfSlice(slice)
+	if f == nil || slice.AddressType == discoveryv1.AddressTypeFQDN {
 		return nil
 	}
+	ports := f.slicePorts(slice)
 	report := b.reporter("EndpointSlice", slice.Namespace, slice.Name)
 	var out []*workload.Workload
 	seen := make(map[netip.Addr]bool)
@@ -136,7 +92,7 @@ func (b *builder) sliceWorkloads(slice *discoveryv1.EndpointSlice) []*workload.W
 		seen[a] = true
 		w := &workload.Workload{
 			UID:         fmt.Sprintf("%s/discovery.k8s.io/EndpointSlice/%s/%s/%s", b.opts.ClusterID, slice.Namespace, slice.Name, e.Addresses[0]),
-			Name:        svc.Name,
+			Name:        f.service.Name,
 			Namespace:   slice.Namespace,
 			Addresses:   []netip.Addr{a},
 			Network:     b.network,
@@ -144,7 +100,7 @@ func (b *builder) sliceWorkloads(slice *discoveryv1.EndpointSlice) []*workload.W
 			TrustDomain: b.opts.TrustDomain,
 			ClusterID:   b.opts.ClusterID,
 			Type:        workload.Pod,
-			Services:    map[workload.NamespacedHostname]workload.PortMap{b.key(svc): slicePorts(svc, slice)},
+			Services:    map[workload.NamespacedHostname]workload.PortMap{f.keys[0]: ports},
 		}
 		if e.Conditions.Ready != nil && !*e.Conditions.Ready {
 			w.Status = workload.Unhealthy

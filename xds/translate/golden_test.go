@@ -13,11 +13,15 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	"sigs.k8s.io/yaml"
+
+	"github.com/warren-mesh/warren/xds/workload"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -65,6 +69,7 @@ func render(t *testing.T, o Objects, opts Options) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
+	checkTaken(t, p)
 	out := struct {
 		Workloads, Services, Policies []json.RawMessage
 		Problems                      []string
@@ -99,17 +104,47 @@ func render(t *testing.T, o Objects, opts Options) []byte {
 	return append(indented.Bytes(), '\n')
 }
 
+// checkTaken fails unless proxies take everything of a result, each thing under its name.
+func checkTaken(t testing.TB, r Result) {
+	t.Helper()
+	seen := make(map[string]bool)
+	check := func(name string, err error) {
+		if err != nil {
+			t.Errorf("%s would be refused: %v", name, err)
+		}
+		if seen[name] {
+			t.Errorf("%s is there twice", name)
+		}
+		seen[name] = true
+	}
+	for _, w := range r.Workloads {
+		_, err := workload.WorkloadFromProto(w.ToProto())
+		check(w.ResourceName(), err)
+	}
+	for _, s := range r.Services {
+		_, err := workload.ServiceFromProto(s.ToProto())
+		check(s.ResourceName(), err)
+	}
+	for _, p := range r.Policies {
+		_, err := workload.PolicyFromProto(p.ToProto())
+		check("policy "+p.ResourceName(), err)
+	}
+}
+
 func shuffle(o *Objects) {
-	swap := func(n int, f func(i, j int)) { rand.Shuffle(n, f) }
-	swap(len(o.Pods), func(i, j int) { o.Pods[i], o.Pods[j] = o.Pods[j], o.Pods[i] })
-	swap(len(o.Services), func(i, j int) { o.Services[i], o.Services[j] = o.Services[j], o.Services[i] })
-	swap(len(o.EndpointSlices), func(i, j int) { o.EndpointSlices[i], o.EndpointSlices[j] = o.EndpointSlices[j], o.EndpointSlices[i] })
-	swap(len(o.AuthorizationPolicies), func(i, j int) {
-		o.AuthorizationPolicies[i], o.AuthorizationPolicies[j] = o.AuthorizationPolicies[j], o.AuthorizationPolicies[i]
-	})
-	swap(len(o.PeerAuthentications), func(i, j int) {
-		o.PeerAuthentications[i], o.PeerAuthentications[j] = o.PeerAuthentications[j], o.PeerAuthentications[i]
-	})
+	mix(o.Pods)
+	mix(o.Services)
+	mix(o.EndpointSlices)
+	mix(o.AuthorizationPolicies)
+	mix(o.PeerAuthentications)
+	mix(o.ServiceEntries)
+	mix(o.WorkloadEntries)
+	mix(o.Gateways)
+	mix(o.Namespaces)
+}
+
+func mix[T any](list []T) {
+	rand.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
 }
 
 // load reads the objects of a file. (The feeder does this for real, with its checks.)
@@ -146,6 +181,14 @@ func parseObjects(t testing.TB, text string) Objects {
 			err = into(doc, &o.AuthorizationPolicies)
 		case "PeerAuthentication":
 			err = into(doc, &o.PeerAuthentications)
+		case "ServiceEntry":
+			err = into(doc, &o.ServiceEntries)
+		case "WorkloadEntry":
+			err = into(doc, &o.WorkloadEntries)
+		case "Gateway":
+			err = into(doc, &o.Gateways)
+		case "GatewayClass":
+			err = into(doc, &o.GatewayClasses)
 		default:
 			t.Fatalf("kind %q in test data", meta.Kind)
 		}
@@ -158,7 +201,8 @@ func parseObjects(t testing.TB, text string) Objects {
 
 type loadable interface {
 	corev1.Pod | corev1.Namespace | corev1.Node | corev1.Service | discoveryv1.EndpointSlice |
-		securityv1.AuthorizationPolicy | securityv1.PeerAuthentication
+		securityv1.AuthorizationPolicy | securityv1.PeerAuthentication |
+		networkingv1.ServiceEntry | networkingv1.WorkloadEntry | gatewayv1.Gateway | gatewayv1.GatewayClass
 }
 
 func into[T loadable](doc string, to *[]*T) error {

@@ -2,13 +2,13 @@ package translate
 
 import (
 	"cmp"
+	"fmt"
 	"maps"
 	"math"
 	"slices"
 
 	apisecurity "istio.io/api/security/v1beta1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
-	corev1 "k8s.io/api/core/v1"
 
 	"github.com/warren-mesh/warren/xds/workload"
 )
@@ -60,9 +60,7 @@ func (b *builder) peerAuthentications(list []*securityv1.PeerAuthentication) []*
 		default:
 			x.namespaces[p.Namespace] = b.older(x.namespaces[p.Namespace], p)
 		}
-		if len(p.Spec.GetSelector().GetMatchLabels()) == 0 && len(p.Spec.GetPortLevelMtls()) > 0 {
-			b.reporter("PeerAuthentication", p.Namespace, p.Name)("spec.portLevelMtls", "has no effect without a selector")
-		}
+		b.checkPorts(p)
 	}
 	out := []*workload.Policy{denyPlaintext(x.root, staticStrictName, workload.Rule{Clauses: []workload.Clause{noPrincipal()}})}
 	for _, p := range list {
@@ -71,6 +69,21 @@ func (b *builder) peerAuthentications(list []*securityv1.PeerAuthentication) []*
 		}
 	}
 	return out
+}
+
+// checkPorts reports modes of ports that have no effect.
+func (b *builder) checkPorts(p *securityv1.PeerAuthentication) {
+	ports := p.Spec.GetPortLevelMtls()
+	report := b.reporter("PeerAuthentication", p.Namespace, p.Name)
+	if len(ports) > 0 && len(p.Spec.GetSelector().GetMatchLabels()) == 0 {
+		report("spec.portLevelMtls", "has no effect without a selector")
+		return
+	}
+	for _, port := range slices.Sorted(maps.Keys(ports)) {
+		if port == 0 || port > math.MaxUint16 {
+			report(fmt.Sprintf("spec.portLevelMtls[%d]", port), "not a port number: has no effect")
+		}
+	}
 }
 
 // older returns the one that counts and reports the other.
@@ -89,15 +102,16 @@ func byAge(a, b *securityv1.PeerAuthentication) int {
 	return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.Name, b.Name))
 }
 
-// policyFor names the policy for a pod, empty when plaintext is let in everywhere.
-func (x *peerIndex) policyFor(pod *corev1.Pod) string {
+// policyFor names the policy for what has these labels in a namespace, empty when
+// plaintext is let in everywhere.
+func (x *peerIndex) policyFor(namespace string, labels map[string]string) string {
 	var selected *securityv1.PeerAuthentication
-	for _, p := range x.selectors[pod.Namespace] {
-		if subset(p.Spec.GetSelector().GetMatchLabels(), pod.Labels) && (selected == nil || byAge(p, selected) < 0) {
+	for _, p := range x.selectors[namespace] {
+		if subset(p.Spec.GetSelector().GetMatchLabels(), labels) && (selected == nil || byAge(p, selected) < 0) {
 			selected = p
 		}
 	}
-	s := x.strictness(pod.Namespace, selected)
+	s := x.strictness(namespace, selected)
 	switch {
 	case len(s.exceptions) > 0:
 		return selected.Namespace + "/" + convertedPeerPrefix + selected.Name

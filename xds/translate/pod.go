@@ -45,8 +45,10 @@ func (b *builder) workload(pod *corev1.Pod) *workload.Workload {
 		Type:           workload.Pod,
 		WorkloadName:   workloadName(pod),
 		Services:       b.podServices(pod),
-		Policies:       b.podPolicies(pod),
+		Policies:       b.policiesFor(pod.Namespace, pod.Labels),
+		NetworkGateway: b.gateways[b.network],
 	}
+	w.Waypoint, w.ApplicationTunnel = b.workloadWaypoint("Pod", &pod.ObjectMeta)
 	w.CanonicalName, w.CanonicalRevision = canonical(pod.Labels, w.WorkloadName)
 	if pod.DeletionTimestamp != nil || !ready(pod) {
 		w.Status = workload.Unhealthy
@@ -57,10 +59,15 @@ func (b *builder) workload(pod *corev1.Pod) *workload.Workload {
 	if b.redirected(pod) {
 		w.Protocol = workload.HBONE
 	}
-	if slices.Contains(strings.Split(pod.Labels[labelTunnel], ","), tunnelHTTP) {
+	if tunnels(pod.Labels) {
 		w.Protocol, w.NativeTunnel = workload.HBONE, true
 	}
 	return w
+}
+
+// tunnels reports whether something takes HBONE by itself.
+func tunnels(labels map[string]string) bool {
+	return slices.Contains(strings.Split(labels[labelTunnel], ","), tunnelHTTP)
 }
 
 func serviceAccountOf(pod *corev1.Pod) string { return orElse(pod.Spec.ServiceAccountName, "default") }
@@ -77,12 +84,12 @@ func (b *builder) redirected(pod *corev1.Pod) bool {
 	return pod.Annotations[AnnotationRedirection] == redirectionEnabled
 }
 
-// podPolicies lists the policies that name the pod: those that select it, then the one
+// policiesFor lists the policies that name a workload: those that select it, then the one
 // that makes mTLS strict. Policies for a namespace or the mesh are not listed: proxies
 // apply them by their scope.
-func (b *builder) podPolicies(pod *corev1.Pod) []string {
-	names := b.policies.selecting(pod)
-	if strict := b.peers.policyFor(pod); strict != "" {
+func (b *builder) policiesFor(namespace string, labels map[string]string) []string {
+	names := b.policies.selecting(namespace, labels)
+	if strict := b.peers.policyFor(namespace, labels); strict != "" {
 		names = append(names, strict)
 	}
 	return names

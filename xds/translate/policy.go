@@ -8,7 +8,6 @@ import (
 
 	apisecurity "istio.io/api/security/v1beta1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
-	corev1 "k8s.io/api/core/v1"
 
 	"github.com/warren-mesh/warren/xds/workload"
 )
@@ -27,17 +26,18 @@ type selectorPolicy struct {
 	labels map[string]string
 }
 
-// selecting returns the policies that select a pod, sorted by name: those of its own
-// namespace and of the root namespace. A pod without labels is selected by none.
-func (x *policyIndex) selecting(pod *corev1.Pod) []string {
+// selecting returns the policies that select what has these labels in a namespace, sorted
+// by name: those of that namespace and of the root namespace. Nothing is selected by its
+// having no labels.
+func (x *policyIndex) selecting(namespace string, labels map[string]string) []string {
 	var out []string
-	from := []string{pod.Namespace}
-	if x.root != pod.Namespace {
+	from := []string{namespace}
+	if x.root != namespace {
 		from = append(from, x.root)
 	}
 	for _, ns := range from {
 		for _, p := range x.byNamespace[ns] {
-			if subset(p.labels, pod.Labels) {
+			if subset(p.labels, labels) {
 				out = append(out, p.name)
 			}
 		}

@@ -5,14 +5,12 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/warren-mesh/warren/xds/workload"
 )
 
-const (
-	annotationDistribution = "networking.istio.io/traffic-distribution"
-	labelIngressWaypoint   = "istio.io/ingress-use-waypoint"
-)
+const annotationDistribution = "networking.istio.io/traffic-distribution"
 
 // service translates a Service; nil is one that has no traffic of its own.
 func (b *builder) service(svc *corev1.Service) *workload.Service {
@@ -20,10 +18,6 @@ func (b *builder) service(svc *corev1.Service) *workload.Service {
 		return nil
 	}
 	report := b.reporter("Service", svc.Namespace, svc.Name)
-	ingress := svc.Labels[labelIngressWaypoint]
-	if ns := b.namespaces[svc.Namespace]; ingress == "" && ns != nil {
-		ingress = ns.Labels[labelIngressWaypoint]
-	}
 	key := b.key(svc)
 	var ports []workload.Port
 	for i, p := range svc.Spec.Ports {
@@ -34,17 +28,18 @@ func (b *builder) service(svc *corev1.Service) *workload.Service {
 	for _, p := range tcpFirst(svc.Spec.Ports) {
 		ports = append(ports, workload.Port{Service: uint16(p.Port), Target: numericTarget(p), AppProtocol: appProtocol(p)})
 	}
-	return &workload.Service{
-		Name:               svc.Name,
-		Namespace:          key.Namespace,
-		Hostname:           key.Hostname,
-		VIPs:               b.serviceAddresses(svc, report),
-		Ports:              workload.NewPortMap(ports...),
-		LoadBalancing:      b.loadBalancing(svc, report),
-		IPFamilies:         families(svc.Spec.IPFamilies),
-		Canonical:          true,
-		IngressUseWaypoint: strings.EqualFold(ingress, "true"),
+	s := &workload.Service{
+		Name:          svc.Name,
+		Namespace:     key.Namespace,
+		Hostname:      key.Hostname,
+		VIPs:          b.serviceAddresses(svc, report),
+		Ports:         workload.NewPortMap(ports...),
+		LoadBalancing: b.loadBalancing(svc, report),
+		IPFamilies:    families(svc.Spec.IPFamilies),
+		Canonical:     true,
 	}
+	b.bindService(s, "Service", &svc.ObjectMeta)
+	return s
 }
 
 // key is what a service goes by among the resources and in its workloads.
@@ -131,6 +126,10 @@ func appProtocol(p corev1.ServicePort) workload.AppProtocol {
 	if p.AppProtocol != nil {
 		name = *p.AppProtocol
 	}
+	return appProtocolNamed(name)
+}
+
+func appProtocolNamed(name string) workload.AppProtocol {
 	switch strings.ToLower(name) {
 	case "http", "http_proxy", "kubernetes.io/ws":
 		return workload.AppHTTP11
@@ -152,7 +151,7 @@ func (b *builder) loadBalancing(svc *corev1.Service, report reporter) *workload.
 	if svc.Spec.InternalTrafficPolicy != nil && *svc.Spec.InternalTrafficPolicy == corev1.ServiceInternalTrafficPolicyLocal {
 		lb.Mode = workload.LBStrict
 		lb.Preferences = []workload.Scope{workload.Node}
-	} else if scopes := b.distribution(svc, report); len(scopes) > 0 {
+	} else if scopes := b.distribution(svc.Spec.TrafficDistribution, &svc.ObjectMeta, report); len(scopes) > 0 {
 		lb.Mode = workload.LBFailover
 		lb.Preferences = scopes
 	}
@@ -165,15 +164,15 @@ func (b *builder) loadBalancing(svc *corev1.Service, report reporter) *workload.
 	return lb
 }
 
-// distribution is how close endpoints should be, nearest scope last. The Service's own
-// field wins over its annotation, and that over its namespace's.
-func (b *builder) distribution(svc *corev1.Service, report reporter) []workload.Scope {
+// distribution is how close endpoints should be, nearest scope last. A Service's own
+// field wins over the annotation, and that over the namespace's.
+func (b *builder) distribution(own *string, o *metav1.ObjectMeta, report reporter) []workload.Scope {
 	field, value := "spec.trafficDistribution", ""
-	if svc.Spec.TrafficDistribution != nil {
-		value = *svc.Spec.TrafficDistribution
-	} else if v, ok := svc.Annotations[annotationDistribution]; ok {
+	if own != nil {
+		value = *own
+	} else if v, ok := o.Annotations[annotationDistribution]; ok {
 		field, value = "metadata.annotations["+annotationDistribution+"]", v
-	} else if ns := b.namespaces[svc.Namespace]; ns != nil {
+	} else if ns := b.namespaces[o.Namespace]; ns != nil {
 		field, value = "annotation "+annotationDistribution+" of its namespace", ns.Annotations[annotationDistribution]
 	}
 	zone := []workload.Scope{workload.Network, workload.Region, workload.Zone}
