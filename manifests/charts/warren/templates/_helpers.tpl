@@ -6,17 +6,20 @@ k3s: {confDir: /var/lib/rancher/k3s/agent/etc/cni/net.d, binDir: /var/lib/ranche
 k3d: {confDir: /var/lib/rancher/k3s/agent/etc/cni/net.d, binDir: /bin, chained: true}
 microk8s: {confDir: /var/snap/microk8s/current/args/cni-network, binDir: /var/snap/microk8s/current/opt/cni/bin, chained: true}
 minikube: {confDir: /etc/cni/net.d, binDir: /opt/cni/bin, chained: true, netnsDir: /var/run/docker/netns}
-openshift: {confDir: /etc/kubernetes/cni/net.d, binDir: /var/lib/cni/bin, chained: false}
+openshift: {confDir: /etc/kubernetes/cni/net.d, binDir: /var/lib/cni/bin, chained: false, keepBinary: true}
 {{- end }}
 
 {{- define "warren.platform" -}}
 {{- $p := index (include "warren.platforms" . | fromYaml) .Values.platform }}
 {{- $cni := .Values.nodeagent.cni }}
 {{- $chained := $p.chained }}
-{{- if not (kindIs "invalid" $cni.chained) }}{{ $chained = $cni.chained }}{{ end -}}
+{{- if not (kindIs "invalid" $cni.chained) }}{{ $chained = $cni.chained }}{{ end }}
+{{- $keep := $p.keepBinary | default false }}
+{{- if not (kindIs "invalid" $cni.keepBinary) }}{{ $keep = $cni.keepBinary }}{{ end -}}
 confDir: {{ $cni.confDir | default $p.confDir }}
 binDir: {{ $cni.binDir | default $p.binDir }}
 chained: {{ $chained }}
+keepBinary: {{ $keep }}
 netnsDir: {{ .Values.nodeagent.netnsDir | default $p.netnsDir | default "/var/run/netns" }}
 {{- end }}
 
