@@ -219,7 +219,7 @@ func (p *Pool) idleLocked(m *member) {
 func (p *Pool) changed(m *member) {
 	t := m.t
 	streams, limit := t.h2.Streams(), min(t.h2.Capacity(), p.cfg.PoolStreams)
-	gone := t.err != nil || t.closing || t.h2.GoingAway()
+	gone := t.err != nil || t.deaf || t.closing || t.h2.GoingAway()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if streams == m.streams && limit == m.limit && gone == m.gone {

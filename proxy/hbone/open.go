@@ -17,7 +17,7 @@ var errStale = errors.New("tunnel takes no more streams")
 // request sends a CONNECT; await says what became of it.
 func (t *tunnel) request(req Request) (*Stream, <-chan error, error) {
 	t.mu.Lock()
-	if t.err != nil || t.closing || t.drain.started {
+	if t.err != nil || t.deaf || t.closing || t.drain.started {
 		t.mu.Unlock()
 		return nil, nil, errStale
 	}

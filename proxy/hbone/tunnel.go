@@ -48,19 +48,21 @@ type tunnel struct {
 	onConnect func(*Incoming)
 	onChange  func()
 
-	mu      sync.Mutex
-	h2      *h2.Conn
-	err     error       // why it ended; set once
-	writing bool        // the writer role is taken
-	wrote   sync.Cond   // it was given back
-	bulk    bool        // the last write filled its buffer
-	closing bool        // in good order: no streams, GOAWAY and close_notify next
-	closed  bool        // close_notify is out
-	greeted bool        // the peer's SETTINGS came
-	pinged  time.Time   // when the unanswered PING was sent; zero: none is
-	heard   time.Time   // when anything came last
-	timer   *time.Timer // ping, or the first SETTINGS
-	drain   drainState
+	mu        sync.Mutex
+	h2        *h2.Conn
+	err       error       // why it ended; set once
+	writing   bool        // the writer role is taken
+	wrote     sync.Cond   // it was given back
+	bulk      bool        // the last write filled its buffer
+	closing   bool        // in good order: no streams, GOAWAY and close_notify next
+	closed    bool        // close_notify is out
+	deaf      bool        // the peer takes nothing any more
+	greeted   bool        // the peer's SETTINGS came
+	pinged    time.Time   // when the unanswered PING was sent; zero: none is
+	heard     time.Time   // when anything came last
+	timer     *time.Timer // ping, or the first SETTINGS
+	lingering *time.Timer // after our last words, or those that could not be said; nil before
+	drain     drainState
 
 	batch  batch // for who has the writer role
 	reader reader
@@ -156,6 +158,9 @@ func (t *tunnel) run() error {
 		err = t.verdictLocked(ended)
 	}
 	t.timer.Stop()
+	if t.lingering != nil {
+		t.lingering.Stop()
+	}
 	t.mu.Unlock()
 	said := t.lastWords(ended)
 	t.mu.Lock()
@@ -199,7 +204,7 @@ func (t *tunnel) lastWords(err error) bool {
 	for t.writing && isOffence(err) {
 		t.wrote.Wait() // the time is the writer's, too
 	}
-	if t.writing || t.err != nil || t.closed {
+	if t.writing || t.err != nil || t.closed || t.deaf {
 		t.mu.Unlock()
 		return false
 	}

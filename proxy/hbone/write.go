@@ -44,7 +44,7 @@ func (t *tunnel) send() {
 
 // workLocked says whether there is something to write.
 func (t *tunnel) workLocked() bool {
-	if t.err != nil || t.closed {
+	if t.err != nil || t.closed || t.deaf {
 		return false
 	}
 	return t.closing || t.h2.HasControl() || t.h2.CanSend() || t.rec.Pending()
@@ -116,15 +116,15 @@ func (b *batch) write(w *wire) error {
 // written settles a batch; err is the write's. It returns false when it has given
 // the writer role back.
 func (t *tunnel) written(b *batch, err error) bool {
-	empty := len(b.plain.b) == 0
-	if b.err != nil {
-		err = &TLSError{Peer: t.wire.remote.String(), Err: b.err}
-	}
+	empty, sealing := len(b.plain.b) == 0, b.err
 	putBuffer(b.plain)
 	putBuffer(b.out)
 	*b = batch{}
-	if err != nil {
-		t.fail(err)
+	switch {
+	case sealing != nil:
+		t.fail(&TLSError{Peer: t.wire.remote.String(), Err: sealing})
+	case err != nil:
+		t.writeFailed(err)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -143,11 +143,26 @@ func (t *tunnel) written(b *batch, err error) bool {
 	return false
 }
 
+// writeFailed ends the tunnel because its peer takes nothing any more. What the peer
+// said last may be here and not yet read, a GOAWAY that lets streams be tried
+// elsewhere or an end in good order: the reader has a moment for that.
+func (t *tunnel) writeFailed(err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.deaf || t.err != nil {
+		return
+	}
+	t.deaf = true
+	t.lingering = time.AfterFunc(linger, func() { t.fail(err) })
+}
+
 // sayGoodbye ends our direction of the connection and gives the peer a moment
 // to end its own.
 func (t *tunnel) sayGoodbye() {
 	out, err := t.rec.CloseWrite(nil)
-	time.AfterFunc(linger, t.hangUp)
+	t.mu.Lock()
+	t.lingering = time.AfterFunc(linger, t.hangUp)
+	t.mu.Unlock()
 	if err == nil {
 		err = t.wire.writeAll(out)
 	}
