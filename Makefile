@@ -45,7 +45,7 @@ images: ## one tar a program and architecture for docker load, into bin/images, 
 		CGO_ENABLED=0 GOOS=linux GOARCH=$$arch $(GO) build -trimpath -buildvcs=false -ldflags '-s -w $(LDFLAGS)' -o $(BIN)/linux-$$arch/ ./*/cmd/* || exit 1; \
 	done
 	$(GO) -C manifests/tools build -o $(CURDIR)/$(BIN)/images-builder ./cmd/images
-	$(BIN)/images-builder -version $(VERSION) -arch "$$(echo $(ARCHS) | tr ' ' ,)"
+	$(BIN)/images-builder -version $(VERSION) -arch "$$(echo $(ARCHS) | tr ' ' ,)" $(IMAGESFLAGS)
 
 images-lock: ## take the newest Debian packages for the images, and remember them
 	$(GO) -C manifests/tools build -o $(CURDIR)/$(BIN)/images-builder ./cmd/images
@@ -65,6 +65,22 @@ test-race: deps build plugins render ## the same under the race detector, but fo
 
 e2e: deps build plugins ## the whole-mesh tests alone
 	$(ROOTLY) $(TESTENV) $(GO) test -count=1 -timeout 15m -v ./e2e/onehost/...
+
+e2e-kube: e2e-kube-where e2e-kube-images render ## the mesh on the cluster of $$KUBECONFIG, whose nodes get the images by E2E_LOAD='a command' (unset: they are there); TESTFLAGS='-run TestPaths'
+	$(E2E_KUBE) ./e2e/kube/run.sh $(TESTFLAGS)
+
+e2e-kind: e2e-kube-images render ## the same on a cluster that kind makes (KIND_IMAGE, KIND, E2E_KEEP=1)
+	$(E2E_KUBE) ./e2e/kube/kind.sh $(TESTFLAGS)
+
+# The application of the cluster tests has an image as well, which is not released.
+E2E_ARCH ?= $(shell $(GO) env GOARCH)
+E2E_KUBE := env "PATH=$$PATH" GO=$(GO) VERSION=$(VERSION) E2E_ARCH=$(E2E_ARCH) "E2E_RENDER=$(BIN)/render chart -set image.tag=$(VERSION) -set image.pullPolicy=Never -set namespace.create=true manifests/charts/warren" sh
+.PHONY: e2e-kube e2e-kind e2e-kube-where e2e-kube-images
+e2e-kube-where:
+	@test -n "$$KUBECONFIG" || { echo 'KUBECONFIG is not set: name the file that leads to the cluster under test, or run make e2e-kind, which makes one' >&2; exit 1; }
+e2e-kube-images:
+	CGO_ENABLED=0 GOOS=linux GOARCH=$(E2E_ARCH) $(GO) build -trimpath -buildvcs=false -ldflags '-s -w' -o $(BIN)/linux-$(E2E_ARCH)/ ./e2e/kube/app/cmd/meshapp
+	$(MAKE) images ARCHS=$(E2E_ARCH) VERSION=$(VERSION) IMAGESFLAGS=-for-tests
 
 bench: deps build plugins ## what the mesh costs (about 25 minutes); PEER=/path/to/proxy measures another beside ours, BENCHFLAGS='-list' names the loads
 	$(GO) build -o $(BIN)/bench ./e2e/bench/cmd/bench
