@@ -94,7 +94,7 @@ func checkPod(uid string, addrs []netip.Addr, host map[netip.Addr]bool) (good []
 	if uid == "" || len(uid) > maxUID || slices.ContainsFunc([]rune(uid), func(r rune) bool {
 		return r > unicode.MaxASCII || !unicode.IsLetter(r) && !unicode.IsDigit(r) && r != '-' && r != '_' && r != '.' && r != '/' && r != ':'
 	}) {
-		return nil, fmt.Errorf("probe: pod UID %.40q: want 1 to %d letters, digits or -_./:", uid, maxUID)
+		return nil, fmt.Errorf("probe: pod UID %.40q: want 1 to %d letters, digits and any of -_./: only", uid, maxUID)
 	}
 	for i, a := range addrs {
 		a, why := checkAddr(a, host)

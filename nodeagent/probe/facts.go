@@ -17,9 +17,7 @@ import (
 // read reads what there is to know of the node. What cannot be read is as if it
 // were not there.
 func (p *Probe) read(ctx context.Context) facts {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	f := facts{backend: p.b.name(), limit: p.limit, asked: p.cfg.Limit}
+	f := facts{limit: p.State().Limit, asked: p.cfg.Limit}
 	if own, err := p.hostAddrs(); err == nil {
 		for a := range own {
 			usual := a.IsGlobalUnicast()
@@ -89,6 +87,9 @@ func within(ns *netns.NS, fn func(*netlink.Handle) error) error {
 		return err
 	}
 	defer h.Close()
+	if err := h.SetSocketTimeout(netlinkTimeout); err != nil {
+		return err
+	}
 	return fn(h)
 }
 

@@ -34,7 +34,6 @@ func (f Finding) String() string {
 
 // facts is what was read of the node.
 type facts struct {
-	backend string
 	limit   Limit
 	asked   string // Config.Limit
 	v4, v6  bool   // the node has addresses of the family

@@ -26,6 +26,8 @@ import (
 const helperEnv = "WARREN_PROBE_HELPER"
 
 func TestMain(m *testing.M) {
+	// The host's lock is not for a test to hold, and root's.
+	os.Setenv("XTABLES_LOCKFILE", filepath.Join(os.TempDir(), fmt.Sprintf("warren-probe-test-%d.lock", os.Getuid())))
 	switch os.Getenv(helperEnv) {
 	case "dial":
 		dialLines()
@@ -193,7 +195,7 @@ func cgroups(t *testing.T, paths ...string) (dir, path string) {
 	if root == "" {
 		nstest.Need(t, fmt.Errorf("no cgroup2 is mounted"))
 	}
-	dir, err := os.MkdirTemp(root, "warren-probe-test-")
+	dir, err := os.MkdirTemp(root, "warren-probe-test-*.slice")
 	if err != nil {
 		nstest.Need(t, err)
 	}

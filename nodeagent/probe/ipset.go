@@ -12,11 +12,10 @@ import (
 )
 
 const (
-	set4, set6     = "warren-probes-v4", "warren-probes-v6"
-	setType        = "hash:ip"
-	netlinkTimeout = 3 * time.Second
-	busyTries      = 20 // a set is in use for a moment after its last rule
-	busyPause      = 50 * time.Millisecond
+	set4, set6 = "warren-probes-v4", "warren-probes-v6"
+	setType    = "hash:ip"
+	busyTries  = 20 // a set is in use for a moment after its last rule
+	busyPause  = 50 * time.Millisecond
 )
 
 // ipsets are the two sets that the iptables rules look addresses up in, held

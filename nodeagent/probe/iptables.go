@@ -81,6 +81,14 @@ func lookPair(prefix string) (t tool, err error) {
 
 func (b *iptables) name() string { return b.variant }
 
+// generation: the sets are none of nftables' rules, and are looked at anyway.
+func (b *iptables) generation() (uint32, bool) {
+	if b.variant != redirect.NameNFT {
+		return 0, false
+	}
+	return nftGeneration(b.place)
+}
+
 func (b *iptables) families() (v6s []bool) {
 	for _, v6 := range []bool{false, true} {
 		if _, ok := b.tools[v6]; ok {

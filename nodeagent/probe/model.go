@@ -44,6 +44,9 @@ type backend interface {
 	refuses(a netip.Addr) string
 	// drift says what differs from r; nothing when nothing does.
 	drift(ctx context.Context, r rules) ([]drift, error)
+	// generation is another number after any change of anybody's to rules of the
+	// kind that this backend makes; ok is false where there is no such number.
+	generation() (n uint32, ok bool)
 	// apply makes the sets exist and the rules those of r, each family at once
 	// or not at all. What the sets hold stays.
 	apply(ctx context.Context, r rules) error

@@ -2,6 +2,7 @@ package probe
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -12,22 +13,23 @@ import (
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
 	mdnetlink "github.com/mdlayher/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
 const (
-	nftName    = "nftables"
-	nftTable   = "warren-probes"
-	pods4      = "pods-v4"
-	pods6      = "pods-v6"
-	flows4     = "kubelet-v4"
-	flows6     = "kubelet-v6"
-	chainOut   = "output"
-	chainPost  = "postrouting"
-	flowLife   = 10 * time.Second // from one chain to the next is microseconds
-	maxFlows   = 1 << 14
-	elemsInMsg = 100 // a message's attributes hold 64 KiB
-	nftTimeout = 5 * time.Second
+	nftName        = "nftables"
+	nftTable       = "warren-probes"
+	pods4          = "pods-v4"
+	pods6          = "pods-v6"
+	flows4         = "kubelet-v4"
+	flows6         = "kubelet-v6"
+	chainOut       = "output"
+	chainPost      = "postrouting"
+	flowLife       = 10 * time.Second // from one chain to the next is microseconds
+	maxFlows       = 1 << 14
+	elemsInMsg     = 100             // a message's attributes hold 64 KiB
+	netlinkTimeout = 5 * time.Second // of each exchange
 )
 
 // nftPriority is before srcnat (100), where everybody else's translation is, so
@@ -41,11 +43,44 @@ func (b *nft) name() string { return nftName }
 
 func (b *nft) refuses(netip.Addr) string { return "" }
 
+func (b *nft) generation() (uint32, bool) { return nftGeneration(b.place) }
+
+// nftGeneration asks for the number of the namespace's rule set.
+func nftGeneration(p *place) (n uint32, ok bool) {
+	var s *nl.NetlinkSocket
+	err := p.ns.Do(func() (err error) { // Subscribe opens where it is called
+		s, err = nl.Subscribe(unix.NETLINK_NETFILTER)
+		return err
+	})
+	if err != nil {
+		return 0, false
+	}
+	defer s.Close()
+	timeout := unix.NsecToTimeval(netlinkTimeout.Nanoseconds())
+	if err := s.SetReceiveTimeout(&timeout); err != nil {
+		return 0, false
+	}
+	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETGEN, 0)
+	req.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_NETFILTER: {Socket: s}}
+	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_UNSPEC})
+	msgs, err := req.Execute(unix.NETLINK_NETFILTER, 0)
+	if err != nil || len(msgs) != 1 || len(msgs[0]) < nl.SizeofNfgenmsg {
+		return 0, false
+	}
+	attrs, err := nl.ParseRouteAttr(msgs[0][nl.SizeofNfgenmsg:])
+	for _, a := range attrs {
+		if a.Attr.Type == unix.NFTA_GEN_ID && len(a.Value) == 4 {
+			return binary.BigEndian.Uint32(a.Value), err == nil
+		}
+	}
+	return 0, false
+}
+
 // withNFT gives fn a connection of its own, in the place. What fn sends is
 // sent from there too: the kernel counts the levels of cgroups from the sender's
 // root.
 func withNFT(ctx context.Context, p *place, fn func(*nftables.Conn) error) error {
-	deadline := time.Now().Add(nftTimeout)
+	deadline := time.Now().Add(netlinkTimeout)
 	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
 		deadline = d
 	}

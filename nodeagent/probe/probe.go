@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
 
@@ -45,7 +44,9 @@ type Config struct {
 }
 
 // Probe keeps the host's rules and sets. Its methods may be called by several
-// goroutines.
+// goroutines. What is wanted is noted at once; the kernel is made to match by one
+// caller at a time, and who cannot have a turn before its context ends leaves the
+// rest to Run.
 type Probe struct {
 	cfg    Config
 	log    *slog.Logger
@@ -54,22 +55,27 @@ type Probe struct {
 	b      backend
 	others []backend // that an earlier agent may have used
 
-	testing sync.Mutex // held by a self-test; before mu
+	testing sync.Mutex    // held by a self-test, which takes turns
+	turn    chan struct{} // holds one value, which who is at work with the kernel has
+	applied map[netip.Addr]string
+	looks   int    // for kubelet
+	checks  int    // by Check
+	sound   uint32 // the generation in which the rules were as they should be, or 0
+	calm    calm
 
-	mu       sync.Mutex
+	mu       sync.Mutex // held for moments
 	claims   claims
-	loaded   bool // what the kernel had is among the claims
+	whole    bool // claims has all that an earlier agent left, or Sync's
 	removed  bool // for good
 	kubelets []kubelet
-	looks    int // for kubelet
 	limit    Limit
 	tests    []test
 	problem  error // of the last look
-	calm     calm
 }
 
-// New prepares; the kernel's rules are first touched by Sync, Add or Run. It
-// fails when the configuration is wrong or the backend's programs are missing.
+// New reads what an earlier agent left; rules are first touched by Sync, Add or
+// Run. It fails when the configuration is wrong or the backend's programs are
+// missing.
 func New(cfg Config) (*Probe, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, err
@@ -88,9 +94,12 @@ func New(cfg Config) (*Probe, error) {
 		return nil, fmt.Errorf("probe: %w", err)
 	}
 	p := &Probe{cfg: cfg, log: cfg.Log, place: pl, finder: finder{cfg.Proc, cfg.KubeletNames, pl}, claims: claims{}}
+	p.turn = make(chan struct{}, 1)
+	p.turn <- struct{}{}
 	if p.b, p.others, err = backends(cfg.Backend, pl); err != nil {
 		return nil, errors.Join(err, pl.close())
 	}
+	p.takeOver()
 	p.chooseLimit()
 	p.log.Info("kubelet's probes are let through on the host", "backend", p.b.name(), "limit", p.limit.String())
 	return p, nil
@@ -165,16 +174,26 @@ func backends(name string, p *place) (b backend, others []backend, err error) {
 	return b, others, nil
 }
 
+// takeOver makes what an earlier agent let through our claims.
+func (p *Probe) takeOver() {
+	ctx, cancel := context.WithTimeout(context.Background(), opTimeout)
+	defer cancel()
+	have, err := p.b.members(ctx)
+	if err != nil { // then nothing is removed before Sync says what there is
+		p.log.Warn("what is let through on the host cannot be read", "err", err)
+		return
+	}
+	for a, owner := range have {
+		p.claims[a] = []string{owner}
+	}
+	p.applied, p.whole = have, true
+}
+
 // Sync makes pods all that is let through: the UIDs of the pods of this node that
 // are in the mesh, and their addresses. Pods that Add put in since the snapshot
 // was taken are taken out, so the caller takes it where it calls Add. Addresses
 // that cannot be a pod's are left out; the error names them.
 func (p *Probe) Sync(ctx context.Context, pods map[string][]netip.Addr) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.removed {
-		return errRemoved
-	}
 	host, errs := p.hostAddrs()
 	good := make(map[string][]netip.Addr, len(pods))
 	for uid, addrs := range pods {
@@ -182,11 +201,19 @@ func (p *Probe) Sync(ctx context.Context, pods map[string][]netip.Addr) error {
 		good[uid], err = p.usable(uid, addrs, host)
 		errs = errors.Join(errs, err)
 	}
-	have, err := p.b.members(ctx)
-	if err != nil { // then who is shown is not known, which matters little
-		errs = errors.Join(errs, fmt.Errorf("probe: %w", err))
+	p.mu.Lock()
+	if p.removed {
+		p.mu.Unlock()
+		return errRemoved
 	}
-	p.claims, p.loaded = claimsOf(good, have), true
+	p.claims, p.whole = claimsOf(good, p.claims.members()), true
+	p.mu.Unlock()
+
+	done, err := p.take(ctx)
+	if err != nil {
+		return errors.Join(errs, err)
+	}
+	defer done()
 	if err := p.repair(ctx); err != nil {
 		return errors.Join(errs, err)
 	}
@@ -195,31 +222,48 @@ func (p *Probe) Sync(ctx context.Context, pods map[string][]netip.Addr) error {
 }
 
 // Add lets probes through to a pod's addresses, and to no other of the same pod.
-// A refused address does not hold up the others. What the kernel refuses now is
-// tried again by Run.
+// A refused address does not hold up the others. What the kernel refuses now, or
+// what there is no time for, is tried again by Run.
 func (p *Probe) Add(ctx context.Context, uid string, addrs []netip.Addr) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.removed {
-		return errRemoved
-	}
 	host, errs := p.hostAddrs()
 	good, err := p.usable(uid, addrs, host)
-	errs = errors.Join(errs, err)
-	if len(good) == 0 && len(addrs) > 0 {
+	if errs = errors.Join(errs, err); len(good) == 0 && len(addrs) > 0 {
 		return errs
 	}
-	return errors.Join(errs, p.change(ctx, func() { p.claims.set(uid, good) }))
+	return errors.Join(errs, p.claim(ctx, uid, good))
 }
 
 // Del ends a pod's claims. Addresses that another pod claims stay.
 func (p *Probe) Del(ctx context.Context, uid string) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.removed {
-		return nil
+	if err := p.claim(ctx, uid, nil); !errors.Is(err, errRemoved) {
+		return err
 	}
-	return p.change(ctx, func() { p.claims.set(uid, nil) })
+	return nil
+}
+
+func (p *Probe) claim(ctx context.Context, uid string, addrs []netip.Addr) error {
+	p.mu.Lock()
+	if p.removed {
+		p.mu.Unlock()
+		return errRemoved
+	}
+	p.claims.set(uid, addrs)
+	unsound := p.problem != nil
+	p.mu.Unlock()
+
+	done, err := p.take(ctx)
+	if err != nil {
+		return fmt.Errorf("pod %s: %w", uid, err)
+	}
+	defer done()
+	if unsound || p.applied == nil {
+		return p.repair(ctx)
+	}
+	put, drop := p.toDo()
+	if len(put)+len(drop) > 0 && p.b.edit(ctx, put, drop) != nil { // the sets may not be there
+		return p.repair(ctx)
+	}
+	return nil
 }
 
 // errRemoved is of a call after Remove.
@@ -231,9 +275,24 @@ func (p *Probe) Close() error { return p.place.close() }
 // Remove takes everything away, for good: the host is as it was before.
 func (p *Probe) Remove(ctx context.Context) error {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.claims, p.loaded, p.removed = claims{}, true, true
+	p.claims, p.removed = claims{}, true
+	p.mu.Unlock()
+	done, err := p.take(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
 	return p.clear(ctx, append([]backend{p.b}, p.others...), true)
+}
+
+// take takes a turn at the kernel.
+func (p *Probe) take(ctx context.Context) (done func(), err error) {
+	select {
+	case <-p.turn:
+		return func() { p.turn <- struct{}{} }, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("probe: the host's rules are being worked at, this follows later: %w", ctx.Err())
+	}
 }
 
 // clear removes what is in the hands of backends, and the sets that all those
@@ -250,45 +309,6 @@ func (p *Probe) clear(ctx context.Context, all []backend, sets bool) (errs error
 		}
 	}
 	return errs
-}
-
-// change changes the claims, and the sets with them.
-func (p *Probe) change(ctx context.Context, fn func()) error {
-	if err := p.load(ctx); err != nil {
-		fn()
-		return err
-	}
-	before := p.claims.members()
-	fn()
-	if p.problem != nil {
-		return p.repair(ctx)
-	}
-	put, drop := diffMembers(p.claims.members(), before)
-	if len(put)+len(drop) == 0 {
-		return nil
-	}
-	if err := p.b.edit(ctx, put, drop); err != nil { // the sets may be gone
-		return p.repair(ctx)
-	}
-	return nil
-}
-
-// load takes over what an earlier agent left, and looks at the rules, once.
-func (p *Probe) load(ctx context.Context) error {
-	if p.loaded {
-		return nil
-	}
-	have, err := p.b.members(ctx)
-	if err != nil {
-		return fmt.Errorf("probe: %w", err)
-	}
-	for a, owner := range have {
-		if !slices.Contains(p.claims[a], owner) {
-			p.claims[a] = append([]string{owner}, p.claims[a]...)
-		}
-	}
-	p.loaded = true
-	return p.repair(ctx)
 }
 
 // usable are the addresses that can be let through.

@@ -12,7 +12,8 @@ import (
 )
 
 const (
-	seldom = 15 // how many intervals are between looks for a kubelet that never was there
+	thorough = 15 // how many checks are between those that take no number's word
+	seldom   = 15 // how many intervals are between looks for a kubelet that never was there
 
 	opTimeout = 15 * time.Second // of one look and repair
 	// Who else wants the first place gets it for longer and longer: between two
@@ -68,51 +69,96 @@ func (p *Probe) Run(ctx context.Context) error {
 func (p *Probe) Check(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, opTimeout)
 	defer cancel()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.removed {
-		return nil
-	}
-	p.refreshLimit()
-	if err := p.load(ctx); err != nil {
-		p.problem = err
+	done, err := p.take(ctx)
+	if err != nil {
 		return err
 	}
-	ds, err := p.look(ctx)
+	defer done()
+	p.refreshLimit()
+	if p.isRemoved() {
+		return nil
+	}
+	p.checks++
+	n, ok := p.b.generation()
+	ds, err := p.look(ctx, ok && n == p.sound && p.checks%thorough != 0)
+	if err == nil && len(ds) == 0 {
+		p.sound = n // asked for before we looked
+	}
 	if err != nil || len(ds) == 0 {
-		p.problem = err
+		p.note(err)
 		p.calm.quiet(time.Now())
 		return err
 	}
 	if !p.calm.mayAct(ds, time.Now()) {
 		return nil
 	}
-	p.log.Warn("the host's rules for kubelet's probes were changed; they are put right", "found", texts(ds))
+	p.log.Warn("the host's rules for kubelet's probes are put right", "found", texts(ds))
 	return p.repair(ctx)
 }
 
 // Verify says what differs from what should be there, and changes nothing.
 func (p *Probe) Verify(ctx context.Context) ([]string, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	ds, err := p.look(ctx)
+	done, err := p.take(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	ds, err := p.look(ctx, false)
 	return texts(ds), err
 }
 
+func (p *Probe) isRemoved() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.removed
+}
+
+func (p *Probe) note(problem error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.problem = problem
+}
+
 func (p *Probe) rules() rules {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	return rules{limit: p.limit, ip4: p.cfg.IP4, ip6: p.cfg.IP6, tests: p.tests}
 }
 
-func (p *Probe) look(ctx context.Context) ([]drift, error) {
-	ds, err := p.b.drift(ctx, p.rules())
-	if err != nil {
-		return nil, fmt.Errorf("probe: %w", err)
+// toDo is what leads from the sets as they were last seen to what is wanted. It
+// is taken to be done.
+func (p *Probe) toDo() (put map[netip.Addr]string, drop []netip.Addr) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	want := p.claims.members()
+	put, drop = diffMembers(want, p.applied)
+	if !p.whole { // those that we know nothing of are an earlier agent's
+		drop = nil
 	}
-	have, err := p.b.members(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("probe: %w", err)
+	p.applied = want
+	return put, drop
+}
+
+// look says what differs. sound: the rules are known not to, and with nftables
+// neither do the sets.
+func (p *Probe) look(ctx context.Context, sound bool) (ds []drift, err error) {
+	if sound && p.b.name() == nftName {
+		return nil, nil
 	}
-	put, drop := diffMembers(p.claims.members(), have)
+	if !sound {
+		p.sound = 0
+		ds, err = p.b.drift(ctx, p.rules())
+	}
+	if err == nil {
+		p.applied, err = p.b.members(ctx)
+	}
+	if err != nil {
+		p.applied = nil
+		return nil, fmt.Errorf("probe: with %s: %w", p.b.name(), err)
+	}
+	have := p.applied
+	put, drop := p.toDo()
+	p.applied = have
 	for a, owner := range put {
 		ds = append(ds, drift{text: fmt.Sprintf("address %s of pod %s is missing", a, owner)})
 	}
@@ -124,28 +170,31 @@ func (p *Probe) look(ctx context.Context) ([]drift, error) {
 
 // repair makes everything as it should be.
 func (p *Probe) repair(ctx context.Context) error {
-	p.problem = p.tryRepair(ctx)
-	return p.problem
+	p.sound = 0
+	err := p.tryRepair(ctx)
+	if err != nil {
+		p.applied = nil
+		err = fmt.Errorf("probe: with %s: %w", p.b.name(), err)
+	}
+	p.note(err)
+	return err
 }
 
 func (p *Probe) tryRepair(ctx context.Context) error {
 	ds, err := p.b.drift(ctx, p.rules())
-	if err == nil && len(ds) > 0 {
-		err = p.b.apply(ctx, p.rules())
+	if err != nil {
+		return err
 	}
-	var have map[netip.Addr]string
-	if err == nil {
-		have, err = p.b.members(ctx)
-	}
-	if err == nil {
-		if put, drop := diffMembers(p.claims.members(), have); len(put)+len(drop) > 0 {
-			err = p.b.edit(ctx, put, drop)
+	if len(ds) > 0 {
+		if err := p.b.apply(ctx, p.rules()); err != nil {
+			return err
 		}
 	}
-	if err != nil {
-		return fmt.Errorf("probe: with %s: %w", p.b.name(), err)
+	if p.applied, err = p.b.members(ctx); err != nil {
+		return err
 	}
-	return nil
+	put, drop := p.toDo()
+	return p.b.edit(ctx, put, drop)
 }
 
 // refreshLimit looks for kubelet again when it is another process than it was.
@@ -160,10 +209,8 @@ func (p *Probe) refreshLimit() {
 	if err != nil || len(found) == 0 && len(p.kubelets) > 0 {
 		return // it is being restarted; until then the rules stay
 	}
-	before := p.limit
-	p.setLimit(found, nil)
-	if !p.limit.equal(before) {
-		p.log.Info("kubelet was restarted", "limit", p.limit.String())
+	if before := p.setLimit(found, nil); !before.equal(p.limit) {
+		p.log.Info("kubelet is another process", "limit", p.limit.String())
 	}
 }
 
@@ -176,21 +223,26 @@ func (p *Probe) chooseLimit() {
 	p.setLimit(found, err)
 }
 
-func (p *Probe) setLimit(found []kubelet, err error) {
-	p.kubelets = found
-	p.limit = limitTo(found, p.b.name() == redirect.NameLegacy)
+// setLimit takes kubelets for what find returned, and returns the limit that
+// there was.
+func (p *Probe) setLimit(found []kubelet, err error) (before Limit) {
+	lasting := p.b.name() == redirect.NameLegacy
+	l := limitTo(found, lasting)
 	if err != nil {
-		p.limit.Why = "kubelet cannot be found: " + err.Error()
+		l.Why = "kubelet cannot be found: " + err.Error()
 	}
-	if p.limit.Kind != ByCgroup {
-		return
-	}
-	if err := p.tryCgroups(); err != nil && !errors.Is(err, errNoTrial) {
-		for i := range found {
-			found[i].Shared = "rules by cgroup do not work here: " + err.Error()
+	if l.Kind == ByCgroup {
+		if err := p.tryCgroups(); err != nil && !errors.Is(err, errNoTrial) {
+			for i := range found {
+				found[i].Shared = "rules by cgroup do not work here: " + err.Error()
+			}
+			l = limitTo(found, lasting)
 		}
-		p.limit = limitTo(found, false)
 	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	before, p.limit, p.kubelets, p.sound = p.limit, l, found, 0
+	return before
 }
 
 // calm decides whether to act on what was found.

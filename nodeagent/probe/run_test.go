@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/warren-mesh/warren/cni/redirect"
 	"github.com/warren-mesh/warren/internal/nstest"
 	"github.com/warren-mesh/warren/nodeagent/probe"
@@ -339,5 +341,90 @@ func TestTrial(t *testing.T) {
 		if got := agent.line(); got != want {
 			t.Errorf("%s: %s\nwant %s", backend, got, want)
 		}
+	}
+}
+
+// With iptables-legacy it is the slice around kubelet that is let through,
+// because everybody's changes to the table fail once a cgroup of a rule's is gone.
+func TestOthersWhileKubeletIsDown(t *testing.T) {
+	for _, backend := range []string{redirect.NameNFT, redirect.NameLegacy} {
+		t.Run(backend, func(t *testing.T) {
+			node := nstest.New(t).Node("a")
+			pod := node.Pod("in")
+			dir, base := cgroups(t, "kubelet.service", "ssh.service")
+			elsewhere, _ := cgroups(t, "x.service")
+			kubelet := start(t, node.NS, "dial", "kubelet", 0, dir+"/kubelet.service")
+			p := newProbe(t, node, backend, probe.OnlyKubelet)
+			defer p.Close()
+			if err := p.Add(ctx(t), "uid-1", []netip.Addr{pod.IP4}); err != nil {
+				t.Fatal(err)
+			}
+			a := listen(t, pod, pod.IP4)
+			wide := backend == redirect.NameLegacy
+			for _, tt := range []struct {
+				cgroup string
+				want   bool
+			}{{dir + "/ssh.service", wide}, {elsewhere + "/x.service", false}} {
+				start(t, node.NS, "dial", "other", 0, tt.cgroup).dial(t, a.at)
+				if from := a.from(t); (from == redirect.ProbeIP4()) != tt.want {
+					t.Errorf("limit %s: from %s it came from %s", p.State().Limit, tt.cgroup, from)
+				}
+			}
+			if path := p.State().Limit.Cgroups[0].Path; (path == base) != wide {
+				t.Errorf("limit: %s", p.State().Limit)
+			}
+			kubelet.dial(t, a.at)
+			if from := a.from(t); from != redirect.ProbeIP4() {
+				t.Errorf("kubelet's came from %s", from)
+			}
+			kubelet.stop()
+			remove(t, dir+"/kubelet.service")
+			output(t, node.NS, backend, "-t", "nat", "-A", "POSTROUTING", "-s", "192.0.2.1", "-j", "ACCEPT")
+			if err := p.Check(ctx(t)); err != nil {
+				t.Errorf("while kubelet is down: %v", err)
+			}
+		})
+	}
+}
+
+// Who holds iptables' lock does not hold up the pods that come and go.
+func TestLockHeld(t *testing.T) {
+	node := nstest.New(t).Node("a")
+	pod := node.Pod("in")
+	p := newProbe(t, node, redirect.NameLegacy, probe.WholeHost)
+	defer p.Close()
+	if err := p.Sync(ctx(t), nil); err != nil {
+		t.Fatal(err)
+	}
+	lock, err := os.OpenFile(os.Getenv("XTABLES_LOCKFILE"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	checked := make(chan error)
+	go func() { checked <- p.Check(ctx(t)) }()
+	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) { // until it waits for the lock
+		short, cancel := context.WithTimeout(context.Background(), time.Millisecond)
+		_, err := p.Verify(short)
+		cancel()
+		if errors.Is(err, context.DeadlineExceeded) || time.Now().After(end) {
+			break
+		}
+	}
+	short, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
+	defer cancel()
+	if err := p.Add(short, "uid-1", []netip.Addr{pod.IP4}); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Add with the lock held by another: %v", err)
+	}
+	lock.Close()
+	<-checked
+	if err := p.Check(ctx(t)); err != nil {
+		t.Fatal(err)
+	}
+	if text := ruleset(t, node.NS); !strings.Contains(text, pod.IP4.String()) {
+		t.Errorf("the address did not follow:\n%s", text)
 	}
 }

@@ -92,12 +92,18 @@ func (p *Probe) tryPod(ctx context.Context, t Target, a netip.Addr) (r result) {
 
 // setTests puts the self-test's rules in front of the others, or takes them away.
 func (p *Probe) setTests(ctx context.Context, tests ...test) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.removed {
+	done, err := p.take(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	if p.isRemoved() {
 		return errRemoved
 	}
+	p.mu.Lock()
 	p.tests = tests
+	p.mu.Unlock()
+	p.sound = 0
 	if err := p.b.apply(ctx, p.rules()); err != nil {
 		return fmt.Errorf("probe: the self-test's rule: %w", err)
 	}

@@ -5,6 +5,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -61,7 +62,11 @@ func TestSelfTest(t *testing.T) {
 			},
 		},
 	} {
-		for _, backend := range backends() {
+		all := backends()
+		if strings.HasSuffix(tt.nft, " drop") { // what is waited for in vain is so with each
+			all = []string{"nftables"}
+		}
+		for _, backend := range all {
 			t.Run(tt.name+"/"+backend, func(t *testing.T) {
 				nstest.LeakCheck(t)
 				node := nstest.New(t).Node("a")
@@ -85,7 +90,9 @@ func TestSelfTest(t *testing.T) {
 						targets[0].Addrs = tt.addrs(pod)
 					}
 				}
+				began := time.Now()
 				found := p.SelfTest(ctx(t), targets...)
+				t.Logf("took %v", time.Since(began))
 				var names []string
 				text := ""
 				for _, f := range found {
