@@ -35,6 +35,7 @@ func kinds() map[string]kind {
 		"internal/nstest":   support,
 		"internal/archtest": support,
 		"internal/capture":  support,
+		"internal/nswatch":  adapter,
 
 		"cni":          root,
 		"cni/event":    contract,
