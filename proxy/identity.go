@@ -14,6 +14,7 @@ import (
 
 	"github.com/warren-mesh/warren/ca/mtls"
 	"github.com/warren-mesh/warren/ca/svid"
+	"github.com/warren-mesh/warren/nodeagent/zds"
 	"github.com/warren-mesh/warren/proxy/hbone"
 	"github.com/warren-mesh/warren/xds/workload"
 )
@@ -50,6 +51,27 @@ func (p *pod) find(v *workload.View) *workload.Workload {
 	return w
 }
 
+// speaker returns the world and this pod in it; while the control plane does not
+// know the pod, as the node agent named it. That is enough to speak for the pod, if
+// not to guard it, and nothing that a pod does at its start has to wait for its
+// address to reach the control plane and come back: a kubelet may publish it only
+// after a postStart hook.
+func (p *pod) speaker() (*workload.View, *workload.Workload) {
+	v := p.s.store.View()
+	if w := p.current(v); w != nil {
+		return v, w
+	}
+	return v, p.named
+}
+
+// nameOf is a pod as its node agent names it.
+func (s *Server) nameOf(i zds.Info) *workload.Workload {
+	return &workload.Workload{
+		Name: i.Name, Namespace: i.Namespace, ServiceAccount: i.ServiceAccount, Node: s.cfg.NodeName, ClusterID: s.cfg.ClusterID,
+		Network: s.cfg.Network, TrustDomain: s.cfg.TrustDomain, WorkloadName: i.Name, Type: workload.Pod, Protocol: workload.HBONE,
+	}
+}
+
 // current is the pod in v, or as it was last known: the control plane forgets
 // a pod that ends before its connections have.
 func (p *pod) current(v *workload.View) *workload.Workload {
@@ -84,10 +106,7 @@ func (p *pod) hold(self *workload.Workload) (*svid.Lease, error) {
 
 // present gives the certificate for a handshake, as server.
 func (p *pod) present(ctx context.Context) (*mtls.Identity, error) {
-	_, self, err := p.local(ctx)
-	if err != nil {
-		return nil, err
-	}
+	_, self := p.speaker()
 	return p.identity(ctx, self)
 }
 
@@ -105,10 +124,7 @@ func (p *pod) identity(ctx context.Context, self *workload.Workload) (*mtls.Iden
 
 // dialTunnel is the pool's DialFunc.
 func (p *pod) dialTunnel(ctx context.Context, key hbone.Key) (net.Conn, *tls.Config, error) {
-	_, self, err := p.local(ctx)
-	if err != nil {
-		return nil, nil, err
-	}
+	_, self := p.speaker()
 	i, err := p.identity(ctx, self)
 	if err != nil {
 		return nil, nil, err

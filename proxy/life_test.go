@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/warren-mesh/warren/internal/nstest"
 	"github.com/warren-mesh/warren/xds/workload"
@@ -215,22 +216,45 @@ func TestOneFamily(t *testing.T) {
 	}
 }
 
-// The control plane does not know the pod: its connections wait, and then work.
-func TestWaitsForTheControlPlane(t *testing.T) {
-	m := newMesh(t, 1)
-	server := m.nodes[0].meshPod("server")
+// The control plane does not know the pod: what it calls is called at once, as
+// whom the node agent named; who calls it waits.
+func TestBeforeTheControlPlaneKnowsThePod(t *testing.T) {
+	m := newMesh(t, 2)
+	server := m.nodes[1].meshPod("server")
 	server.echo(8080)
+	outside := m.nodes[1].pod("outside")
+	outside.echo(8080)
 	late := m.nodes[0].pod("late")
+	late.echo(8080)
 	late.w.Protocol = workload.HBONE
 	late.redirect()
 	late.serve(m.nodes[0])
-	c, err := late.dial(server.addr(8080))
+	if saw := late.mustCall(server.addr(8080)); saw != late.IP4.String() {
+		t.Errorf("the server saw %s", saw)
+	}
+	m.nodes[1].logs.access(t, 0, map[string]string{"src.identity": late.identity(), "direction": "inbound"}) // by its certificate
+	late.mustCall(outside.addr(8080))
+
+	c, err := outside.dial(late.addr(8080))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
+	answered := make(chan error, 1)
+	go func() {
+		_, answer, err := talk(c, "x")
+		if answer != "x" && err == nil {
+			err = fmt.Errorf("answer %q", answer)
+		}
+		answered <- err
+	}()
+	select {
+	case err := <-answered:
+		t.Errorf("a connection to a pod whose policies are not known ended: %v", err)
+	case <-time.After(200 * time.Millisecond):
+	}
 	m.apply(workload.Batch{Workloads: []*workload.Workload{late.w}})
-	if saw, answer, err := talk(c, "x"); saw != late.IP4.String() || answer != "x" || err != nil {
-		t.Errorf("%q, %q, %v", saw, answer, err)
+	if err := <-answered; err != nil {
+		t.Error(err)
 	}
 }

@@ -28,8 +28,8 @@ const (
 )
 
 const (
-	// localWait is how long a connection waits for the control plane to know its
-	// pod.
+	// localWait is how long a connection to a pod waits for the control plane to
+	// know it, and who may call it.
 	localWait = 5 * time.Second
 	// retryPods is how often pods whose listeners could not be opened are tried
 	// again.

@@ -63,10 +63,7 @@ func (p *pod) decideOutbound(app *net.TCPConn, src, dst netip.AddrPort) (*connec
 	if route.Recursive(dst) || dst == addrOf(app.LocalAddr()) && dst.Port() == OutboundPort {
 		return nil, none, nil, errRecursive // nobody redirected this: it was made to our port
 	}
-	view, self, err := p.local(p.hard)
-	if err != nil {
-		return nil, none, nil, err
-	}
+	view, self := p.speaker()
 	d, err := route.Outbound(view, self, route.Options{Network: p.s.cfg.Network}, src, dst)
 	if err != nil {
 		return nil, none, nil, err
