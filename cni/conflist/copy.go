@@ -96,7 +96,7 @@ func Copy(data []byte, of string, entry Entry, without func(Plugin) bool, guests
 
 // mark puts copyKey first, laid out like the key that was.
 func (l list) mark(of string) ([]byte, error) {
-	if l.copyOf != "" {
+	if l.marked {
 		return nil, errors.New("conflist: it is a copy of ours already")
 	}
 	name, err := marshal(of)

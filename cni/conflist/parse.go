@@ -17,6 +17,7 @@ type list struct {
 	first    int  // offset of the first key
 	brace    int  // offset behind the opening brace
 	copyOf   string
+	marked   bool // it has copyKey
 	name     string
 	typ      string // of a single configuration
 	version  string
@@ -94,6 +95,7 @@ func (l *list) value(d *json.Decoder, key string) error {
 	case "cniVersions":
 		return d.Decode(&l.versions)
 	case copyKey:
+		l.marked = true
 		return d.Decode(&l.copyOf)
 	}
 	var skip json.RawMessage
