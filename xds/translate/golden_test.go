@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+	"istio.io/istio/pkg/workloadapi"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -118,17 +119,36 @@ func checkTaken(t testing.TB, r Result) {
 		seen[name] = true
 	}
 	for _, w := range r.Workloads {
-		_, err := workload.WorkloadFromProto(w.ToProto())
+		sent := w.ToProto()
+		got, err := workload.WorkloadFromProto(sent)
 		check(w.ResourceName(), err)
+		if err == nil && !proto.Equal(sent, withoutDefaults(w, got.ToProto())) {
+			t.Errorf("%s arrives as %v, was %v", w.UID, got.ToProto(), sent)
+		}
 	}
 	for _, s := range r.Services {
-		_, err := workload.ServiceFromProto(s.ToProto())
+		sent := s.ToProto()
+		got, err := workload.ServiceFromProto(sent)
 		check(s.ResourceName(), err)
+		if err == nil && !proto.Equal(sent, got.ToProto()) {
+			t.Errorf("%s arrives as %v, was %v", s.ResourceName(), got.ToProto(), sent)
+		}
 	}
 	for _, p := range r.Policies {
 		_, err := workload.PolicyFromProto(p.ToProto())
 		check("policy "+p.ResourceName(), err)
 	}
+}
+
+// withoutDefaults takes out what a proxy fills in.
+func withoutDefaults(w *workload.Workload, p *workloadapi.Workload) *workloadapi.Workload {
+	if w.ServiceAccount == "" {
+		p.ServiceAccount = ""
+	}
+	if w.ClusterID == "" {
+		p.ClusterId = ""
+	}
+	return p
 }
 
 func shuffle(o *Objects) {
