@@ -22,6 +22,8 @@ const (
 	patience = time.Second
 	// maxPatient bounds the requests that wait at a time; others are refused at once.
 	maxPatient = 256
+	// longestRest bounds the time between a model and the next.
+	longestRest = time.Second
 	// maxProblemLines bounds the log lines that one change can cause.
 	maxProblemLines = 100
 )
@@ -52,9 +54,18 @@ func newModel(opts translate.Options, publish func(*server.Snapshot), log *slog.
 func (m *model) run(ctx context.Context, f feed) error {
 	for {
 		m.await(f.Untaken())
+		began := time.Now()
 		objects, changed := f.Read()
 		if err := m.update(objects); err != nil {
 			return err
+		}
+		// Where much changes all the time, half of one core is enough for it.
+		rest := time.NewTimer(min(time.Since(began), longestRest))
+		select {
+		case <-ctx.Done():
+			rest.Stop()
+			return nil
+		case <-rest.C:
 		}
 		select {
 		case <-ctx.Done():

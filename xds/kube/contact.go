@@ -50,8 +50,11 @@ func (c *contact) exists(yes bool) {
 	was := c.absent
 	c.absent = !yes
 	c.mu.Unlock()
-	if was == yes {
-		c.log.Info("the kind's definition in the API server", "kind", c.kind, "there", yes)
+	switch {
+	case was && yes:
+		c.log.Info("the API server has this kind now", "kind", c.kind)
+	case !was && !yes:
+		c.log.Info("the API server does not have this kind: asking again", "kind", c.kind)
 	}
 }
 

@@ -290,6 +290,7 @@ func TestDefinitions(t *testing.T) {
 		t.Errorf("status = %+v", f.Status())
 	}
 	// The definition is deleted: the watch ends, and then there is no such thing.
+	first := <-watches
 	var lists atomic.Int32
 	gone := apierrors.NewNotFound(oldPeers.GroupResource(), "")
 	c.dynamic.PrependReactor("list", "peerauthentications", func(clienttesting.Action) (bool, runtime.Object, error) {
@@ -297,7 +298,7 @@ func TestDefinitions(t *testing.T) {
 		return true, nil, gone
 	})
 	c.dynamic.PrependWatchReactor("peerauthentications", clienttesting.DefaultWatchReactor(nil, gone))
-	(<-watches).Stop()
+	first.Stop()
 	eventually(t, "another try", func() bool { return lists.Load() > 3 })
 	if o, _ := f.Read(); len(o.PeerAuthentications) != 1 {
 		t.Error("an API server that still defines the kind is believed to have none of it")

@@ -166,6 +166,9 @@ func (q quietly) Enabled(ctx context.Context, _ slog.Level) bool {
 // Handle implements slog.Handler.
 func (q quietly) Handle(ctx context.Context, r slog.Record) error {
 	r.Level = slog.LevelDebug
+	if !q.Handler.Enabled(ctx, r.Level) { // errors come here unasked
+		return nil
+	}
 	return q.Handler.Handle(ctx, r)
 }
 

@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
 )
 
 // A field that only a newer API has never makes a policy allow more.
@@ -158,5 +160,32 @@ func TestConnect(t *testing.T) {
 	cfg, err := Connect(path)
 	if err != nil || cfg.Host != "https://127.0.0.1:1" || cfg.QPS < 10 || !strings.HasPrefix(cfg.UserAgent, "warren-") {
 		t.Errorf("config = %+v, err = %v", cfg, err)
+	}
+}
+
+// Pods of one owner share what is the same, and nothing else.
+func TestSiblings(t *testing.T) {
+	yes := true
+	make := func(name, version string, owner types.UID) *corev1.Pod {
+		p := pod(name, "n1")
+		p.Labels = map[string]string{"version": version}
+		p.Spec.Containers = []corev1.Container{{Name: "c", Ports: []corev1.ContainerPort{{ContainerPort: 80}}}}
+		p.OwnerReferences = []metav1.OwnerReference{{Kind: "ReplicaSet", Name: "r", UID: owner, Controller: &yes}}
+		return podOf(p, false)
+	}
+	s := newSiblings()
+	a, b, c, d := s.share(make("a", "1", "r")), s.share(make("b", "1", "r")), s.share(make("c", "2", "r")), s.share(make("d", "1", "other"))
+	a.Labels["probe"] = "a" // only a test may
+	if b.Labels["probe"] == "" || &a.Spec.Containers[0] != &b.Spec.Containers[0] || &b.Spec.Containers[0] != &c.Spec.Containers[0] {
+		t.Error("the same is there twice")
+	}
+	if c.Labels["version"] != "2" || c.Labels["probe"] != "" || d.Labels["probe"] != "" || b.Name != "b" {
+		t.Errorf("labels %v of another version, %v of another owner", c.Labels, d.Labels)
+	}
+	for i := range 3 * maxSiblings {
+		s.share(make("x", "1", types.UID(fmt.Sprint(i))))
+	}
+	if len(s.last) > maxSiblings {
+		t.Errorf("%d owners are remembered", len(s.last))
 	}
 }

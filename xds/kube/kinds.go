@@ -9,6 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
@@ -117,7 +118,9 @@ const (
 
 // addNode adds what the agent of a node needs.
 func (f *Feeder) addNode(c kubernetes.Interface, node string) {
-	addBuiltin(f, "Pod", &corev1.Pod{}, c.CoreV1().Pods(""), func(o *metav1.ListOptions) { o.FieldSelector = "spec.nodeName=" + node },
+	addBuiltin(f, "Pod", &corev1.Pod{}, c.CoreV1().Pods(""), func(o *metav1.ListOptions) {
+		o.FieldSelector = fields.OneTermEqualSelector("spec.nodeName", node).String()
+	},
 		func(p *corev1.Pod) *corev1.Pod { return podOf(p, true) }, samePod,
 		func(to *translate.Objects, l []*corev1.Pod) { to.Pods = l })
 	f.addNamespaces(c)
@@ -130,8 +133,9 @@ func (f *Feeder) addNamespaces(c kubernetes.Interface) {
 
 // addCluster adds what every cluster has.
 func (f *Feeder) addCluster(c kubernetes.Interface) {
+	alike := newSiblings()
 	addBuiltin(f, "Pod", &corev1.Pod{}, c.CoreV1().Pods(""), func(o *metav1.ListOptions) { o.FieldSelector = unfinished },
-		func(p *corev1.Pod) *corev1.Pod { return podOf(p, false) }, samePod,
+		func(p *corev1.Pod) *corev1.Pod { return alike.share(podOf(p, false)) }, samePod,
 		func(to *translate.Objects, l []*corev1.Pod) { to.Pods = l })
 	f.addNamespaces(c)
 	addBuiltin(f, "Service", &corev1.Service{}, c.CoreV1().Services(""), nil, serviceOf, sameService,
