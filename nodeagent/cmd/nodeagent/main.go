@@ -12,13 +12,18 @@ import (
 	"github.com/warren-mesh/warren/nodeagent"
 )
 
+// version is set when it is built.
+var version = "dev"
+
 func main() { os.Exit(run()) }
 
 func run() int {
 	// The second signal ends the process the hard way.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop)
-	err := nodeagent.Command().ExecuteContext(ctx)
+	cmd := nodeagent.Command()
+	cmd.Version = version
+	err := cmd.ExecuteContext(ctx)
 	if err == nil {
 		return 0
 	}

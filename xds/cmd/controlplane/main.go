@@ -15,6 +15,9 @@ import (
 	"github.com/warren-mesh/warren/xds/controlplane"
 )
 
+// version is set when it is built.
+var version = "dev"
+
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -31,6 +34,7 @@ func command() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:           "controlplane",
 		Short:         "Serve the mesh model (xDS) and certificates (CA) to the proxies",
+		Version:       version,
 		Args:          cobra.NoArgs,
 		SilenceUsage:  true,
 		SilenceErrors: true,
