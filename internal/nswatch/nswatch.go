@@ -3,7 +3,8 @@
 // routes and routing rules. The kernel says so by netlink; nothing is asked for, so
 // that namespaces in which nothing happens cost nothing.
 //
-// iptables-legacy says nothing.
+// iptables-legacy says nothing. Who listens in a namespace can be asked, without
+// entering it anew.
 //
 // Kind: adapter. Used by nodeagent.
 package nswatch
@@ -49,8 +50,12 @@ type Watcher struct {
 }
 
 type watched struct {
-	id  netns.ID
-	fds []int
+	id   netns.ID
+	fds  []int // that tell of changes
+	diag int   // that answers questions about sockets
+
+	asking sync.Mutex // one question at a time
+	seq    uint32     // of the last one
 }
 
 // New makes a watcher that watches nothing yet.
@@ -79,24 +84,42 @@ func (w *Watcher) Watch(key string, ns *netns.NS) error {
 	if w.closed {
 		return fmt.Errorf("nswatch: %w", os.ErrClosed)
 	}
-	n := &watched{id: ns.ID()}
+	n := &watched{id: ns.ID(), diag: -1}
 	w.watched[key] = n
+	err := n.open(ns)
 	for family, g := range groups() {
-		fd, err := w.socket(ns, family, g)
-		if err == nil {
+		if err != nil {
+			break
+		}
+		var fd int
+		if fd, err = socket(ns, family, g); err == nil {
 			n.fds = append(n.fds, fd)
 			w.keys[fd] = key
 			err = w.control(unix.EPOLL_CTL_ADD, fd)
 		}
-		if err != nil {
-			w.forgetLocked(key)
-			return fmt.Errorf("nswatch: %s: %w", ns.ID(), err)
-		}
+	}
+	if err != nil {
+		w.forgetLocked(key)
+		return fmt.Errorf("nswatch: %s: %w", ns.ID(), err)
 	}
 	return nil
 }
 
-func (w *Watcher) socket(ns *netns.NS, family int, groups uint32) (int, error) {
+// open makes the socket that answers.
+func (n *watched) open(ns *netns.NS) error {
+	fd, err := ns.Socket(unix.AF_NETLINK, unix.SOCK_DGRAM, unix.NETLINK_INET_DIAG)
+	if err != nil {
+		return err
+	}
+	n.diag = fd
+	// The kernel answers while it is asked, so that this waits for nothing.
+	return errors.Join(
+		os.NewSyscallError("fcntl", unix.SetNonblock(fd, false)),
+		os.NewSyscallError("setsockopt SO_RCVTIMEO", unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: diagTimeout})),
+	)
+}
+
+func socket(ns *netns.NS, family int, groups uint32) (int, error) {
 	fd, err := ns.Socket(unix.AF_NETLINK, unix.SOCK_RAW, family)
 	if err != nil {
 		return -1, err
@@ -139,6 +162,9 @@ func (w *Watcher) forgetLocked(key string) {
 	for _, fd := range n.fds {
 		unix.Close(fd) // which also takes it out of the epoll
 		delete(w.keys, fd)
+	}
+	if n.diag >= 0 {
+		unix.Close(n.diag)
 	}
 	delete(w.watched, key)
 }
