@@ -107,7 +107,7 @@ func (c *connection) dialOut(d route.Decision, self *workload.Workload) (relay.F
 		if err := c.reserve(); err != nil {
 			return nil, err
 		}
-		far, err := c.p.sockets.Dial(c.ctx, netip.Addr{}, d.Dial)
+		far, err := c.p.sockets.Connect(c.ctx, netip.Addr{}, d.Dial)
 		if err != nil {
 			return nil, &upstreamError{err}
 		}

@@ -69,14 +69,17 @@ func (p *pod) plaintext(src, dst netip.AddrPort) (*connection, *workload.Workloa
 	return c, self, nil
 }
 
-func (p *pod) connectPlain(c *connection, self *workload.Workload, dst netip.AddrPort, transparent bool) (*net.TCPConn, error) {
+func (p *pod) connectPlain(c *connection, self *workload.Workload, dst netip.AddrPort, transparent bool) (relay.App, error) {
 	if err := p.authorize(c, self); err != nil {
 		return nil, err
 	}
-	app, err := dialInbound(c.ctx, p, c, p.sockets.DialApart, dst, transparent)
+	app, err := dialInbound(c.ctx, p, c, p.sockets.ConnectApart, dst, transparent)
 	if err == nil && c.ctx.Err() != nil {
 		_ = app.Close()
-		return nil, context.Cause(c.ctx)
+		err = context.Cause(c.ctx)
 	}
-	return app, err
+	if err != nil {
+		return nil, err
+	}
+	return app, nil
 }

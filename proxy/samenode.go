@@ -118,7 +118,7 @@ func errStatus(code int) error { return &hbone.StatusError{Code: code} }
 // connectHere makes the destination's half of a connection that stays on the
 // node: the same checks in the same order as behind a tunnel. c is the source's
 // half. On success both halves share the flow that the caller starts.
-func (c *connection) connectHere(n *neighbour, d route.Decision, self *workload.Workload) (*connection, *net.TCPConn, error) {
+func (c *connection) connectHere(n *neighbour, d route.Decision, self *workload.Workload) (*connection, relay.App, error) {
 	if err := c.proveIdentities(n, d, self); err != nil {
 		return nil, nil, err
 	}
@@ -136,7 +136,7 @@ func (c *connection) connectHere(n *neighbour, d route.Decision, self *workload.
 		in.end(err)
 		return nil, nil, errStatus(http.StatusUnauthorized)
 	}
-	app, err := dialInbound(in.ctx, n.p, in, n.p.sockets.Dial, n.target, n.p.transparent)
+	app, err := dialInbound(in.ctx, n.p, in, n.p.sockets.Connect, n.target, n.p.transparent)
 	if err == nil && in.ctx.Err() != nil {
 		_ = app.Close()
 		app, err = nil, in.ctx.Err()

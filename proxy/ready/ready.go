@@ -109,13 +109,23 @@ func (s *Set) Close() error {
 // closed nothing is told, and that is no error. Room to write is told of after
 // [Socket.WatchWrites]: a socket that never was full has nothing to say about it,
 // and would wake its loop first of all.
-func (s *Set) Watch(k *Socket, h Handler) error {
+func (s *Set) Watch(k *Socket, h Handler) error { return s.watch(k, h, nil) }
+
+// WatchBeside is Watch on the loop that has other, if one has: no two handlers are
+// called at a time that way.
+func (s *Set) WatchBeside(k *Socket, h Handler, other *Socket) error {
+	return s.watch(k, h, other.loop.Load())
+}
+
+func (s *Set) watch(k *Socket, h Handler, l *loop) error {
 	fd, ok := k.Acquire()
 	if !ok {
 		return nil
 	}
 	defer k.Release()
-	l := s.loops[int(s.next.Add(1))%len(s.loops)]
+	if l == nil {
+		l = s.loops[int(s.next.Add(1))%len(s.loops)]
+	}
 	if err := l.add(fd, k, h); err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"fmt"
 	"net"
 
 	"github.com/warren-mesh/warren/proxy/ready"
@@ -19,8 +20,8 @@ type Relay struct{ set *ready.Set }
 // flow has ended.
 func New(set *ready.Set) *Relay { return &Relay{set} }
 
-// App is an application's connection: a *net.TCPConn or, with a far end that is not
-// TCP, a connected socket that gives its descriptor away by Detach() int.
+// App is a TCP connection of an application: a *net.TCPConn, or a connected socket
+// that gives its descriptor away by Detach() int.
 type App interface{ Close() error }
 
 // Start relays between app and far until both directions have ended. It
@@ -32,7 +33,7 @@ func (r *Relay) Start(app App, far Far, c *Counters, done func(Result)) *Flow {
 		c = new(Counters)
 	}
 	if t, ok := far.(tcpFar); ok {
-		return &Flow{startSplice(app.(*net.TCPConn), t.conn, c, done)}
+		return startSockets(r.set, app, t.conn, c, done)
 	}
 	return startStream(r.set, app, far, c, done)
 }
@@ -42,9 +43,39 @@ func (r *Relay) Start(app App, far Far, c *Counters, done func(Result)) *Flow {
 // of times.
 func (f *Flow) Cut(err error) { f.c.fail(err) }
 
-// reset closes a connection so that its peer sees a reset, not an end.
-func reset(c *net.TCPConn) {
-	// An error means that it is closed already.
-	_ = c.SetLinger(0)
-	_ = c.Close()
+// take makes k the owner of app's socket. On error that is closed.
+func take(k *ready.Socket, app App) error {
+	switch a := app.(type) {
+	case *net.TCPConn:
+		return k.Take(a)
+	case interface{ Detach() int }:
+		if fd := a.Detach(); fd >= 0 {
+			k.Own(fd)
+			return nil
+		}
+		return net.ErrClosed
+	}
+	_ = app.Close()
+	return fmt.Errorf("relay: %T is no application's connection", app)
+}
+
+// socketFailure returns what broke the socket; nil when a call has been told
+// already.
+func socketFailure(k *ready.Socket) error {
+	fd, ok := k.Acquire()
+	if !ok {
+		return nil
+	}
+	defer k.Release()
+	return failure(fd)
+}
+
+// closeWrite ends our direction of a socket, which may be over already.
+func closeWrite(k *ready.Socket) error {
+	fd, ok := k.Acquire()
+	if !ok {
+		return net.ErrClosed
+	}
+	defer k.Release()
+	return shutdown(fd)
 }

@@ -1,9 +1,6 @@
 package relay
 
-import (
-	"net"
-	"sync/atomic"
-)
+import "sync/atomic"
 
 // Near is what a flow gives its far end to call.
 //
@@ -62,4 +59,4 @@ type Result struct {
 }
 
 // TCP makes the far end out of a TCP connection, which then belongs to the flow.
-func TCP(c *net.TCPConn) Far { return tcpFar{conn: c} }
+func TCP(c App) Far { return tcpFar{conn: c} }

@@ -1,7 +1,6 @@
 package relay
 
 import (
-	"fmt"
 	"io"
 	"net"
 	"sync"
@@ -48,7 +47,7 @@ type streamFlow struct {
 func startStream(set *ready.Set, app App, far Far, c *Counters, done func(Result)) *Flow {
 	f := &streamFlow{far: far, c: c, done: done}
 	f.flow.c = f
-	if err := f.take(app); err != nil {
+	if err := take(&f.app, app); err != nil {
 		f.fail(err)
 		return &f.flow
 	}
@@ -59,22 +58,6 @@ func startStream(set *ready.Set, app App, far Far, c *Counters, done func(Result
 	return &f.flow
 }
 
-// take makes the flow the owner of app's socket.
-func (f *streamFlow) take(app App) error {
-	switch a := app.(type) {
-	case *net.TCPConn:
-		return f.app.Take(a)
-	case interface{ Detach() int }:
-		if fd := a.Detach(); fd >= 0 {
-			f.app.Own(fd)
-			return nil
-		}
-		return net.ErrClosed
-	}
-	_ = app.Close()
-	return fmt.Errorf("relay: %T is no application's connection", app)
-}
-
 // Notify is the readiness loop's.
 func (f *streamFlow) Notify(e ready.Events, turn *ready.Turn) {
 	if e&ready.Failed != 0 {
@@ -82,7 +65,7 @@ func (f *streamFlow) Notify(e ready.Events, turn *ready.Turn) {
 		f.mu.Lock()
 		f.failing = true
 		f.mu.Unlock()
-		if err := f.failure(); err != nil {
+		if err := socketFailure(&f.app); err != nil {
 			f.fail(err)
 			return
 		}
@@ -111,16 +94,6 @@ func (f *streamFlow) Notify(e ready.Events, turn *ready.Turn) {
 			turn.Later(then)
 		}
 	}
-}
-
-// failure returns what broke the socket; nil when a call has been told already.
-func (f *streamFlow) failure() error {
-	fd, ok := f.app.Acquire()
-	if !ok {
-		return nil
-	}
-	defer f.app.Release()
-	return failure(fd)
 }
 
 // Pull implements Near: it reads the application for the far end.
@@ -342,14 +315,8 @@ func (f *streamFlow) End(err error) {
 // endDown passes the far end's end on to the application.
 func (f *streamFlow) endDown() {
 	f.shut.Store(true)
-	fd, ok := f.app.Acquire()
-	if !ok {
-		return // it has failed
-	}
-	err := shutdown(fd)
-	f.app.Release()
-	if err != nil {
-		f.fail(err)
+	if err := closeWrite(&f.app); err != nil {
+		f.fail(err) // nothing new, if it is closed: it has failed
 		return
 	}
 	f.mu.Lock()

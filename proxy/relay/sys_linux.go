@@ -53,15 +53,6 @@ func writeNow(fd int, bufs [][]byte) (n int, again bool, err error) {
 	}
 }
 
-// readable returns how many bytes wait in the socket.
-func readable(fd uintptr) int {
-	n, err := unix.IoctlGetInt(int(fd), unix.TIOCINQ)
-	if err != nil {
-		return 0
-	}
-	return n
-}
-
 // failure returns the error of a broken socket, once: the kernel forgets it.
 func failure(fd int) error {
 	n, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)

@@ -39,8 +39,18 @@ func (c *Connection) Close() error {
 
 // Connect is Dial for who has a poller of its own.
 func (s *Sockets) Connect(ctx context.Context, src netip.Addr, dst netip.AddrPort) (*Connection, error) {
+	return s.connectFrom(ctx, src, dst, false)
+}
+
+// ConnectApart is Connect for a client whose own connections to dst were redirected
+// in this namespace: its source ports and ours do not meet; see [Source].
+func (s *Sockets) ConnectApart(ctx context.Context, src netip.Addr, dst netip.AddrPort) (*Connection, error) {
+	return s.connectFrom(ctx, src, dst, true)
+}
+
+func (s *Sockets) connectFrom(ctx context.Context, src netip.Addr, dst netip.AddrPort, apart bool) (*Connection, error) {
 	src, dst = src.Unmap(), unmap(dst)
-	options, err := s.optionsFor(src, dst, false)
+	options, err := s.optionsFor(src, dst, apart)
 	if err != nil {
 		return nil, err
 	}

@@ -110,18 +110,8 @@ func (s *Sockets) Close() error {
 // as long as ctx lets it. The socket alone is made inside the namespace, so
 // that waiting costs no thread. Errors that are ErrSource concern src only.
 func (s *Sockets) Dial(ctx context.Context, src netip.Addr, dst netip.AddrPort) (*net.TCPConn, error) {
-	return s.dial(ctx, src, dst, false)
-}
-
-// DialApart is Dial for a client whose own connections to dst were redirected in
-// this namespace: its source ports and theirs do not meet; see [Source].
-func (s *Sockets) DialApart(ctx context.Context, src netip.Addr, dst netip.AddrPort) (*net.TCPConn, error) {
-	return s.dial(ctx, src, dst, true)
-}
-
-func (s *Sockets) dial(ctx context.Context, src netip.Addr, dst netip.AddrPort, apart bool) (*net.TCPConn, error) {
 	src, dst = src.Unmap(), unmap(dst)
-	options, err := s.optionsFor(src, dst, apart)
+	options, err := s.optionsFor(src, dst, false)
 	if err != nil {
 		return nil, err
 	}

@@ -220,25 +220,31 @@ func closesOnExec(t *testing.T, c syscall.Conn) bool {
 var ways = map[string]func(*sockopt.Sockets, context.Context, netip.Addr, netip.AddrPort) (*net.TCPConn, error){
 	"Dial": (*sockopt.Sockets).Dial,
 	"Connect": func(s *sockopt.Sockets, ctx context.Context, src netip.Addr, dst netip.AddrPort) (*net.TCPConn, error) {
-		c, err := s.Connect(ctx, src, dst)
-		if err != nil {
-			return nil, err
-		}
-		f := os.NewFile(uintptr(c.Detach()), "connected")
-		defer f.Close()
-		if before, err := keepIdle(f); err != nil || before != 180 { // FileConn changes it
-			return nil, fmt.Errorf("TCP_KEEPIDLE is %d, want 180: %w", before, err)
-		}
-		if c.Detach() != -1 || !errors.Is(c.Close(), net.ErrClosed) {
-			return nil, errors.New("the descriptor was given away twice")
-		}
-		conn, err := net.FileConn(f)
-		if err != nil {
-			return nil, err
-		}
-		tc := conn.(*net.TCPConn)
-		return tc, tc.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: 180 * time.Second, Interval: 180 * time.Second, Count: 9})
+		return pollable(s.Connect(ctx, src, dst))
 	},
+	"ConnectApart": func(s *sockopt.Sockets, ctx context.Context, src netip.Addr, dst netip.AddrPort) (*net.TCPConn, error) {
+		return pollable(s.ConnectApart(ctx, src, dst))
+	},
+}
+
+func pollable(c *sockopt.Connection, err error) (*net.TCPConn, error) {
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(c.Detach()), "connected")
+	defer f.Close()
+	if before, err := keepIdle(f); err != nil || before != 180 { // FileConn changes it
+		return nil, fmt.Errorf("TCP_KEEPIDLE is %d, want 180: %w", before, err)
+	}
+	if c.Detach() != -1 || !errors.Is(c.Close(), net.ErrClosed) {
+		return nil, errors.New("the descriptor was given away twice")
+	}
+	conn, err := net.FileConn(f)
+	if err != nil {
+		return nil, err
+	}
+	tc := conn.(*net.TCPConn)
+	return tc, tc.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: 180 * time.Second, Interval: 180 * time.Second, Count: 9})
 }
 
 func keepIdle(f *os.File) (n int, err error) {
@@ -348,16 +354,11 @@ func TestDialFromAnotherAddress(t *testing.T) {
 			defer l.Close()
 			for i := range 6 { // and more than once to one place
 				ch := accept(l)
-				dial, late := s.Dial, 1
-				switch i % 3 {
-				case 1:
-					dial, late = s.DialApart, 0
-				case 2:
-					dial = func(ctx context.Context, src netip.Addr, dst netip.AddrPort) (*net.TCPConn, error) {
-						return ways["Connect"](s, ctx, src, dst)
-					}
+				way, late := []string{"Dial", "ConnectApart", "Connect"}[i%3], 1
+				if way == "ConnectApart" {
+					late = 0
 				}
-				c, err := dial(t.Context(), netip.MustParseAddr(tt.src), l.Addr().(*net.TCPAddr).AddrPort())
+				c, err := ways[way](s, t.Context(), netip.MustParseAddr(tt.src), l.Addr().(*net.TCPAddr).AddrPort())
 				if err != nil {
 					t.Fatal(err)
 				}

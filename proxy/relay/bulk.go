@@ -1,0 +1,169 @@
+package relay
+
+import (
+	"io"
+	"os"
+	"runtime"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// pipeSize is what a splice moves at most; the kernel's default holds 64 KiB.
+const pipeSize = 256 << 10
+
+// pipe is a kernel buffer between two sockets. What is in it belongs to one flow.
+type pipe struct {
+	r, w int
+	held int // bytes in it
+}
+
+// pipes are empty. The collector takes what is not used.
+var pipes sync.Pool
+
+func getPipe() (*pipe, error) {
+	if p, ok := pipes.Get().(*pipe); ok {
+		return p, nil
+	}
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+		return nil, os.NewSyscallError("pipe2", err)
+	}
+	// It may be refused, over a limit of the user's: then it is a small one.
+	_, _ = unix.FcntlInt(uintptr(fds[0]), unix.F_SETPIPE_SZ, pipeSize)
+	p := &pipe{r: fds[0], w: fds[1]}
+	runtime.AddCleanup(p, func(fds [2]int) { _, _ = unix.Close(fds[0]), unix.Close(fds[1]) }, fds)
+	return p, nil
+}
+
+// put gives the pipe back; one with bytes in it is left to the collector.
+func (p *pipe) put() {
+	if p.held == 0 {
+		pipes.Put(p)
+	}
+}
+
+// bulk has the role until the source is empty, or the flow is over.
+func (e *end) bulk() {
+	p, err := getPipe()
+	if err != nil { // no descriptors: by chunks then
+		e.copyAll()
+		return
+	}
+	defer p.put()
+	for !e.rest.empty() { // what move has read comes first
+		if blocked, err := e.flush(); err != nil {
+			e.f.fail(err)
+			return
+		} else if blocked && !e.waitForRoom() {
+			return
+		}
+	}
+	for e.fillPipe(p) {
+		if !e.drainPipe(p) {
+			return
+		}
+	}
+}
+
+// copyAll is bulk without a pipe.
+func (e *end) copyAll() {
+	for {
+		if _, mine := e.step(); !mine {
+			return
+		}
+	}
+}
+
+// fillPipe moves what there is into p. It returns false when it has given the role
+// back, or the direction has ended.
+func (e *end) fillPipe(p *pipe) bool {
+	for {
+		e.f.mu.Lock()
+		finished := e.f.finished
+		e.changed = false
+		e.f.mu.Unlock()
+		if finished {
+			return false
+		}
+		n, again, err := e.splice(p)
+		switch {
+		case err != nil:
+			e.ended(err)
+			return false
+		case !again:
+			p.held = n
+			return true
+		}
+		e.f.mu.Lock()
+		idle := !e.changed
+		if idle {
+			e.busy = false
+		}
+		e.f.mu.Unlock()
+		if idle {
+			return false
+		}
+	}
+}
+
+// drainPipe moves what p holds to the other end. It returns false when the flow
+// has ended.
+func (e *end) drainPipe(p *pipe) bool {
+	for p.held > 0 {
+		n, err := e.unsplice(p)
+		p.held -= n
+		e.count.Add(int64(n))
+		if err == nil && n == 0 {
+			err = e.other.sock.WatchWrites()
+			if err == nil && !e.waitForRoom() {
+				return false
+			}
+		}
+		if err != nil {
+			e.f.fail(err)
+			return false
+		}
+	}
+	return true
+}
+
+// splice reads into p; again: there is nothing, io.EOF: nothing follows.
+func (e *end) splice(p *pipe) (n int, again bool, err error) {
+	fd, ok := e.sock.Acquire()
+	if !ok {
+		return 0, false, os.ErrClosed
+	}
+	defer e.sock.Release()
+	n, again, err = spliceNow(fd, p.w, pipeSize)
+	if err == nil && !again && n == 0 {
+		err = io.EOF
+	}
+	return n, again, err
+}
+
+// unsplice writes out of p what the other end takes.
+func (e *end) unsplice(p *pipe) (n int, err error) {
+	fd, ok := e.other.sock.Acquire()
+	if !ok {
+		return 0, os.ErrClosed
+	}
+	defer e.other.sock.Release()
+	n, _, err = spliceNow(p.r, fd, p.held)
+	return n, err
+}
+
+func spliceNow(from, to, n int) (moved int, again bool, err error) {
+	for {
+		k, err := unix.Splice(from, nil, to, nil, n, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
+		switch err {
+		case nil:
+			return int(k), false, nil
+		case unix.EINTR:
+			continue
+		case unix.EAGAIN:
+			return 0, true, nil
+		}
+		return 0, false, appError("splice", err)
+	}
+}
