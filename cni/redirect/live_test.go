@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"syscall"
 	"testing"
@@ -260,19 +261,30 @@ func TestLiveConnectionsGoOn(t *testing.T) {
 			}
 			speak(cycle, "in the mesh")
 			captured := s.captured()
-			for _, step := range []string{"in the mesh", "leaving"} {
-				for _, l := range captured {
-					if err := l.exchange(); err != nil {
-						t.Fatalf("cycle %d, %s: %v", cycle, step, err)
-					}
-				}
-				if err := b.StopCapture(s.pod.NS); err != nil {
+			other := c
+			other.DNS = !c.DNS
+			for _, step := range []struct {
+				name string
+				do   func() error
+			}{
+				{"in the mesh", func() error { return nil }},
+				{"adjusted", func() error { return b.Apply(s.pod.NS, other) }},
+				{"leaving", func() error { return b.StopCapture(s.pod.NS) }},
+				{"back again", func() error { return b.Apply(s.pod.NS, c) }},
+				{"leaving again", func() error { return b.StopCapture(s.pod.NS) }},
+			} {
+				if err := step.do(); err != nil {
 					t.Fatal(err)
 				}
-				speak(cycle, "leaving")
+				for _, l := range captured {
+					if err := l.exchange(); err != nil {
+						t.Fatalf("cycle %d, %s: %v", cycle, step.name, err)
+					}
+				}
 			}
+			speak(cycle, "leaving")
 			for _, l := range captured {
-				if err := errors.Join(l.exchange(), l.end()); err != nil {
+				if err := l.end(); err != nil {
 					t.Fatalf("cycle %d, to the end: %v", cycle, err)
 				}
 			}
@@ -410,4 +422,111 @@ func apply(t *testing.T, b redirect.Backend, ns *netns.NS, c redirect.Config) {
 	if err := b.Apply(ns, c); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// What conntrack remembers of a pod's earlier time in the mesh, or of the time
+// before, must not lead what comes later astray.
+func TestConntrackRemembersNothingOfEarlierTimes(t *testing.T) {
+	forEach(t, func(t *testing.T, b redirect.Backend) {
+		// Conntrack is at work whatever we do, as it is in a pod with rules of its own.
+		const tracking = "iptables-nft -A INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT"
+		t.Run("a port that was captured", func(t *testing.T) { // and conntrack was off in between
+			s := newStage(t)
+			apply(t, b, s.pod.NS, redirect.Defaults())
+			first := s.connect("captured", s.pod, s.peer.IP4, "outbound")
+			local := first.inPod.LocalAddr().(*net.TCPAddr).AddrPort()
+			// The proxy closes first: it is its side that waits for stragglers.
+			if err := (&live{name: first.name, inPod: first.peer, peer: first.inPod}).end(); err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(b.StopCapture(s.pod.NS), b.Remove(s.pod.NS)); err != nil {
+				t.Fatal(err)
+			}
+			again, err := dialFrom(t.Context(), s.pod, local, netip.AddrPortFrom(s.peer.IP4, appPort))
+			if err != nil {
+				t.Fatal(err)
+			}
+			second := s.taken("direct", s.pod, again, "peer")
+			if err := second.exchange(); err != nil {
+				t.Fatal(err)
+			}
+			apply(t, b, s.pod.NS, redirect.Defaults())
+			for range 3 {
+				if err := second.exchange(); err != nil {
+					t.Fatal(err)
+				}
+			}
+		})
+		t.Run("a resolver's socket", func(t *testing.T) {
+			s := newStage(t)
+			run(t, s.pod.NS, "sh", "-c", tracking)
+			mine, err := s.proxy.ListenPacket(t.Context(), netip.MustParseAddrPort("127.0.0.1:15053"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			answer(t, "proxy", mine)
+			theirs, err := s.peer.ListenPacket("udp", "[::]:53")
+			if err != nil {
+				t.Fatal(err)
+			}
+			answer(t, "resolver", theirs)
+			app, err := s.pod.Dial(t.Context(), "udp", netip.AddrPortFrom(s.peer.IP4, 53).String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer app.Close()
+			c := redirect.Defaults()
+			c.DNS = true
+			for range 2 {
+				if got := query(t, app); got != "resolver" {
+					t.Fatalf("outside, %s answers", got)
+				}
+				apply(t, b, s.pod.NS, c)
+				if got := query(t, app); got != "proxy" {
+					t.Fatalf("in the mesh, %s answers", got)
+				}
+				if err := errors.Join(b.StopCapture(s.pod.NS), b.Remove(s.pod.NS)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		})
+		t.Run("a connection that nobody has answered", func(t *testing.T) {
+			s := newStage(t)
+			run(t, s.pod.NS, "sh", "-c", tracking)
+			run(t, s.peer.NS, "iptables-nft", "-A", "INPUT", "-p", "tcp", "--dport", "9999", "-j", "DROP")
+			dialled := make(chan error, 1)
+			go func() {
+				c, err := s.pod.Dial(t.Context(), "tcp", netip.AddrPortFrom(s.peer.IP4, 9999).String())
+				if err == nil {
+					c.Close()
+				}
+				dialled <- err
+			}()
+			for {
+				var n []byte
+				err := s.pod.NS.Do(func() (err error) {
+					n, err = os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_count")
+					return err
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if string(n) != "0\n" {
+					break
+				}
+				time.Sleep(time.Millisecond)
+			}
+			apply(t, b, s.pod.NS, redirect.Defaults())
+			l := s.listeners["outbound"].(*net.TCPListener)
+			l.SetDeadline(time.Now().Add(patient))
+			c, err := l.Accept()
+			if err != nil {
+				t.Fatalf("it was not redirected: %v", err)
+			}
+			c.Close()
+			if err := <-dialled; err != nil {
+				t.Error(err)
+			}
+		})
+	})
 }
