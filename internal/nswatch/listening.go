@@ -17,13 +17,14 @@ const (
 	sizeofDiagMsg    = 72 // struct inet_diag_msg, before its attributes
 	tcpListen        = 10
 
-	diagTimeout = 2 // seconds for one answer
-	maxSockets  = 4096
+	diagTimeout = 2  // seconds for one answer
+	maxStale    = 16 // answers to questions that were given up
 )
 
-// Listening returns the TCP ports that somebody listens on in the namespace that is
-// watched under a key, as the kernel has them.
-func (w *Watcher) Listening(key string) (map[uint16]bool, error) {
+// NotListening returns those of the TCP ports that a connection to the loopback
+// address would be refused on, in the namespace that is watched under a key. Each is
+// one look into the kernel's table: who connects is not asked for.
+func (w *Watcher) NotListening(key string, ports ...uint16) (missing []uint16, err error) {
 	w.mu.Lock()
 	n := w.watched[key]
 	if n == nil {
@@ -39,69 +40,70 @@ func (w *Watcher) Listening(key string) (map[uint16]bool, error) {
 	defer unix.Close(fd)
 	n.asking.Lock()
 	defer n.asking.Unlock()
-	ports := make(map[uint16]bool)
-	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
+	for _, port := range ports {
 		n.seq++
-		err := ask(fd, family, n.seq, ports)
-		if errors.Is(err, unix.ENOENT) && family == unix.AF_INET6 { // a kernel without it
-			err = nil
-		}
+		there, err := ask(fd, n.seq, port)
 		if err != nil {
-			return nil, fmt.Errorf("nswatch: listeners of %s: %w", n.id, err)
+			return nil, fmt.Errorf("nswatch: listener on port %d of %s: %w", port, n.id, err)
+		}
+		if !there {
+			missing = append(missing, port)
 		}
 	}
-	return ports, nil
+	return missing, nil
 }
 
-// ask lists the listeners of one family.
-func ask(fd int, family byte, seq uint32, ports map[uint16]bool) error {
+// ask looks for the socket that a connection to 127.0.0.1 would come to.
+func ask(fd int, seq uint32, port uint16) (there bool, err error) {
 	req := make([]byte, unix.SizeofNlMsghdr+sizeofDiagReq)
 	h := (*unix.NlMsghdr)(unsafe.Pointer(&req[0]))
-	h.Len, h.Type, h.Flags, h.Seq = uint32(len(req)), sockDiagByFamily, unix.NLM_F_REQUEST|unix.NLM_F_DUMP, seq
+	h.Len, h.Type, h.Flags, h.Seq = uint32(len(req)), sockDiagByFamily, unix.NLM_F_REQUEST, seq
 	body := req[unix.SizeofNlMsghdr:]
-	body[0], body[1] = family, unix.IPPROTO_TCP
+	body[0], body[1] = unix.AF_INET, unix.IPPROTO_TCP
 	binary.NativeEndian.PutUint32(body[4:], 1<<tcpListen)
+	binary.BigEndian.PutUint16(body[8:], port) // the socket's own end; the other is nobody
+	copy(body[12:], []byte{127, 0, 0, 1})
+	binary.NativeEndian.PutUint64(body[48:], ^uint64(0)) // any cookie
 	if err := unix.Sendto(fd, req, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return os.NewSyscallError("sendto", err)
+		return false, os.NewSyscallError("sendto", err)
 	}
-	var buf [16 << 10]byte
-	for range maxSockets {
+	var buf [1024]byte
+	for range maxStale {
 		n, _, err := unix.Recvfrom(fd, buf[:], 0)
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
 		if err != nil {
-			return os.NewSyscallError("recvfrom", err)
+			return false, os.NewSyscallError("recvfrom", err)
 		}
-		done, err := read(buf[:n], seq, ports)
-		if done || err != nil {
-			return err
+		if there, mine, err := answer(buf[:n], seq, port); mine {
+			return there, err
 		}
 	}
-	return errors.New("the answer has no end")
+	return false, errors.New("no answer to the question")
 }
 
-// read takes the ports out of one datagram; done says that it is the last one.
-func read(b []byte, seq uint32, ports map[uint16]bool) (done bool, err error) {
-	for len(b) >= unix.SizeofNlMsghdr {
-		h := (*unix.NlMsghdr)(unsafe.Pointer(&b[0]))
-		if h.Len < unix.SizeofNlMsghdr || int(h.Len) > len(b) {
-			return false, errors.New("a message of impossible length")
-		}
-		body := b[unix.SizeofNlMsghdr:h.Len]
-		b = b[min((int(h.Len)+unix.NLMSG_ALIGNTO-1)&^(unix.NLMSG_ALIGNTO-1), len(b)):]
-		switch {
-		case h.Seq != seq: // of an earlier question that was given up
-		case h.Type == unix.NLMSG_DONE:
-			return true, nil
-		case h.Type == unix.NLMSG_ERROR:
-			if len(body) < 4 {
-				return false, errors.New("an error without a number")
-			}
-			return false, unix.Errno(-int32(binary.NativeEndian.Uint32(body)))
-		case h.Type == sockDiagByFamily && len(body) >= sizeofDiagMsg && body[1] == tcpListen:
-			ports[binary.BigEndian.Uint16(body[4:])] = true
-		}
+// answer reads one datagram. It is not mine if it is about something else.
+func answer(b []byte, seq uint32, port uint16) (there, mine bool, err error) {
+	if len(b) < unix.SizeofNlMsghdr {
+		return false, false, nil
 	}
-	return false, nil
+	var h unix.NlMsghdr
+	h.Len, h.Type, h.Seq = binary.NativeEndian.Uint32(b), binary.NativeEndian.Uint16(b[4:]), binary.NativeEndian.Uint32(b[8:])
+	if h.Seq != seq || h.Len < unix.SizeofNlMsghdr || int64(h.Len) > int64(len(b)) {
+		return false, false, nil
+	}
+	body := b[unix.SizeofNlMsghdr:h.Len]
+	switch {
+	case h.Type == unix.NLMSG_ERROR && len(body) >= 4:
+		no := unix.Errno(-int32(binary.NativeEndian.Uint32(body)))
+		if no == unix.ENOENT {
+			return false, true, nil
+		}
+		return false, true, no
+	case h.Type == sockDiagByFamily && len(body) >= sizeofDiagMsg:
+		return body[1] == tcpListen && binary.BigEndian.Uint16(body[4:]) == port, true, nil
+	default:
+		return false, true, fmt.Errorf("an answer of type %d and %d bytes", h.Type, len(body))
+	}
 }
