@@ -89,6 +89,9 @@ func (i *Installer) installBinary(bins folder) (there, changed bool, err error) 
 		return there, false, fmt.Errorf("the plugin's binary: %w", err)
 	}
 	defer f.Close()
+	if err := bins.clean(); err != nil {
+		return there, false, err
+	}
 	like := hostdir.Info{Mode: 0o755, UID: os.Geteuid(), GID: os.Getegid()}
 	if err := bins.put(conflist.Type, f, like); err != nil {
 		return there, false, err

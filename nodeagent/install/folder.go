@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math/rand/v2"
+	"os"
 	"strings"
 
 	"github.com/warren-mesh/warren/internal/hostdir"
@@ -18,13 +20,20 @@ import (
 // and not when one comes.
 const (
 	tmpPrefix = ".warren-cni-"
-	tmpName   = tmpPrefix + "new.tmp" // one installer a folder, one file at a time
+	tmpSuffix = ".tmp"
 )
+
+// newTmp is a name that no other installer has: were there two for a moment,
+// neither would put the other's half file in place.
+func newTmp() string {
+	return fmt.Sprintf("%s%d-%08x%s", tmpPrefix, os.Getpid(), rand.Uint32(), tmpSuffix)
+}
 
 // folder is one of the host's; step, if not nil, is called before each change
 // and may make it fail.
 type folder struct {
 	*hostdir.Dir
+	tmp  string // the name of a file that is being written
 	step func(op, name string) error
 }
 
@@ -41,24 +50,33 @@ func (d folder) may(op, name string) error {
 // put makes a file, or replaces it, so that readers find the old one or the new
 // one, also after a power cut.
 func (d folder) put(name string, content io.Reader, like hostdir.Info) error {
-	if err := d.prepare(tmpName, content, like); err != nil {
+	if err := d.prepare(content, like); err != nil {
 		return err
 	}
-	if err := d.rename(tmpName, name); err != nil {
-		return errors.Join(err, d.Remove(tmpName))
+	if err := d.rename(d.tmp, name); err != nil {
+		return errors.Join(err, d.Remove(d.tmp))
 	}
 	return d.sync()
 }
 
 // prepare writes a whole file under a name that nobody reads.
-func (d folder) prepare(name string, content io.Reader, like hostdir.Info) error {
-	if err := d.Remove(name); err != nil { // of an installer that was killed
+func (d folder) prepare(content io.Reader, like hostdir.Info) error {
+	if err := d.may("write", d.tmp); err != nil {
 		return err
 	}
-	if err := d.may("write", name); err != nil {
-		return err
+	return d.Write(d.tmp, content, like.Mode, like.UID, like.GID)
+}
+
+// clean removes what installers that were killed had begun to write.
+func (d folder) clean() error {
+	names, err := d.Names()
+	errs := []error{err}
+	for _, name := range names {
+		if strings.HasPrefix(name, tmpPrefix) && strings.HasSuffix(name, tmpSuffix) {
+			errs = append(errs, d.Remove(name))
+		}
 	}
-	return d.Write(name, content, like.Mode, like.UID, like.GID)
+	return errors.Join(errs...)
 }
 
 func (d folder) rename(from, to string) error {
@@ -98,11 +116,11 @@ func (d folder) replace(base file, content []byte) error {
 	if len(swap.name()) > maxName {
 		return fmt.Errorf("change %s/%s: its name is too long to write another file beside it", d.Path(), base.name)
 	}
-	if err := d.prepare(tmpName, bytes.NewReader(content), base.info); err != nil {
+	if err := d.prepare(bytes.NewReader(content), base.info); err != nil {
 		return err
 	}
-	if err := d.Rename(tmpName, swap.name()); err != nil { // whole, from here on
-		return errors.Join(err, d.Remove(tmpName))
+	if err := d.Rename(d.tmp, swap.name()); err != nil { // whole, from here on
+		return errors.Join(err, d.Remove(d.tmp))
 	}
 	if info, err := d.Stat(base.name); err != nil || info != base.info {
 		return errors.Join(errMeanwhile, d.Remove(swap.name()))
@@ -150,19 +168,22 @@ func (d folder) exchange(swap *swapped) error {
 }
 
 // putBack gives the place back to what came out of it, unless somebody else has
-// taken it meanwhile. What comes out then is what we had put in; if not, somebody
-// has been there again, and so on.
+// taken it meanwhile. What comes out then is what we had put in, as we had put it
+// in; if not, somebody has been there again, and so on.
 func (d folder) putBack(swap swapped) error {
-	data, in, err := d.Read(swap.of, maxConf)
+	data, info, err := d.Read(swap.of, maxConf)
 	if err != nil || hash(data) != swap.now {
 		return d.Remove(swap.name()) // somebody removed or replaced what we had put in
+	}
+	if err := d.may("put back", swap.of); err != nil {
+		return err // the next round does it
 	}
 	if swap.linked {
 		return errors.Join(d.Rename(swap.name(), swap.of), d.Sync())
 	}
-	const tries = 100
-	for range tries {
-		put, err := d.Stat(swap.name())
+	in, inInfo := data, info
+	for range putBackTries {
+		put, putInfo, err := d.Read(swap.name(), maxConf)
 		if err == nil {
 			err = d.Exchange(swap.name(), swap.of)
 		}
@@ -172,17 +193,19 @@ func (d folder) putBack(swap swapped) error {
 		if err != nil {
 			return err
 		}
-		out, err := d.Stat(swap.name())
+		out, outInfo, err := d.Read(swap.name(), maxConf)
 		if err != nil {
 			return err
 		}
-		if out.Dev == in.Dev && out.Ino == in.Ino {
+		if outInfo.Ino == inInfo.Ino && bytes.Equal(out, in) {
 			return errors.Join(d.Remove(swap.name()), d.Sync())
 		}
-		in = put
+		in, inInfo = put, putInfo
 	}
 	return fmt.Errorf("put %s/%s back: somebody else writes it all the time", d.Path(), swap.of)
 }
+
+const putBackTries = 100
 
 // swapped is a file that is taking, or has left, the place of another one. Its
 // name says all that is needed to go on after a crash: what the new content is,

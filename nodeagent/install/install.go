@@ -16,6 +16,7 @@ type Installer struct {
 	cfg    Config
 	log    *slog.Logger
 	binary binary
+	tmp    string
 	step   func(op, name string) error // for tests: may make a step fail
 
 	mu       sync.Mutex          // one round at a time
@@ -51,7 +52,7 @@ func New(cfg Config) (*Installer, error) {
 		log = slog.New(slog.DiscardHandler)
 	}
 	return &Installer{
-		cfg: cfg, log: log, binary: b,
+		cfg: cfg, log: log, binary: b, tmp: newTmp(),
 		state: State{Phase: Starting, Since: time.Now(), Detail: "nothing was looked at yet"},
 	}, nil
 }
@@ -117,5 +118,5 @@ func (i *Installer) changed(conf bool) {
 
 func (i *Installer) open(path string) (folder, error) {
 	d, err := hostdir.Open(i.cfg.HostRoot, path)
-	return folder{d, i.step}, err
+	return folder{d, i.tmp, i.step}, err
 }

@@ -147,8 +147,9 @@ func (h *host) runtime() (name string, types []string, err error) {
 		list, err = libcni.ConfListFromFile(files[0])
 	} else {
 		var conf *libcni.NetworkConfig
+		//lint:ignore SA1019 containerd and CRI-O read single configurations so
 		if conf, err = libcni.ConfFromFile(files[0]); err == nil {
-			list, err = libcni.ConfListFromConf(conf)
+			list, err = libcni.ConfListFromConf(conf) //lint:ignore SA1019 as above
 		}
 	}
 	if err != nil {

@@ -169,6 +169,47 @@ func testWritesAtEachStep(t *testing.T, unsupported bool) {
 	}
 }
 
+// The primary writes while we give it its place back, again and again. (What it
+// opens in that moment and writes later goes to a file that is gone by then, as
+// it would with two writers of its own.)
+func TestPrimaryWritesWhilePutBack(t *testing.T) {
+	for how, write := range primaryWrites() {
+		if how == "opened now, written later" {
+			continue
+		}
+		t.Run(how, func(t *testing.T) {
+			h := newHost(t)
+			const name = "10-calico.conflist"
+			h.writeConf(name, version(1))
+			i := h.installer()
+			last := 1
+			rest := func() {}
+			i.SetStep(func(op, _ string) error {
+				switch {
+				case op == "exchange" && last == 1:
+					last++
+					h.writeConf(name, version(last))
+				case op == "put back" && last < 10:
+					rest()
+					last++
+					if rest = write(h, name, version(last)); rest == nil {
+						rest = func() {}
+					}
+				}
+				return nil
+			})
+			i.Round()
+			i.SetStep(nil)
+			if last < 3 {
+				t.Error("nothing was put back")
+			}
+			rest()
+			settled(t, h, i)
+			wantChained(t, h, name, version(last), false)
+		})
+	}
+}
+
 // A disk that is full, or read-only, at each step: the host is as it was or as
 // it should be, whatever is there can be read, and it is made good later.
 func TestFailsAtEachStep(t *testing.T) {
@@ -313,7 +354,7 @@ func (p *primary) pause() { time.Sleep(time.Duration(p.rnd.IntN(4)) * time.Milli
 // Whatever the primary does, and whenever: in the end we are chained once, and
 // all that it wrote last is there.
 func TestRandomInterleavings(t *testing.T) {
-	rounds := 40
+	rounds := 24
 	if testing.Short() {
 		rounds = 5
 	}
@@ -351,5 +392,28 @@ func TestRandomInterleavings(t *testing.T) {
 				t.Errorf("the folder has %v", confs)
 			}
 		})
+	}
+}
+
+// A look at a host where nothing has changed, which the poll does.
+func BenchmarkRound(b *testing.B) {
+	dir := b.TempDir()
+	for _, d := range []string{confDir, binDir} {
+		if err := os.MkdirAll(dir+d, 0o755); err != nil {
+			b.Fatal(err)
+		}
+	}
+	for path, content := range map[string]string{confDir + "/10-calico.conflist": calico, binDir + "/calico": ""} {
+		if err := os.WriteFile(dir+path, []byte(content), 0o644); err != nil {
+			b.Fatal(err)
+		}
+	}
+	i, err := install.New(install.Config{HostRoot: dir, CNIConfDir: confDir, CNIBinDir: binDir, Chained: true, PluginBinary: pluginBinary(b), PluginConfig: entry()})
+	if err != nil {
+		b.Fatal(err)
+	}
+	i.Round()
+	for b.Loop() {
+		i.Round()
 	}
 }

@@ -181,6 +181,8 @@ func (i *Installer) judge(r report) State {
 	}
 	dir := i.cfg.CNIConfDir
 	switch {
+	case errors.Is(r.err, errMeanwhile):
+		s.Phase, s.Detail = Waiting, "waiting for a moment in which nobody else writes the primary CNI's file"
 	case r.err != nil:
 		s.Phase, s.Detail = Failed, r.err.Error()
 	case r.missing != nil:

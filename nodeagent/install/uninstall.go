@@ -129,7 +129,7 @@ func (i *Installer) removeBinary() error {
 		return err
 	}
 	defer bins.Close()
-	if err := bins.Remove(tmpName); err != nil {
+	if err := bins.clean(); err != nil {
 		return err
 	}
 	if i.cfg.KeepBinary || i.runtimeRemembers() {
