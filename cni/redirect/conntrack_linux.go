@@ -45,16 +45,13 @@ func captured(f flow) bool {
 	return false
 }
 
-// outlived says whether the rules of c would be kept from a flow of a pod that
-// had none: by a redirection from an earlier time, which would lead a connection
-// on the same ports astray; because nobody has answered yet, so that the next
-// attempt to connect is still the same flow, which passed; or because it is DNS,
-// whose flows live for as long as an application keeps asking.
-func (c Config) outlived(f flow) bool {
+// waiting says whether the rules of c would be kept from a flow of a pod that had
+// none: because nobody has answered yet, so that the next attempt to connect is still
+// the same flow, which passed; or because it is DNS, whose flows live for as long as
+// an application keeps asking.
+func (c Config) waiting(f flow) bool {
 	untranslated := f.status&(statusSrcNAT|statusDstNAT) == 0
 	switch {
-	case captured(f):
-		return true
 	case !untranslated || f.mark&MarkMask == MarkConn:
 		return false
 	case f.proto == unix.IPPROTO_TCP:
@@ -64,9 +61,27 @@ func (c Config) outlived(f flow) bool {
 	}
 }
 
-// forgetOutlived is for a pod that has just got its first rules. In one that
-// another mesh has redirected, what is captured is alive.
-func (p place) forgetOutlived(ctx context.Context, c Config) error {
+// outlived lists, for a pod that is about to get its first rules, redirections from
+// an earlier time, which would lead a connection on the same ports astray. Once the
+// rules are there they could not be told from connections that those have captured,
+// which are alive. In a pod that another mesh has redirected all of them are.
+func (p place) outlived(ctx context.Context) ([]flow, error) {
+	if none, err := p.tracksNothing(); none || err != nil {
+		return nil, err
+	}
+	theirs, err := p.strangers(ctx)
+	if err != nil || len(theirs) > 0 {
+		return nil, err
+	}
+	return p.flows(ctx, captured)
+}
+
+// startAfresh is for a pod that has just got its first rules: what outlived it, and
+// what they would be kept from, is forgotten.
+func (p place) startAfresh(ctx context.Context, c Config, outlived []flow) error {
+	if err := p.drop(ctx, outlived); err != nil {
+		return err
+	}
 	if none, err := p.tracksNothing(); none || err != nil {
 		return err
 	}
@@ -74,40 +89,61 @@ func (p place) forgetOutlived(ctx context.Context, c Config) error {
 	if err != nil || len(theirs) > 0 {
 		return err
 	}
-	return p.forget(ctx, c.outlived)
+	return p.forget(ctx, c.waiting)
 }
 
 // forget makes conntrack forget the flows that which says, so that their next
-// packet is looked at anew. A kernel without conntrack, or that does not let us
-// look, has nothing to forget.
+// packet is looked at anew.
 func (p place) forget(ctx context.Context, which func(flow) bool) error {
 	if none, err := p.tracksNothing(); none || err != nil {
 		return err
 	}
-	n, err := openNetfilter(p.ns)
-	if lacking(err) {
-		return nil
-	}
+	found, err := p.flows(ctx, which)
 	if err != nil {
 		return err
 	}
+	return p.drop(ctx, found)
+}
+
+// flows lists those that which says. A kernel without conntrack, or that does not let
+// us look, has none.
+func (p place) flows(ctx context.Context, which func(flow) bool) (found []flow, err error) {
+	n, err := openNetfilter(p.ns)
+	if lacking(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
 	defer n.close()
-	var flows []flow
 	q := query{subsystem: unix.NFNL_SUBSYS_CTNETLINK, get: getConntrack, got: newConntrack}
 	err = n.dump(ctx, q, func(msg []byte) bool {
 		if f := readFlow(msg); which(f) {
 			f.original, f.id = bytes.Clone(f.original), bytes.Clone(f.id)
-			flows = append(flows, f)
+			found = append(found, f)
 		}
-		return len(flows) < maxForget
+		return len(found) < maxForget
 	})
 	if lacking(err) {
-		return nil
+		return nil, nil
 	}
 	if err != nil {
-		return fmt.Errorf("list conntrack: %w", err)
+		return nil, fmt.Errorf("list conntrack: %w", err)
 	}
-	for _, f := range flows {
+	return found, nil
+}
+
+// drop deletes flows that were listed; one that is another by now stays.
+func (p place) drop(ctx context.Context, list []flow) error {
+	if len(list) == 0 {
+		return nil
+	}
+	n, err := openNetfilter(p.ns)
+	if err != nil {
+		return err
+	}
+	defer n.close()
+	for _, f := range list {
 		if err := errors.Join(n.delete(f), ctx.Err()); err != nil {
 			return fmt.Errorf("delete from conntrack: %w", err)
 		}

@@ -55,6 +55,10 @@ func (b *iptables) Apply(ns *netns.NS, c Config) error {
 		if err := s.routes.add(c); err != nil {
 			return err
 		}
+		outlived, err := s.outlived(ctx)
+		if err != nil {
+			return err
+		}
 		fresh := true
 		for _, f := range c.families() {
 			had, err := s.apply(ctx, f, Rules(c))
@@ -66,7 +70,7 @@ func (b *iptables) Apply(ns *netns.NS, c Config) error {
 		if !fresh {
 			return nil
 		}
-		return s.forgetOutlived(ctx, c)
+		return s.startAfresh(ctx, c, outlived)
 	})
 }
 

@@ -30,11 +30,15 @@ func (b *native) Apply(ns *netns.NS, c Config) error {
 		if err := s.routes.add(c); err != nil {
 			return err
 		}
+		outlived, err := s.outlived(ctx)
+		if err != nil {
+			return err
+		}
 		had, err := s.apply(ctx, Rules(c))
 		if err != nil || had {
 			return err
 		}
-		return s.forgetOutlived(ctx, c)
+		return s.startAfresh(ctx, c, outlived)
 	})
 }
 
