@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"path"
 	"slices"
 	"strings"
@@ -11,6 +12,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 )
 
 // Where the plugin and the configuration of CNI lie on a node, and our name there.
@@ -171,25 +173,64 @@ func (c *Cluster) EventWith(ctx context.Context, namespace, pod, reason, words s
 	return fmt.Errorf("pod %s/%s has no event %s with %q, only %q", namespace, pod, reason, words, told)
 }
 
-// SetNodeSelector puts a DaemonSet on no node at all, or back on all.
-func (m *Mesh) SetNodeSelector(ctx context.Context, daemonSet string, none bool) error {
-	patch := `[{"op":"add","path":"/spec/template/spec/nodeSelector","value":{"kubernetes.io/os":"linux"}}]`
-	if none {
-		patch = `[{"op":"add","path":"/spec/template/spec/nodeSelector","value":{"e2e/no":"node"}}]`
+// WithoutAgent takes the agents away as a broken upgrade does: the DaemonSet stays,
+// and its pods have an image that is not there. The returned function mends it.
+func (m *Mesh) WithoutAgent(ctx context.Context) (mend func(context.Context) error, err error) {
+	ds, err := m.AppsV1().DaemonSets(SystemNamespace).Get(ctx, AgentDaemonSet, metav1.GetOptions{})
+	if err != nil {
+		return nil, err
 	}
-	_, err := m.AppsV1().DaemonSets(SystemNamespace).Patch(ctx, daemonSet, "application/json-patch+json", []byte(patch), metav1.PatchOptions{})
-	if err != nil || !none {
-		return err
+	image := ds.Spec.Template.Spec.Containers[0].Image
+	mend = func(ctx context.Context) error {
+		if err := m.setAgentImage(ctx, image); err != nil {
+			return err
+		}
+		// A DaemonSet waits for ever for a pod of its that cannot start.
+		if err := m.deleteAgents(ctx); err != nil {
+			return err
+		}
+		return m.WaitUp(ctx, 3*time.Minute)
 	}
-	return Until(ctx, 2*time.Minute, daemonSet+" has no pods", func(ctx context.Context) error {
-		ds, err := m.AppsV1().DaemonSets(SystemNamespace).Get(ctx, daemonSet, metav1.GetOptions{})
+	if err := m.setAgentImage(ctx, image+"-not-there"); err != nil {
+		return mend, err
+	}
+	if err := m.deleteAgents(ctx); err != nil {
+		return mend, err
+	}
+	return mend, Until(ctx, 2*time.Minute, "no agent runs", func(ctx context.Context) error {
+		pods, err := m.CoreV1().Pods(SystemNamespace).List(ctx, metav1.ListOptions{LabelSelector: metav1.FormatLabelSelector(ds.Spec.Selector)})
 		if err != nil {
 			return err
 		}
-		pods, err := m.CoreV1().Pods(SystemNamespace).List(ctx, metav1.ListOptions{LabelSelector: metav1.FormatLabelSelector(ds.Spec.Selector)})
-		if err == nil && len(pods.Items) > 0 {
-			err = fmt.Errorf("%d pods", len(pods.Items))
+		for i := range pods.Items {
+			p := &pods.Items[i]
+			if s := p.Status.ContainerStatuses; p.DeletionTimestamp != nil || len(s) == 0 || s[0].State.Waiting == nil {
+				return fmt.Errorf("%s: %s", p.Name, m.why(ctx, p))
+			}
 		}
-		return err
+		return nil
 	})
+}
+
+func (m *Mesh) setAgentImage(ctx context.Context, image string) error {
+	patch := fmt.Appendf(nil, `[{"op":"replace","path":"/spec/template/spec/containers/0/image","value":%q}]`, image)
+	_, err := m.AppsV1().DaemonSets(SystemNamespace).Patch(ctx, AgentDaemonSet, types.JSONPatchType, patch, metav1.PatchOptions{})
+	return err
+}
+
+func (m *Mesh) deleteAgents(ctx context.Context) error {
+	return m.CoreV1().Pods(SystemNamespace).DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{LabelSelector: "app=" + AgentDaemonSet})
+}
+
+// NodesWith lets a DaemonSet run on the nodes with a label alone; none: on all.
+func (m *Mesh) NodesWith(ctx context.Context, daemonSet string, label map[string]string) error {
+	selector := map[string]string{"kubernetes.io/os": "linux"}
+	maps.Copy(selector, label)
+	value, err := json.Marshal(selector)
+	if err != nil {
+		return err
+	}
+	patch := fmt.Appendf(nil, `[{"op":"add","path":"/spec/template/spec/nodeSelector","value":%s}]`, value)
+	_, err = m.AppsV1().DaemonSets(SystemNamespace).Patch(ctx, daemonSet, types.JSONPatchType, patch, metav1.PatchOptions{})
+	return err
 }

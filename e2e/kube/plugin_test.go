@@ -91,19 +91,18 @@ func TestPrimaryRewrites(t *testing.T) {
 	}
 }
 
-// TestAgentAway: with a DaemonSet that has no pods, as in the middle of an upgrade,
-// pods outside the mesh start, pods of the mesh wait with a reason, and those that
-// run go on.
+// TestAgentAway: with no agent, as in the middle of an upgrade that fails, pods outside
+// the mesh start, pods of the mesh wait with a reason, and those that run go on.
 func TestAgentAway(t *testing.T) {
 	e := newEnds(t)
 	plain := namespace(t, nil)
 	ctx := testContext(t)
 	mustCall(t, e.a, url("http", e.far, app.HTTPPort))
-	must(t, mesh.SetNodeSelector(ctx, kube.AgentDaemonSet, true))
-	t.Cleanup(func() {
-		must(t, mesh.SetNodeSelector(context.Background(), kube.AgentDaemonSet, false))
-		must(t, mesh.WaitUp(context.Background(), 3*time.Minute))
-	})
+	mend, err := mesh.WithoutAgent(ctx)
+	if mend != nil {
+		t.Cleanup(func() { must(t, mend(context.Background())) })
+	}
+	must(t, err)
 	mustCall(t, e.a, url("http", e.far, app.HTTPPort))
 	mustCall(t, e.outside, url("http", e.far, app.HTTPPort))
 	run(t, kube.PodSpec{Namespace: plain, Name: "plain", Node: mesh.Nodes[0]})
@@ -115,12 +114,28 @@ func TestAgentAway(t *testing.T) {
 	for _, ev := range mesh.Events(ctx, e.ns, waits.Name) {
 		t.Logf("%s: %s", ev.Reason, ev.Message)
 	}
-	must(t, mesh.SetNodeSelector(ctx, kube.AgentDaemonSet, false))
-	must(t, mesh.WaitUp(ctx, 3*time.Minute))
+	must(t, mend(ctx))
 	waits, err = mesh.WaitReady(ctx, e.ns, waits.Name, 2*time.Minute)
 	must(t, err)
 	began := time.Now().Add(-time.Second)
 	awaitCaptured(t, waits, e.a, e.far)
 	mustCall(t, waits, url("http", e.far, app.HTTPPort))
 	must(t, mesh.WaitMutual(ctx, began, waits, e.far))
+}
+
+// TestAgentLeavesNode: a DaemonSet that is for other nodes from now on leaves this one
+// clean, and pods start there outside of the mesh.
+func TestAgentLeavesNode(t *testing.T) {
+	ns := namespace(t, in)
+	h := host(t, mesh.Nodes[0])
+	ctx := testContext(t)
+	p := run(t, kube.PodSpec{Namespace: ns, Name: "a", Node: mesh.Nodes[0]})[0]
+	awaitCaptured(t, p)
+	must(t, mesh.NodesWith(ctx, kube.AgentDaemonSet, map[string]string{"e2e/no": "node"}))
+	t.Cleanup(func() {
+		must(t, mesh.NodesWith(context.Background(), kube.AgentDaemonSet, nil))
+		must(t, mesh.WaitUp(context.Background(), 3*time.Minute))
+	})
+	must(t, kube.Until(ctx, 2*time.Minute, "the node is clean", h.Clean))
+	run(t, kube.PodSpec{Namespace: ns, Name: "later", Node: mesh.Nodes[0]})
 }
