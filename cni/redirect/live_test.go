@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -177,7 +178,7 @@ func (s *stage) captured() (all []*live) {
 		s.connect("captured outbound v6", s.pod, s.peer.IP6, "outbound"),
 	}
 	for _, addr := range [][2]netip.Addr{{s.peer.IP4, s.pod.IP4}, {s.peer.IP6, s.pod.IP6}} {
-		c, err := s.proxy.DialApart(s.t.Context(), addr[0], netip.AddrPortFrom(addr[1], appPort))
+		c, err := borrow(s.t.Context(), s.pod, netip.AddrPortFrom(addr[0], 0), netip.AddrPortFrom(addr[1], appPort))
 		if err != nil {
 			s.t.Fatal(err)
 		}
@@ -311,6 +312,30 @@ func dialFrom(ctx context.Context, from *nstest.Pod, local, to netip.AddrPort) (
 	return c, err
 }
 
+// borrow connects as the proxy does, from an address that is not its own. With
+// port 0, bind chooses one, of the other parity than clients' have.
+func borrow(ctx context.Context, pod *nstest.Pod, from, to netip.AddrPort) (c net.Conn, err error) {
+	d := net.Dialer{Control: func(_, _ string, raw syscall.RawConn) error {
+		var err error
+		return errors.Join(raw.Control(func(fd uintptr) {
+			var sa unix.Sockaddr = &unix.SockaddrInet6{Addr: from.Addr().As16(), Port: int(from.Port())}
+			level, transparent := unix.SOL_IPV6, unix.IPV6_TRANSPARENT
+			if from.Addr().Is4() {
+				sa = &unix.SockaddrInet4{Addr: from.Addr().As4(), Port: int(from.Port())}
+				level, transparent = unix.SOL_IP, unix.IP_TRANSPARENT
+			}
+			err = errors.Join(unix.SetsockoptInt(int(fd), level, transparent, 1),
+				unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, redirect.MarkProxy),
+				unix.Bind(int(fd), sa))
+		}), err)
+	}}
+	err = pod.NS.Do(func() (err error) {
+		c, err = d.DialContext(ctx, "tcp", to.String())
+		return err
+	})
+	return c, err
+}
+
 // Conntrack takes a connection from before up in the middle, unredirected. Its
 // port must not be a way round the rules for a new one.
 func TestNoWayRoundInTheFootstepsOfALiveConnection(t *testing.T) {
@@ -388,23 +413,27 @@ func TestTheProxyLeavesTheClientsOwnConnectionAlone(t *testing.T) {
 			t.Fatal(err)
 		}
 		client, app := own.peer.LocalAddr().(*net.TCPAddr).AddrPort(), netip.AddrPortFrom(s.pod.IP4, appPort)
-		var fd int
-		err := s.pod.NS.Do(func() (err error) {
-			fd, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-			return err
+		ctx, cancel := context.WithCancel(t.Context())
+		tried := make(chan error, 1)
+		go func() { // it gets nowhere
+			c, err := borrow(ctx, s.pod, client, app)
+			if err == nil {
+				c.Close()
+			}
+			tried <- err
+		}()
+		t.Cleanup(func() {
+			cancel()
+			if err := <-tried; err == nil {
+				t.Error("two connections have the same ends")
+			}
 		})
-		if err != nil {
-			t.Fatal(err)
+		var sent bool
+		for deadline := time.Now().Add(patient); !sent && time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+			sent = strings.Contains(feed(t, s.pod.NS, "", "ss", "-tan"), "SYN-SENT")
 		}
-		defer unix.Close(fd)
-		err = errors.Join(unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_TRANSPARENT, 1),
-			unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, redirect.MarkProxy),
-			unix.Bind(fd, &unix.SockaddrInet4{Addr: client.Addr().As4(), Port: int(client.Port())}))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := unix.Connect(fd, &unix.SockaddrInet4{Addr: app.Addr().As4(), Port: int(app.Port())}); err != unix.EINPROGRESS {
-			t.Fatal(err)
+		if !sent {
+			t.Fatal("the proxy has not tried")
 		}
 		for range 20 {
 			if err := own.exchange(); err != nil {
