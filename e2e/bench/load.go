@@ -93,6 +93,12 @@ func ofWay(c Config, w way) []load {
 			})
 		}
 	}
+	all = append(all, load{
+		id: string(w) + "/rr-1-beside/63", title: fmt.Sprintf("%s: request and response of 1 B, 1 in flight, beside 63 connections of bulk", w), way: w,
+		noTLS:   true,
+		columns: []column{colRate, colP50, colP99, colP999, colGBs},
+		run:     func(ctx context.Context, c Config, s subject) (figures, error) { return beside(ctx, c, s, w, 63) },
+	})
 	conn := []column{colRate, colP50, colP99, colCPUEach}
 	all = append(all, load{
 		id: string(w) + "/new-warm/16", title: fmt.Sprintf("%s: new connections, 16 at once", w), way: w, columns: conn,
@@ -166,6 +172,29 @@ func messages(ctx context.Context, c Config, s subject, w way, p ends.Plan) (fig
 		colCPUEach.Key: (used[1].proxies - used[0].proxies) / n * 1e6,
 	}
 	f.setOther(used[0], used[1])
+	return f, nil
+}
+
+// beside is a small request after another while n connections carry bulk.
+func beside(ctx context.Context, c Config, s subject, w way, n int) (figures, error) {
+	bulkCtx, stop := context.WithCancel(ctx)
+	plan := s.place(w, ends.Plan{Op: ends.Up, Conns: n, Warm: c.Warm, Length: time.Hour})
+	ended := make(chan error, 1)
+	go func() {
+		_, _, err := s.play(bulkCtx, w, plan)
+		ended <- err
+	}()
+	before, began := plan.Board.Sum(plan.Slot, n), time.Now()
+	f, err := messages(ctx, c, s, w, ends.Plan{Op: ends.Echo, Conns: 1, Size: 1})
+	moved, took := plan.Board.Sum(plan.Slot, n)-before, time.Since(began)
+	stop()
+	if bulkErr := <-ended; !errors.Is(bulkErr, context.Canceled) {
+		err = errors.Join(err, fmt.Errorf("bulk: %w", bulkErr))
+	}
+	if err != nil {
+		return nil, err
+	}
+	f[colGBs.Key] = float64(moved) / 1e9 / took.Seconds()
 	return f, nil
 }
 

@@ -102,7 +102,23 @@ func (f figures) setOther(a, b cost) {
 const touchTimeout = 10 * time.Second
 
 // run plays a plan and reads what it cost within its window.
-func (s subject) run(ctx context.Context, w way, p ends.Plan) (r ends.Result, used [2]cost, err error) {
+func (s subject) run(ctx context.Context, w way, p ends.Plan) (ends.Result, [2]cost, error) {
+	return s.play(ctx, w, s.place(w, p))
+}
+
+// place says where a plan's connections go, and where the server counts them.
+func (s subject) place(w way, p ends.Plan) ends.Plan {
+	_, server := s.pods(w)
+	p.Board, p.Slot = s.bed.boards[server], s.bed.slot
+	s.bed.slot = (s.bed.slot + uint32(p.Conns)) % ends.Slots
+	if p.Dst == nil {
+		dst := netip.AddrPortFrom(server.IP4(), plainPort)
+		p.Dst = func() netip.AddrPort { return dst }
+	}
+	return p
+}
+
+func (s subject) play(ctx context.Context, w way, p ends.Plan) (r ends.Result, used [2]cost, err error) {
 	client, server := s.pods(w)
 	var failed error
 	marks := 0
@@ -111,12 +127,6 @@ func (s subject) run(ctx context.Context, w way, p ends.Plan) (r ends.Result, us
 		used[marks%2], err = s.cost(server)
 		failed = errors.Join(failed, err)
 		marks++
-	}
-	p.Board, p.Slot = s.bed.boards[server], s.bed.slot
-	s.bed.slot = (s.bed.slot + uint32(p.Conns)) % ends.Slots
-	if p.Dst == nil {
-		dst := netip.AddrPortFrom(server.IP4(), plainPort)
-		p.Dst = func() netip.AddrPort { return dst }
 	}
 	if s.kind == overTLS {
 		r, err = ends.RunTLS(ctx, p, s.bed.dialTLS())

@@ -52,5 +52,13 @@ func mapBoard(f *os.File) (*Board, error) {
 // Slot is the counter of one connection.
 func (b *Board) Slot(i uint32) *atomic.Uint64 { return &b.counts[i%Slots] }
 
+// Sum adds up n counters from the i-th on.
+func (b *Board) Sum(i uint32, n int) (sum uint64) {
+	for k := range uint32(n) {
+		sum += b.Slot(i + k).Load()
+	}
+	return sum
+}
+
 // Close unmaps the board.
 func (b *Board) Close() error { return unix.Munmap(b.mem) }
