@@ -184,6 +184,7 @@ func beside(ctx context.Context, c Config, s subject, w way, n int) (figures, er
 		_, _, err := s.play(bulkCtx, w, plan)
 		ended <- err
 	}()
+	wait(ctx, max(c.Warm, settle)) // until bulk is under way
 	before, began := plan.Board.Sum(plan.Slot, n), time.Now()
 	f, err := messages(ctx, c, s, w, ends.Plan{Op: ends.Echo, Conns: 1, Size: 1})
 	moved, took := plan.Board.Sum(plan.Slot, n)-before, time.Since(began)

@@ -47,6 +47,7 @@ var errNoStreams = errors.New("the peer ends every new tunnel at once, or takes 
 // acquire takes a place on a tunnel for key that is younger than after, dialing
 // one if need be. seasoned: the tunnel had been idle before.
 func (p *Pool) acquire(ctx context.Context, key Key, after uint64) (m *member, seasoned bool, err error) {
+	spare := true // a tunnel that is not busy may be dialed
 	for {
 		p.mu.Lock()
 		if p.ctx.Err() != nil {
@@ -58,7 +59,9 @@ func (p *Pool) acquire(ctx context.Context, key Key, after uint64) (m *member, s
 			e = &entry{key: key}
 			p.keys[key] = e
 		}
-		if m := e.pick(after); m != nil {
+		m, busy := e.pick(after)
+		wanted := busy && spare && len(e.members) < maxBusy
+		if m != nil && !wanted {
 			m.pending++
 			seasoned := m.seasoned
 			p.mu.Unlock()
@@ -70,24 +73,30 @@ func (p *Pool) acquire(ctx context.Context, key Key, after uint64) (m *member, s
 		d := e.dial
 		d.waiters++
 		p.mu.Unlock()
-		if err := p.wait(ctx, e, d); err != nil {
+		err := p.wait(ctx, e, d)
+		switch {
+		case err == nil:
+		case wanted && ctx.Err() == nil: // a busy one is better than none
+		default:
 			return nil, false, err
 		}
+		spare = false
 	}
 }
 
-// pick chooses the tunnel with the fewest streams among those with a place left.
-func (e *entry) pick(after uint64) *member {
-	var best *member
+// pick chooses among the tunnels with a place left: one that is not busy before one
+// that is, and then that with the fewest streams.
+func (e *entry) pick(after uint64) (best *member, busy bool) {
 	for _, m := range e.members {
 		if m.gone || m.seq <= after || m.streams+m.pending >= m.limit {
 			continue
 		}
-		if best == nil || m.streams+m.pending < best.streams+best.pending {
-			best = m
+		mBusy := m.t.isBusy()
+		if best == nil || busy && !mBusy || busy == mBusy && m.streams+m.pending < best.streams+best.pending {
+			best, busy = m, mBusy
 		}
 	}
-	return best
+	return best, busy
 }
 
 // wait waits for a dial. Its error goes to all who wait now, once; whoever

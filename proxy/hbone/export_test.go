@@ -29,3 +29,6 @@ func (g *Gate) Peer(peer netip.Addr) [2]int {
 	}
 	return [2]int{}
 }
+
+// BusyAfter is for how long bulk has to last.
+const BusyAfter = busyAfter

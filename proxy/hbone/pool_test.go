@@ -476,3 +476,53 @@ func TestServerDrain(t *testing.T) {
 	}
 	waitUntil(t, "the pool notices", func() bool { return r.pool.Stats().Tunnels == 0 })
 }
+
+// TestBulkHasATunnelOfItsOwn: what is opened beside lasting bulk does not queue
+// behind it, and bulk does not take tunnel after tunnel.
+func TestBulkHasATunnelOfItsOwn(t *testing.T) {
+	r := newRig(t, "", func(r *rig) {
+		r.answer = func(in *hbone.Incoming) {
+			attach(in.Accept(nil), func([]byte) (int, error) { return 0, nil },
+				func(bufs [][]byte) (n int, err error) {
+					for _, b := range bufs {
+						n += len(b)
+					}
+					return n, nil
+				}, func(error) {})
+		}
+	})
+	open := func() *hbone.Stream {
+		s, err := r.pool.Open(t.Context(), r.key(), hbone.Request{Authority: "a:1"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	endless := func(s *hbone.Stream) {
+		attach(s, func(dst []byte) (int, error) { return len(dst), nil },
+			func([][]byte) (int, error) { return 0, nil }, func(error) {})
+		isReady(s)
+	}
+	bulk, beside := open(), open()
+	defer beside.Reset(errors.New("enough"))
+	if n := r.pool.Stats().Tunnels; n != 1 {
+		t.Fatalf("%d tunnels for two streams that begin together", n)
+	}
+	endless(bulk)
+	defer bulk.Reset(errors.New("enough"))
+	waitUntil(t, "a stream beside bulk has a tunnel of its own", func() bool {
+		s := open()
+		defer s.Reset(errors.New("enough"))
+		return s.LocalAddr().String() != bulk.LocalAddr().String()
+	})
+	more := open()
+	defer more.Reset(errors.New("enough"))
+	endless(more)
+	time.Sleep(2 * hbone.BusyAfter)
+	for range 5 {
+		open().Reset(errors.New("enough"))
+	}
+	if n := r.pool.Stats().Tunnels; n != 2 {
+		t.Errorf("%d tunnels when both carry bulk", n)
+	}
+}

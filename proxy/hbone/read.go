@@ -87,6 +87,9 @@ func (t *tunnel) readOnce() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	r.adapt(n, size)
+	if r.bulk {
+		t.receiving.seen(t.now())
+	}
 	switch {
 	case err != nil:
 		t.endReadLocked(err)

@@ -64,8 +64,9 @@ type tunnel struct {
 	lingering *time.Timer // after our last words, or those that could not be said; nil before
 	drain     drainState
 
-	batch  batch // for who has the writer role
-	reader reader
+	batch              batch // for who has the writer role
+	reader             reader
+	sending, receiving bulkTime
 
 	// For who has the reader's role.
 	evs  []h2.Event

@@ -204,6 +204,9 @@ func (t *tunnel) fill(plain []byte, size int) []byte {
 		}
 	}
 	t.bulk = len(plain) > smallPlain/2
+	if t.bulk {
+		t.sending.seen(t.now())
+	}
 	return plain
 }
 
