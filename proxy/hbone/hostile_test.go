@@ -136,7 +136,7 @@ func (o *oneTunnel) wait(t testing.TB) error {
 
 // impatient makes every time limit short.
 var impatient = hbone.Config{
-	HandshakeTimeout: 200 * time.Millisecond,
+	HandshakeTimeout: time.Second,
 	ResponseTimeout:  200 * time.Millisecond,
 	PingInterval:     50 * time.Millisecond,
 	PingTimeout:      150 * time.Millisecond,
