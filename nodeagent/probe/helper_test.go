@@ -31,7 +31,7 @@ func TestMain(m *testing.M) {
 	switch os.Getenv(helperEnv) {
 	case "dial":
 		dialLines()
-	case "limit":
+	case "limit", "limit contained":
 		sayLimit()
 	default:
 		nstest.Main(m)
@@ -56,7 +56,7 @@ func dialLines() {
 
 // sayLimit prints whom a Probe of this process would let through.
 func sayLimit() {
-	p, err := probe.New(probe.Config{Backend: os.Getenv("BACKEND")})
+	p, err := probe.New(probe.Config{Backend: os.Getenv("BACKEND"), Proc: os.Getenv("PROC")})
 	if err != nil {
 		fmt.Println("error", err)
 		return
@@ -92,6 +92,9 @@ func start(t *testing.T, ns *netns.NS, mode, name string, user uint32, cgroup st
 	cmd.Env = append(os.Environ(), append(env, helperEnv+"="+mode)...)
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{}
+	if mode == "limit contained" { // as a container has it: its cgroup is the root that it sees
+		cmd.SysProcAttr.Unshareflags = syscall.CLONE_NEWCGROUP
+	}
 	if user != 0 {
 		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: user, Gid: user}
 	}

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -330,18 +332,35 @@ func TestRefuses(t *testing.T) {
 	}
 }
 
-// Whether rules by cgroup work is tried with the agent's own cgroup.
+// Whether rules by cgroup work is tried with the agent's own cgroup, on the node
+// or in a container, which sees another root of cgroups.
 func TestTrial(t *testing.T) {
 	for _, backend := range []string{redirect.NameNFT, "nftables"} {
-		node := nstest.New(t).Node("a")
-		dir, base := cgroups(t, "kubelet.service", "system.slice/agent.service")
-		start(t, node.NS, "dial", "kubelet", 0, dir+"/kubelet.service")
-		agent := start(t, node.NS, "limit", "agent", 0, dir+"/system.slice/agent.service", "BACKEND="+backend)
-		want := "processes in cgroup " + base + "/kubelet.service trial: <nil>"
-		if got := agent.line(); got != want {
-			t.Errorf("%s: %s\nwant %s", backend, got, want)
+		for _, mode := range []string{"limit", "limit contained"} {
+			node := nstest.New(t).Node("a")
+			dir, base := cgroups(t, "kubelet.service", "pods.slice/agent.service")
+			kubelet := start(t, node.NS, "dial", "kubelet", 0, dir+"/kubelet.service")
+			proc := hostProc(t, kubelet.cmd.Process.Pid)
+			agent := start(t, node.NS, mode, "agent", 0, dir+"/pods.slice/agent.service", "BACKEND="+backend, "PROC="+proc)
+			want := "processes in cgroup " + base + "/kubelet.service trial: <nil>"
+			if got := agent.line(); got != want {
+				t.Errorf("%s, %s: %s\nwant %s", mode, backend, got, want)
+			}
 		}
 	}
+}
+
+// hostProc is a host's /proc with two processes: the first, and another.
+func hostProc(t *testing.T, pid int) string {
+	t.Helper()
+	dir := t.TempDir()
+	own, other := strconv.Itoa(os.Getpid()), strconv.Itoa(pid)
+	for link, to := range map[string]string{"1": own, other: other} {
+		if err := os.Symlink(filepath.Join("/proc", to), filepath.Join(dir, link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
 }
 
 // With iptables-legacy it is the slice around kubelet that is let through,
