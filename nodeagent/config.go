@@ -46,6 +46,8 @@ type Config struct {
 
 	DrainDeadline time.Duration // for the connections of a running pod that leaves the mesh
 
+	SelfProbe bool // the audit connects to the proxy inside each pod
+
 	InstallCNI bool      // put the plugin on the node and keep it there
 	CNI        CNIConfig // how
 	Probes     string    // whose probes reach pods of the mesh: ProbesAuto, ProbesOff, or probe's words
@@ -72,7 +74,7 @@ func Defaults() Config {
 	return Config{
 		RunDir: "/run/warren", StateDir: "/var/lib/warren", ZDSSocket: zds.DefaultPath, HostRoot: "/",
 		Redirect: RedirectAuto, IPv6: true, OwnNamespace: "warren-system", OnExit: OnExitAuto,
-		Linger: 2 * time.Second, CNI: defaultCNI(), Probes: ProbesAuto, HealthListen: ":8000", MetricsListen: ":15014",
+		Linger: 2 * time.Second, CNI: defaultCNI(), Probes: ProbesAuto, SelfProbe: true, HealthListen: ":8000", MetricsListen: ":15014",
 	}
 }
 
@@ -95,6 +97,7 @@ func (c *Config) RegisterFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&c.Selectors, "enablement-selectors", c.Selectors, "which pods are in the mesh, as a YAML list of {podSelector, namespaceSelector}; empty for the label istio.io/dataplane-mode; the control plane needs the same")
 	fs.DurationVar(&c.DrainDeadline, "drain-deadline", c.DrainDeadline, "how long the connections of a running pod that leaves the mesh may go on; 0: to their end")
 	fs.DurationVar(&c.Linger, "linger", c.Linger, "how long a running pod that leaves the mesh is served at least, so that its peers hear of it")
+	fs.BoolVar(&c.SelfProbe, "self-probe", c.SelfProbe, "connect to the proxy inside each pod of the mesh now and then, to see that it answers")
 	fs.BoolVar(&c.InstallCNI, "install-cni", c.InstallCNI, "put the CNI plugin and its configuration on the node, keep them there, and take them away at uninstall")
 	c.CNI.registerFlags(fs)
 	fs.StringVar(&c.Probes, "probes", c.Probes, "whose probes reach pods of the mesh past its policies: kubelet, host (every process of the node's network), off, or auto (kubelet with --kubernetes)")

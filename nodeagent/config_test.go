@@ -16,7 +16,7 @@ func TestFlagsCoverTheConfig(t *testing.T) {
 		"--node-name=n1", "--kubernetes", "--kubeconfig=/k", "--kube-dir=", "--run-dir=/r", "--state-dir=/s", "--zds-socket=/z/z.sock", "--host-root=/host",
 		"--redirect=iptables", "--ipv6=false", "--dns-capture", "--own-namespace=mesh", "--exclude-namespaces=a,b",
 		`--enablement-selectors=[{podSelector: {}}]`, "--drain-deadline=1m", "--linger=3s",
-		"--daemonset=warren-nodeagent", "--on-exit=keep", "--install-cni", "--cni-conf-dir=/c", "--cni-bin-dir=/b", "--cni-chained=false",
+		"--daemonset=warren-nodeagent", "--on-exit=keep", "--self-probe=false", "--install-cni", "--cni-conf-dir=/c", "--cni-bin-dir=/b", "--cni-chained=false",
 		"--cni-conf-name=10-x.conflist", "--cni-own-conf-name=00-w.conflist", "--cni-keep-binary", "--cni-plugin=/p", "--cni-without-agent=allow",
 		"--cni-log-level=debug", "--probes=host", "--remove-taints=cni.istio.io/not-ready", "--health-listen=", "--metrics-listen=:1",
 	}

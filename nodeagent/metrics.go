@@ -65,8 +65,14 @@ func (podCollector) Describe(chan<- *prometheus.Desc) {}
 // Collect implements prometheus.Collector.
 func (pods podCollector) Collect(to chan<- prometheus.Metric) {
 	count := map[enroll.Phase]int{enroll.PhaseLeft: 0, enroll.PhaseEnrolled: 0}
+	proofs := make(map[enroll.Proof]int)
+	wanted := 0
 	for _, r := range pods() {
 		count[r.Phase]++
+		proofs[r.Proof]++
+		if r.Eligible && r.Phase != enroll.PhaseEnrolled {
+			wanted++
+		}
 	}
 	desc := prometheus.NewDesc("warren_agent_pods", "Pods of this node, by where they stand; absent ones are to be in the mesh and have no sandbox.", []string{"phase"}, nil)
 	for phase, n := range count {
@@ -76,4 +82,11 @@ func (pods podCollector) Collect(to chan<- prometheus.Metric) {
 		}
 		to <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(n), name)
 	}
+	desc = prometheus.NewDesc("warren_agent_mesh_membership",
+		"Pods that are to be in the mesh, by what the audit found: proven (rules, listeners and an answer are there), unproven (not looked at yet), "+
+			"silent (the proxy listens and does not answer), listeners (some are missing), rules (they differ), outside (the pod is not in the mesh).", []string{"state"}, nil)
+	for _, proof := range enroll.Proofs() {
+		to <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(proofs[proof]), string(proof))
+	}
+	to <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(wanted), "outside")
 }

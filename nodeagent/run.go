@@ -20,6 +20,7 @@ import (
 	"github.com/warren-mesh/warren/cni/event"
 	"github.com/warren-mesh/warren/cni/redirect"
 	"github.com/warren-mesh/warren/internal/netns"
+	"github.com/warren-mesh/warren/internal/nswatch"
 	"github.com/warren-mesh/warren/nodeagent/enroll"
 	"github.com/warren-mesh/warren/nodeagent/podwatch"
 	"github.com/warren-mesh/warren/nodeagent/zds"
@@ -49,6 +50,7 @@ type Agent struct {
 
 	source  *source
 	cluster *cluster // nil: no API server
+	nswatch *nswatch.Watcher
 	host    *host
 	proc    string // where the host's /proc is seen
 	only    bool   // nothing is begun: the agent is here to clean up
@@ -153,12 +155,17 @@ func (a *Agent) assemble() error {
 	if err := a.joinHost(); err != nil {
 		return err
 	}
+	if a.nswatch, err = nswatch.New(); err != nil {
+		return err
+	}
+	a.closers = append(a.closers, a.nswatch.Close)
 	a.enroll, err = enroll.New(enroll.Config{
 		StateDir: a.cfg.StateDir, HostRoot: a.cfg.HostRoot, Proc: a.proc, BootID: bootID(),
 		Redirect: event.Redirect{IPv6: a.cfg.IPv6, DNS: a.cfg.DNSCapture, ProbeIP4: redirect.ProbeIP4(), ProbeIP6: redirect.ProbeIP6()},
 		Backend:  a.backend, Named: redirect.Named,
 		Proxy: a.proxies, World: a.watch, Flows: a.admin, Observe: a.metrics.observe, Log: a.log,
 		Tell: a.cluster.tell, Probes: a.host.probes(),
+		Watch: a.nswatch, SelfProbe: a.cfg.SelfProbe,
 		Times: enroll.Times{Drain: cmp.Or(a.cfg.DrainDeadline, -1), Linger: a.cfg.Linger},
 	})
 	if err != nil {
@@ -246,6 +253,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	group.Go(func() error { return a.watch.Run(parts) })
 	group.Go(func() error { return a.proxies.Serve(parts, a.zdsListener) })
 	group.Go(func() error { return a.enroll.Run(parts) })
+	group.Go(func() error { return a.nswatch.Run(parts, a.enroll.Changed) })
 	group.Go(func() error { return event.Serve(parts, a.cniListener, a.enroll, a.log) })
 	for _, s := range a.http {
 		group.Go(func() error { return serve(parts, s, a.log) })

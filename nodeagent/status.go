@@ -76,8 +76,9 @@ type PodStatus struct {
 	NetnsID     string     `json:"netnsID,omitempty"` // device:inode
 	State       string     `json:"state"`             // such as "enrolled"
 	Since       *time.Time `json:"since,omitempty"`
-	Redirection string     `json:"redirection"` // "verified", what differs, or why it is not known
-	Proxy       bool       `json:"proxy"`       // the proxy was asked
+	Redirection string     `json:"redirection"`     // "verified", what differs, or why it is not known
+	Audit       string     `json:"audit,omitempty"` // what the continuous audit has found, of a pod in the mesh
+	Proxy       bool       `json:"proxy"`           // the proxy was asked
 	Listeners   []string   `json:"listeners,omitempty"`
 	Identity    string     `json:"identity,omitempty"`
 	Certificate string     `json:"certificate,omitempty"` // its state in the proxy's words
@@ -202,6 +203,7 @@ func podStatus(r enroll.Report, redirection string) PodStatus {
 		Namespace: r.Name.Namespace, Name: r.Name.Name, UID: r.UID, Netns: r.Netns,
 		State: string(r.Phase), Redirection: redirection, Reason: r.Reason, Warnings: r.Warnings,
 	}
+	p.Audit = because(string(r.Proof), r.Flaw)
 	if r.Phase == enroll.PhaseAbsent {
 		p.State = "absent"
 	} else {
@@ -246,6 +248,8 @@ func problem(p PodStatus, r enroll.Report, now time.Time) string {
 		return p.Reason
 	case p.Redirection != redirectionOK:
 		return "its redirection: " + p.Redirection
+	case r.Proof == enroll.ProofSilent || r.Proof == enroll.ProofListeners:
+		return "the audit: " + p.Audit
 	case !p.Proxy:
 		return ""
 	case len(p.Listeners) == 0:

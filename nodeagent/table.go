@@ -39,7 +39,7 @@ func (s Status) podTable(out io.Writer, wide bool) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	head := "NAMESPACE\tPOD\tIPS\tNETNS\tREDIRECTION\tLISTENERS\tIDENTITY\tEXPIRES IN\tIN\tOUT"
 	if wide {
-		head += "\tSTATE\tSINCE\tCERTIFICATE\tUID\tNETNS PATH\tREASON"
+		head += "\tSTATE\tSINCE\tAUDIT\tCERTIFICATE\tUID\tNETNS PATH\tREASON"
 	}
 	fmt.Fprintln(w, head)
 	for _, p := range s.Pods {
@@ -50,7 +50,7 @@ func (s Status) podTable(out io.Writer, wide bool) error {
 			if p.Since != nil {
 				since = ago(s.Time.Sub(*p.Since))
 			}
-			row = append(row, p.State, since, p.known(p.Certificate), p.UID, orNone(p.Netns), orNone(p.Reason))
+			row = append(row, p.State, since, orNone(p.Audit), p.known(p.Certificate), p.UID, orNone(p.Netns), orNone(p.Reason))
 		}
 		fmt.Fprintln(w, strings.Join(row, "\t"))
 	}

@@ -297,7 +297,7 @@ func (s *addition) serve(ctx context.Context) error {
 	for key := range s.box.attached {
 		e.keys[key] = m.uid
 	}
-	m.box, m.phase, m.since = s.box, PhaseAdding, time.Now()
+	m.box, m.phase, m.since, m.audit = s.box, PhaseAdding, time.Now(), audited{looking: m.audit.looking}
 	e.mu.Unlock()
 	if old != nil && old.ns != nil {
 		old.ns.Close()

@@ -38,6 +38,8 @@ func (e *Enroller) Run(ctx context.Context) error {
 			e.stopWorkers()
 			return nil
 		case <-changed:
+		case <-e.nudge:
+			e.inspectDue()
 		case <-tick.C:
 			e.sweep(view)
 		}

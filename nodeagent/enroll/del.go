@@ -97,6 +97,7 @@ func (e *Enroller) clearBox(m *member) {
 	e.wakeLocked()
 	e.mu.Unlock()
 	e.forgetFiles(b, event.Key{})
+	e.unwatch(m)
 	if b.ns != nil {
 		b.ns.Close()
 	}

@@ -53,8 +53,11 @@ type Config struct {
 	World  World
 	Flows  Flows  // nil: unknown
 	Finder Finder // nil: running pods whose ADD was not seen are not looked for
+	Watch  Watch  // nil: pods are looked at in turn only
 	Probes Probes // nil: nothing is to be done for kubelet's probes
 
+	// SelfProbe: the audit connects to the proxy inside each pod, too.
+	SelfProbe bool
 	// Rival names what shows that another mesh's agent is at work on this node;
 	// empty: nothing does. nil: nobody looks.
 	Rival func() string
@@ -78,8 +81,11 @@ type Times struct {
 	// Linger is how long a leaving pod is served after its mark went: others have
 	// to hear of it. 0: not at all.
 	Linger time.Duration
-	Sweep  time.Duration // between looks at what nothing announces: 2 s
-	Retry  time.Duration // first wait after a failure on our own accord: 1 s
+	Sweep  time.Duration // between looks at what nothing announces: 1 s
+	// Inspect is how often the whole of a pod is looked at in which nothing seems to
+	// happen: 30 s.
+	Inspect time.Duration
+	Retry   time.Duration // first wait after a failure on our own accord: 1 s
 }
 
 func (t Times) withDefaults() Times {
@@ -91,7 +97,8 @@ func (t Times) withDefaults() Times {
 		{&t.Add, 3800 * time.Millisecond},
 		{&t.Drain, 15 * time.Second},
 		{&t.Blind, 15 * time.Second},
-		{&t.Sweep, 2 * time.Second},
+		{&t.Sweep, time.Second},
+		{&t.Inspect, 30 * time.Second},
 		{&t.Retry, time.Second},
 	} {
 		if *d.field == 0 {
@@ -166,7 +173,9 @@ type member struct {
 	probed         []netip.Addr // that the host lets kubelet's probes through to
 	probeErr       string       // why it does not
 	unmark         bool         // its mark has to go, whoever else is at work here
-	warned         string       // what was told about its annotations
+	audit          audited
+	retry          time.Time // not before, the listeners are asked for again
+	warned         string    // what was told about its annotations
 }
 
 // Enroller takes pods into the mesh and out of it. It implements event.Handler.
@@ -176,16 +185,18 @@ type Enroller struct {
 	store store
 	times Times
 
-	mu       sync.Mutex
-	members  map[string]*member   // by pod UID
-	keys     map[event.Key]string // → pod UID, also of ADDs under way
-	refusals map[PodName]Refusal
-	next     int                // whose rules the next sweep looks at
-	burying  bool               // a sweep applies tombstones
-	seeking  map[string]*sought // by pod UID
-	changed  chan struct{}      // closed, and replaced, when a pod's phase changes
-	retired  string             // why no pod is taken into the mesh any more; empty: they are
-	slots    chan struct{}      // full while as many running pods are changed as may be at once
+	mu         sync.Mutex
+	members    map[string]*member   // by pod UID
+	keys       map[event.Key]string // → pod UID, also of ADDs under way
+	refusals   map[PodName]Refusal
+	burying    bool               // a sweep applies tombstones
+	listening  bool               // a sweep looks at listeners
+	nudge      chan struct{}      // capacity 1: a pod is to be looked at
+	inspecting chan struct{}      // full while as many pods are looked at as may be at once
+	seeking    map[string]*sought // by pod UID
+	changed    chan struct{}      // closed, and replaced, when a pod's phase changes
+	retired    string             // why no pod is taken into the mesh any more; empty: they are
+	slots      chan struct{}      // full while as many running pods are changed as may be at once
 
 	ctx     context.Context // of Run: workers end with it
 	workers sync.WaitGroup
@@ -204,6 +215,7 @@ func New(cfg Config) (*Enroller, error) {
 		cfg: cfg, log: cfg.Log, store: st, times: cfg.Times.withDefaults(),
 		members: make(map[string]*member), keys: make(map[event.Key]string), refusals: make(map[PodName]Refusal),
 		seeking: make(map[string]*sought), changed: make(chan struct{}), slots: make(chan struct{}, liveAtOnce),
+		nudge: make(chan struct{}, 1), inspecting: make(chan struct{}, inspectedAtOnce),
 	}, nil
 }
 

@@ -42,6 +42,7 @@ func (e *Enroller) leave(ctx context.Context, m *member, p Pod) error {
 		return err
 	}
 	e.stopProbes(ctx, m)
+	e.unwatch(m)
 	e.setRedirect(m, nil, p)
 	e.closeNS(m)
 	return e.setPhase(m, PhaseLeft, p.Eligible.Reason)

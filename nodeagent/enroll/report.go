@@ -59,6 +59,9 @@ type Report struct {
 	Warnings []string
 	// Marked is what the pod's annotation says of its redirection.
 	Marked string
+	// Proof is what the audit has found of a pod in the mesh, Flaw what is wrong.
+	Proof Proof
+	Flaw  string
 }
 
 // Report returns every pod of the node that has a sandbox or is to be in the
@@ -76,6 +79,9 @@ func (e *Enroller) Report() []Report {
 		r := Report{
 			Name: m.name, UID: m.uid, IPs: addresses(m.box), Netns: m.box.path, NetnsID: m.box.id,
 			Phase: m.phase, Since: m.since, Reason: m.reason, Redirect: m.box.redirect,
+		}
+		if m.phase == PhaseEnrolled {
+			r.Proof, r.Flaw = m.audit.state()
 		}
 		if view != nil {
 			if p, ok := view.Pod(m.name, m.uid); ok {
@@ -193,4 +199,11 @@ func (e *Enroller) Sample(n int) (pods []Sampled) {
 		}
 	}
 	return pods
+}
+
+// note keeps what went wrong last with a pod.
+func (e *Enroller) note(m *member, err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	m.reason = err.Error()
 }

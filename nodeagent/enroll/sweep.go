@@ -9,18 +9,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/warren-mesh/warren/cni/event"
-	"github.com/warren-mesh/warren/nodeagent/zds"
-)
-
-const (
-	// atOnce bounds the pods that one sweep inspects side by side.
-	atOnce = 4
-	// findWait is how long the proxy is waited for with a pod that was found again.
-	// The pod is busy meanwhile: its DEL must not time out over it.
-	findWait = 2 * time.Second
 )
 
 // sortedLocked returns the members by UID.
@@ -29,10 +19,10 @@ func (e *Enroller) sortedLocked() []*member {
 }
 
 // sweep looks at what nothing announces: DELs that the plugin could only write
-// down, namespaces that went without a DEL, and rules that somebody changed. Of
-// the latter it looks at one pod each time, and at all those under suspicion.
+// down, namespaces that went without a DEL, and pods that nobody has looked at for a
+// while.
 func (e *Enroller) sweep(view *View) {
-	now := time.Now()
+	e.audit()
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.ctx == nil {
@@ -43,46 +33,17 @@ func (e *Enroller) sweep(view *View) {
 		e.burying = true
 		e.workers.Go(func() { e.bury(ctx) })
 	}
-	var inspect, ask []*member
-	all := e.sortedLocked()
-	for i, m := range all {
-		switch {
-		case m.box == nil:
-		case now.Before(m.suspect) || m.phase == PhaseEnrolled && m.box.ns == nil:
-			inspect = append(inspect, m)
-		case m.phase == PhaseEnrolled && i == e.next%len(all):
-			inspect = append(inspect, m)
+	for _, m := range e.members {
+		if view == nil || m.box == nil || m.phase == PhaseAdding {
+			continue
 		}
-		if view != nil && m.box != nil && m.phase != PhaseAdding {
-			if _, ok := view.Pod(m.name, m.uid); !ok {
-				ask = append(ask, m)
-			}
+		if _, ok := view.Pod(m.name, m.uid); !ok {
+			m.users++
+			e.workers.Go(func() {
+				defer e.drop(m)
+				e.forgetGone(ctx, m)
+			})
 		}
-	}
-	e.next++
-	if len(all) > 0 {
-		e.next %= len(all)
-	}
-	queue := make(chan *member, len(inspect))
-	for _, m := range inspect {
-		m.users++
-		queue <- m
-	}
-	close(queue)
-	for range min(atOnce, len(inspect)) {
-		e.workers.Go(func() {
-			for m := range queue {
-				e.inspect(ctx, m)
-				e.drop(m)
-			}
-		})
-	}
-	for _, m := range ask {
-		m.users++
-		e.workers.Go(func() {
-			defer e.drop(m)
-			e.forgetGone(ctx, m)
-		})
 	}
 }
 
@@ -106,69 +67,6 @@ func (e *Enroller) bury(ctx context.Context) {
 			e.log.Warn("cannot apply a tombstone yet", "err", err)
 		}
 	}
-}
-
-// inspect verifies a pod's rules and puts them right. A pod that somebody is
-// busy with is left for the next sweep.
-func (e *Enroller) inspect(ctx context.Context, m *member) {
-	select {
-	case m.busy <- struct{}{}:
-		defer func() { <-m.busy }()
-	default:
-		return
-	}
-	e.mu.Lock()
-	in := m.box != nil && m.phase == PhaseEnrolled
-	e.mu.Unlock()
-	if !in || ctx.Err() != nil {
-		return
-	}
-	lost := m.box.ns == nil
-	if err := e.open(ctx, m); err != nil {
-		e.note(m, err)
-		return
-	}
-	if lost { // it was named without its namespace so far
-		ctx, cancel := context.WithTimeout(ctx, findWait)
-		err := e.announce(ctx, m)
-		cancel()
-		// Without a proxy there is nobody to tell: the next snapshot tells it.
-		if err != nil && !errors.Is(err, zds.ErrNoProxy) {
-			e.closeNS(m)
-			e.note(m, err)
-			return
-		}
-	}
-	if view, _ := e.cfg.World.View(); view != nil {
-		if p, ok := view.Pod(m.name, m.uid); ok {
-			e.letProbes(ctx, m, e.probeIPs(m, p))
-		}
-	}
-	b, err := e.backend(m.box.redirect)
-	if err != nil {
-		e.note(m, err)
-		return
-	}
-	diff := verify(b, m.box.ns, *m.box.redirect)
-	if diff == nil {
-		return
-	}
-	began := time.Now()
-	err = b.Apply(m.box.ns, rulesConfig(*m.box.redirect))
-	if err == nil {
-		err = verify(b, m.box.ns, *m.box.redirect)
-	}
-	e.cfg.Observe("repair", time.Since(began), err)
-	e.log.Warn("a pod's rules were not right", "pod", m.name.String(), "uid", m.uid, "was", diff.Error(), "repaired", err == nil, "err", err)
-	if err != nil {
-		e.note(m, err)
-	}
-}
-
-func (e *Enroller) note(m *member, err error) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	m.reason = err.Error()
 }
 
 // forgetGone removes a pod that has neither object nor namespace any more: its

@@ -1,0 +1,185 @@
+package enroll_test
+
+import (
+	"context"
+	"io"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/warren-mesh/warren/internal/nstest"
+	"github.com/warren-mesh/warren/internal/nswatch"
+	"github.com/warren-mesh/warren/nodeagent/enroll"
+	"github.com/warren-mesh/warren/nodeagent/zds"
+)
+
+// sockets are the proxy's listeners in one pod.
+type sockets struct {
+	mu   sync.Mutex
+	list []net.Listener
+	mute bool // it takes connections and does nothing
+	wg   sync.WaitGroup
+}
+
+func (s *sockets) open(t *testing.T, in *sandbox) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.list) > 0 {
+		return
+	}
+	for _, port := range []string{"15001", "15006", "15008"} {
+		var l net.Listener
+		if err := in.netns.Do(func() (err error) { l, err = net.Listen("tcp4", "0.0.0.0:"+port); return err }); err != nil {
+			t.Error(err)
+			return
+		}
+		s.list = append(s.list, l)
+		s.wg.Go(func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				s.mu.Lock()
+				mute := s.mute
+				s.mu.Unlock()
+				s.wg.Go(func() {
+					defer c.Close()
+					if mute {
+						_, _ = io.Copy(io.Discard, c) // until the other end is tired of it
+					}
+				})
+			}
+		})
+	}
+}
+
+func (s *sockets) set(mute bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mute = mute
+}
+
+func (s *sockets) close() {
+	s.mu.Lock()
+	for _, l := range s.list {
+		l.Close()
+	}
+	s.list = nil
+	s.mu.Unlock()
+	s.wg.Wait()
+}
+
+// withAudit gives the agent eyes, and a pod whose listeners are real.
+func (n *node) withAudit() {
+	w, err := nswatch.New()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.config = func(c *enroll.Config) { c.Watch, c.SelfProbe = w, true }
+	n.t.Cleanup(func() {
+		if err := w.Close(); err != nil {
+			n.t.Error(err)
+		}
+	})
+	n.start()
+	done := make(chan struct{})
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() { defer close(done); _ = w.Run(ctx, n.e.Changed) }()
+	n.t.Cleanup(func() { n.stop(); cancel(); <-done })
+}
+
+func (n *node) proof(uid string) enroll.Proof {
+	for _, r := range n.e.Report() {
+		if r.UID == uid {
+			return r.Proof
+		}
+	}
+	return ""
+}
+
+// TestAudit: what is taken away from a pod comes back, and what cannot is told.
+func TestAudit(t *testing.T) {
+	nstest.LeakCheck(t)
+	n := newNode(t)
+	n.times.Inspect = 1 << 40 // nothing is found by taking turns
+	n.withAudit()
+	f, _ := n.proxy()
+	s := n.sandbox("app", "a", "uid-a", "c1")
+	inPod(t, s.netns, "ip", "link", "set", "lo", "up")
+	var socks sockets
+	t.Cleanup(func() { n.stop(); socks.close() })
+	f.OnAdd(func(context.Context, string, zds.Info) error { socks.open(t, s); return nil })
+	n.world.pod("app", "a", "uid-a")
+	n.mustAdd(s)
+	n.until("it is proven", func() bool { return n.proof("uid-a") == enroll.ProofWhole })
+
+	if err := n.backend.StopCapture(s.netns); err != nil {
+		t.Fatal(err)
+	}
+	n.until("the rules are back", func() bool { return n.captured(s) })
+	inPod(t, s.netns, "ip", "rule", "del", "pref", "32764")
+	n.until("the routing rule is back", func() bool { return n.captured(s) })
+	inPod(t, s.netns, "iptables", "-t", "nat", "-I", "OUTPUT", "-j", "ACCEPT") // before ours
+	n.until("the jump is the first again", func() bool { return n.captured(s) })
+
+	socks.close()
+	n.until("the listeners are back", func() bool {
+		missing := slices.ContainsFunc(n.e.Report(), func(r enroll.Report) bool { return r.Proof != enroll.ProofWhole })
+		socks.mu.Lock()
+		defer socks.mu.Unlock()
+		return len(socks.list) == 3 && !missing
+	})
+}
+
+// TestSilentProxy: it listens and does not answer.
+func TestSilentProxy(t *testing.T) {
+	nstest.LeakCheck(t)
+	n := newNode(t)
+	n.times.Inspect = n.times.Sweep
+	n.withAudit()
+	f, _ := n.proxy()
+	s := n.sandbox("app", "a", "uid-a", "c1")
+	inPod(t, s.netns, "ip", "link", "set", "lo", "up")
+	var socks sockets
+	t.Cleanup(func() { n.stop(); socks.close() })
+	socks.set(true)
+	f.OnAdd(func(context.Context, string, zds.Info) error { socks.open(t, s); return nil })
+	n.world.pod("app", "a", "uid-a")
+	n.mustAdd(s)
+	n.until("it is told", func() bool { return n.proof("uid-a") == enroll.ProofSilent })
+	socks.set(false)
+	n.until("it is proven", func() bool { return n.proof("uid-a") == enroll.ProofWhole })
+}
+
+// TestTwoSandboxes: the audit follows a pod into its next namespace, and forgets one
+// that has gone.
+func TestAuditFollows(t *testing.T) {
+	nstest.LeakCheck(t)
+	n := newNode(t)
+	n.times.Inspect = 1 << 40
+	n.withAudit()
+	n.proxy()
+	n.world.pod("app", "a", "uid-a")
+	older, newer := n.sandbox("app", "a", "uid-a", "c1"), n.sandbox("app", "a", "uid-a", "c2")
+	for _, s := range []*sandbox{older, newer} {
+		n.mustAdd(s)
+		n.until("it is looked at", func() bool { p := n.proof("uid-a"); return p != enroll.ProofNone && p != "" })
+		if err := n.backend.StopCapture(s.netns); err != nil {
+			t.Fatal(err)
+		}
+		n.until("the rules are back", func() bool { return n.captured(s) })
+	}
+	n.world.pod("app", "a", "uid-a", func(p *corev1.Pod) { p.Labels = map[string]string{"istio.io/dataplane-mode": "none"} })
+	n.until("it has left", func() bool { return n.phase("uid-a") == enroll.PhaseLeft })
+	if n.proof("uid-a") != "" || !n.clean(newer) {
+		t.Errorf("proof %q of a pod outside", n.proof("uid-a"))
+	}
+	if strings.Contains(n.reason("uid-a"), "rules") {
+		t.Error(n.reason("uid-a"))
+	}
+}
