@@ -75,22 +75,18 @@ func (s *sockets) close() {
 }
 
 // withAudit gives the agent eyes, and a pod whose listeners are real.
-func (n *node) withAudit() {
+func (n *node) withAudit() *nswatch.Watcher {
 	w, err := nswatch.New()
 	if err != nil {
 		n.t.Fatal(err)
 	}
 	n.config = func(c *enroll.Config) { c.Watch, c.SelfProbe = w, true }
-	n.t.Cleanup(func() {
-		if err := w.Close(); err != nil {
-			n.t.Error(err)
-		}
-	})
 	n.start()
 	done := make(chan struct{})
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() { defer close(done); _ = w.Run(ctx, n.e.Changed) }()
 	n.t.Cleanup(func() { n.stop(); cancel(); <-done })
+	return w
 }
 
 func (n *node) proof(uid string) enroll.Proof {
@@ -107,12 +103,12 @@ func TestAudit(t *testing.T) {
 	nstest.LeakCheck(t)
 	n := newNode(t)
 	n.times.Inspect = 1 << 40 // nothing is found by taking turns
-	n.withAudit()
+	w := n.withAudit()
 	f, _ := n.proxy()
 	s := n.sandbox("app", "a", "uid-a", "c1")
 	inPod(t, s.netns, "ip", "link", "set", "lo", "up")
 	var socks sockets
-	t.Cleanup(func() { n.stop(); socks.close() })
+	t.Cleanup(func() { n.stop(); socks.close(); w.Close() }) // before the namespace goes
 	f.OnAdd(func(context.Context, string, zds.Info) error { socks.open(t, s); return nil })
 	n.world.pod("app", "a", "uid-a")
 	n.mustAdd(s)
@@ -141,12 +137,12 @@ func TestSilentProxy(t *testing.T) {
 	nstest.LeakCheck(t)
 	n := newNode(t)
 	n.times.Inspect = n.times.Sweep
-	n.withAudit()
+	w := n.withAudit()
 	f, _ := n.proxy()
 	s := n.sandbox("app", "a", "uid-a", "c1")
 	inPod(t, s.netns, "ip", "link", "set", "lo", "up")
 	var socks sockets
-	t.Cleanup(func() { n.stop(); socks.close() })
+	t.Cleanup(func() { n.stop(); socks.close(); w.Close() }) // before the namespace goes
 	socks.set(true)
 	f.OnAdd(func(context.Context, string, zds.Info) error { socks.open(t, s); return nil })
 	n.world.pod("app", "a", "uid-a")
@@ -162,10 +158,11 @@ func TestAuditFollows(t *testing.T) {
 	nstest.LeakCheck(t)
 	n := newNode(t)
 	n.times.Inspect = 1 << 40
-	n.withAudit()
+	w := n.withAudit()
 	n.proxy()
 	n.world.pod("app", "a", "uid-a")
 	older, newer := n.sandbox("app", "a", "uid-a", "c1"), n.sandbox("app", "a", "uid-a", "c2")
+	t.Cleanup(func() { n.stop(); w.Close() })
 	for _, s := range []*sandbox{older, newer} {
 		n.mustAdd(s)
 		n.until("it is looked at", func() bool { p := n.proof("uid-a"); return p != enroll.ProofNone && p != "" })
