@@ -96,7 +96,7 @@ func deploymentUp(d *appsv1.Deployment) error {
 		want = *d.Spec.Replicas
 	}
 	if s := d.Status; s.ObservedGeneration < d.Generation || s.UpdatedReplicas != want || s.ReadyReplicas != want || s.Replicas != want {
-		return fmt.Errorf("Deployment %s: %d of %d ready, %d up to date", d.Name, s.ReadyReplicas, want, s.UpdatedReplicas)
+		return fmt.Errorf("deployment %s: %d of %d ready, %d up to date", d.Name, s.ReadyReplicas, want, s.UpdatedReplicas)
 	}
 	return nil
 }

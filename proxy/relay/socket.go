@@ -108,7 +108,7 @@ func (e *end) Notify(ev ready.Events, _ *ready.Turn) {
 func (e *end) move() {
 	full, mine := e.step()
 	if mine && !full {
-		full, mine = e.step()
+		_, mine = e.step()
 	}
 	if mine {
 		go e.bulk()

@@ -3,6 +3,7 @@ package kube
 import (
 	"fmt"
 	"runtime"
+	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -40,8 +41,8 @@ func livePod(i int) *corev1.Pod {
 				s("k8s.v1.cni.cncf.io/network-status"): s("[{\"name\":\"k8s-pod-network\",\"ips\":[%q],\"default\":true,\"dns\":{}}]", ip)},
 			OwnerReferences: []metav1.OwnerReference{{APIVersion: s("apps/v1"), Kind: s("ReplicaSet"), Name: s("%s-6f7d9c5b8", app), UID: types.UID(s("b3a1c4f0-1111-2222-3333-%012d", i/50)), Controller: &yes, BlockOwnerDeletion: &yes}},
 			ManagedFields: []metav1.ManagedFieldsEntry{
-				{Manager: s("kube-controller-manager"), Operation: "Update", APIVersion: s("v1"), FieldsV1: &metav1.FieldsV1{Raw: make([]byte, 2500)}},
-				{Manager: s("kubelet"), Operation: "Update", APIVersion: s("v1"), FieldsV1: &metav1.FieldsV1{Raw: make([]byte, 1500)}},
+				{Manager: s("kube-controller-manager"), Operation: "Update", APIVersion: s("v1"), FieldsV1: metav1.NewFieldsV1(strings.Repeat("x", 2500))},
+				{Manager: s("kubelet"), Operation: "Update", APIVersion: s("v1"), FieldsV1: metav1.NewFieldsV1(strings.Repeat("x", 1500))},
 			},
 		},
 		Spec:   corev1.PodSpec{NodeName: s("node-%d", i%200), ServiceAccountName: app, Volumes: volumes, SchedulerName: s("default-scheduler"), DNSPolicy: corev1.DNSPolicy(s("ClusterFirst"))},
