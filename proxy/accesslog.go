@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"errors"
 	"log/slog"
 	"net/netip"
 	"strconv"
@@ -45,7 +46,11 @@ func (l *logs) access(a *accessLine) {
 // early writes the line of a connection that was refused before anything was
 // known of it.
 func (l *logs) early(d track.Direction, src, dst netip.AddrPort, err error) {
-	if !l.enabled(accessScope, slog.LevelWarn) {
+	level := slog.LevelWarn
+	if errors.Is(err, errRecursive) && src.Addr().IsLoopback() {
+		level = slog.LevelDebug // as a rule the node agent's, which looks whether we answer
+	}
+	if !l.enabled(accessScope, level) {
 		return
 	}
 	list := make([]slog.Attr, 0, 4)
@@ -56,7 +61,7 @@ func (l *logs) early(d track.Direction, src, dst netip.AddrPort, err error) {
 		list = append(list, slog.Any("dst.addr", dst))
 	}
 	list = append(list, slog.String("direction", d.String()), slog.String("error", err.Error()))
-	l.write(time.Now(), slog.LevelWarn, accessScope, "connection failed", nil, list)
+	l.write(time.Now(), level, accessScope, "connection failed", nil, list)
 }
 
 // attrs are the keys of ztunnel's access log, in its order.

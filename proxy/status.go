@@ -101,6 +101,7 @@ func (s *Server) source() admin.Source {
 		View: s.store.View, Static: func() workload.Batch { return s.static }, Certs: s.certs.Dump, Pods: s.podList,
 		Connections: s.tracked.Snapshot, Lines: s.allLines, Config: func() map[string]any { return configMap(s.cfg) },
 		Version: s.versions(), Ready: s.ready, Logging: s.logs.filter, Quit: s.Quit,
+		Plaintext: s.plaintextVerdicts,
 	}
 }
 

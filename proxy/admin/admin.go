@@ -27,6 +27,8 @@ type Source struct {
 	Ready       *Readiness
 	Logging     Logging
 	Quit        func() // begins the drain; called at most once a request, must not block
+	// Plaintext says which plaintext connections to a pod its policies deny, and why.
+	Plaintext func(uid string, conns []Plaintext) (reasons []string, err error)
 }
 
 // Logging is the log's filter.
@@ -71,6 +73,7 @@ func Handler(s Source) http.Handler {
 		"/config_dump":              s.json(func(r *http.Request) any { return s.dump(r.URL.Query().Get("format")) }),
 		"/debug/certs":              s.json(func(*http.Request) any { return certList(s.Certs()) }),
 		"/debug/connections":        s.json(func(*http.Request) any { return s.connections() }),
+		"/debug/plaintext":          http.HandlerFunc(s.plaintext),
 		"/debug/pods":               s.json(func(*http.Request) any { return list(s.Pods()) }),
 		"/healthz/ready":            s.Ready,
 		"/logging":                  http.HandlerFunc(s.logging),
