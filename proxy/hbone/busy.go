@@ -12,8 +12,8 @@ const (
 	// busyPause without bulk ends that.
 	busyPause = 100 * time.Millisecond
 	// maxBusy is how many tunnels for a key may be there before a new stream goes
-	// to a busy one: with two, what is small has one that bulk does not queue in.
-	maxBusy = 2
+	// to a busy one.
+	maxBusy = 4
 )
 
 // bulkTime is since when, and when last, one direction of a tunnel carried bulk, in

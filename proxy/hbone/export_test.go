@@ -30,5 +30,8 @@ func (g *Gate) Peer(peer netip.Addr) [2]int {
 	return [2]int{}
 }
 
-// BusyAfter is for how long bulk has to last.
-const BusyAfter = busyAfter
+// BusyAfter is for how long bulk has to last, MaxBusy how many tunnels that makes.
+const (
+	BusyAfter = busyAfter
+	MaxBusy   = maxBusy
+)
