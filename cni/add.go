@@ -115,7 +115,7 @@ func (p *programmer) program(r event.Redirect) (how string, err error) {
 			code = types.ErrTryAgainLater
 		}
 		p.failed = failure(code, fmt.Errorf("program the redirection in %s: %w", p.args.Netns, err),
-			"see whether the namespace still exists and iptables works on this node; what was done is undone")
+			"see whether the namespace still exists and iptables or nftables works on this node; what was done is undone")
 		return "", p.failed
 	}
 	return p.how, nil

@@ -306,23 +306,26 @@ func testNoIPTables(t *testing.T, bins string) {
 	if err := n.cni().CheckNetworkList(testContext(t), n.list, p.rt); err != nil {
 		t.Errorf("CHECK: %v", err)
 	}
-	if got := verbs(f); !slices.Equal(got, []string{"Add", "Programmed by agent", "Check"}) {
+	if got := verbs(f); !slices.Equal(got, []string{"Add", "Programmed by plugin", "Check"}) {
 		t.Errorf("the agent was asked %v", got)
 	}
+	wantRules(t, p.ns, "redirected") // by nftables, which needs no program
 
-	// The same for a backend that this plugin does not know.
-	f.Change(func(f *event.Fake) {
-		f.OnAdd = func(context.Context, event.Add, *netns.NS) (event.Answer, error) {
-			a := redirectSo()
-			a.Redirect.Backend = "quantum"
-			return a, nil
+	// The agent chose one that this host has not, or that this plugin does not know.
+	for _, name := range []string{redirect.NameNFT, "quantum"} {
+		f.Change(func(f *event.Fake) {
+			f.OnAdd = func(context.Context, event.Add, *netns.NS) (event.Answer, error) {
+				a := redirectSo()
+				a.Redirect.Backend = name
+				return a, nil
+			}
+		})
+		if _, err := n.run("ADD", p.rt, n.entry("1.1.0", `, "prevResult": {"cniVersion": "1.1.0"}`)); err != nil {
+			t.Error(err)
 		}
-	})
-	if _, err := n.run("ADD", p.rt, n.entry("1.1.0", `, "prevResult": {"cniVersion": "1.1.0"}`)); err != nil {
-		t.Error(err)
-	}
-	if got := verbs(f); got[len(got)-1] != "Programmed by agent" {
-		t.Errorf("the agent was asked %v", got)
+		if got := verbs(f); got[len(got)-1] != "Programmed by agent" {
+			t.Errorf("%s: the agent was asked %v", name, got)
+		}
 	}
 }
 

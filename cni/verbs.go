@@ -70,7 +70,7 @@ func (c *call) check(ctx context.Context) error {
 		c.log.Info("the rules were checked by the node agent only", "reason", err.Error())
 		return nil
 	case err != nil:
-		return failure(types.ErrInternal, fmt.Errorf("verify the redirection in %s: %w", c.args.Netns, err), "see whether the namespace still exists and iptables works on this node")
+		return failure(types.ErrInternal, fmt.Errorf("verify the redirection in %s: %w", c.args.Netns, err), "see whether the namespace still exists and iptables or nftables works on this node")
 	case len(diffs) > 0:
 		return types.NewError(types.ErrInternal, "the pod's redirection is not what the node agent set up: "+strings.Join(diffs, "; "),
 			"something in the pod or on the node has changed its rules; restart the pod, or the node agent, which repairs them")
