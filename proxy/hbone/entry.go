@@ -84,19 +84,22 @@ func (p *Pool) acquire(ctx context.Context, key Key, after uint64) (m *member, s
 	}
 }
 
-// pick chooses among the tunnels with a place left: one that is not busy before one
-// that is, and then that with the fewest streams.
+// pick chooses among the tunnels with a place left: the oldest that is not busy, so
+// that what begins together shares one and the others are there for what comes
+// later; of busy ones that with the fewest streams.
 func (e *entry) pick(after uint64) (best *member, busy bool) {
-	for _, m := range e.members {
+	for _, m := range e.members { // the oldest first
 		if m.gone || m.seq <= after || m.streams+m.pending >= m.limit {
 			continue
 		}
-		mBusy := m.t.isBusy()
-		if best == nil || busy && !mBusy || busy == mBusy && m.streams+m.pending < best.streams+best.pending {
-			best, busy = m, mBusy
+		if !m.t.isBusy() {
+			return m, false
+		}
+		if best == nil || m.streams+m.pending < best.streams+best.pending {
+			best = m
 		}
 	}
-	return best, busy
+	return best, best != nil
 }
 
 // wait waits for a dial. Its error goes to all who wait now, once; whoever
