@@ -71,10 +71,14 @@ func Until(ctx context.Context, within time.Duration, what string, ok func(conte
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	began := time.Now()
+	var err error
 	for {
-		err := ok(ctx)
-		if err == nil {
+		now := ok(ctx)
+		if now == nil {
 			return nil
+		}
+		if err == nil || ctx.Err() == nil { // the last call is cut short, and says only that
+			err = now
 		}
 		select {
 		case <-ctx.Done():

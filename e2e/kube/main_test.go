@@ -112,9 +112,9 @@ func namespace(t *testing.T, labels map[string]string) string {
 	ctx := testContext(t)
 	set := map[string]string{testLabel: "yes"}
 	maps.Copy(set, labels)
-	base := strings.ToLower(strings.NewReplacer("/", "-", "_", "-").Replace(t.Name()))
+	base := strings.ToLower(strings.NewReplacer("/", "-", "_", "-", ",", "").Replace(t.Name()))
 	ns, err := mesh.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
-		GenerateName: base[:min(len(base), 40)] + "-", Labels: set}}, metav1.CreateOptions{})
+		GenerateName: strings.TrimRight(base[:min(len(base), 40)], "-") + "-", Labels: set}}, metav1.CreateOptions{})
 	must(t, err)
 	t.Cleanup(func() {
 		if os.Getenv("E2E_KEEP") == "" || !t.Failed() {

@@ -91,6 +91,7 @@ func TestADD(t *testing.T) {
 	}{{"outside the mesh", nil}, {"in the mesh", in}} {
 		for _, atOnce := range []int{1, 20} {
 			ns := namespace(t, mode.labels)
+			before := addHistogram(t, mesh.Nodes[0])
 			s := watchPods(t, ns, func(p *corev1.Pod, gone bool) bool { return kube.PodReady(p) && !gone })
 			began := map[string]time.Time{}
 			for i := range 20 {
@@ -103,28 +104,60 @@ func TestADD(t *testing.T) {
 				}
 			}
 			measure(fmt.Sprintf("pod created → ready, %d at once, %s", atOnce, mode.name), s.all(t, began))
-			for name := range began {
-				must(t, mesh.CoreV1().Pods(ns).Delete(testContext(t), name, metav1.DeleteOptions{}))
+			if mode.labels != nil {
+				printHistogram(t, mesh.Nodes[0], before, fmt.Sprintf("%d at once", atOnce))
 			}
+			gone(t, ns)
 		}
-	}
-	for _, node := range mesh.Nodes {
-		printHistogram(t, node)
 	}
 }
 
-// printHistogram shows what the agent itself counted of its changes.
-func printHistogram(t *testing.T, node string) {
+// gone deletes a namespace's pods and waits, so that their end costs nobody else.
+func gone(t *testing.T, ns string) {
+	t.Helper()
+	ctx := testContext(t)
+	must(t, mesh.CoreV1().Pods(ns).DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{}))
+	must(t, kube.Until(ctx, 3*time.Minute, "the pods are gone", func(ctx context.Context) error {
+		l, err := mesh.CoreV1().Pods(ns).List(ctx, metav1.ListOptions{})
+		if err == nil && len(l.Items) > 0 {
+			err = fmt.Errorf("%d are left", len(l.Items))
+		}
+		return err
+	}))
+}
+
+const addMetric = "warren_agent_change_seconds"
+
+// addBounds are the upper bounds of the agent's buckets, in seconds, as it writes them.
+func addBounds() []string {
+	return []string{"0.005", "0.0125", "0.03125", "0.078125", "0.1953125", "0.48828125", "1.220703125", "3.0517578125", "7.62939453125", "+Inf"}
+}
+
+// addHistogram is how many ADDs the agent has answered within each bound.
+func addHistogram(t *testing.T, node string) (counts []float64) {
 	t.Helper()
 	pods, err := mesh.PodsOn(testContext(t), kube.AgentDaemonSet, node)
 	must(t, err)
-	for _, kind := range []string{"add", "enroll", "remove"} {
-		sum := agentMetric(t, pods[0].Name, "warren_agent_change_seconds_sum", map[string]string{"type": kind})
-		n := agentMetric(t, pods[0].Name, "warren_agent_change_seconds_count", map[string]string{"type": kind})
-		if n > 0 {
-			fmt.Printf("measure: the agent of %s: %s took %.1f ms on average of %.0f\n", node, kind, 1000*sum/n, n)
-		}
+	for _, b := range addBounds() {
+		counts = append(counts, agentMetric(t, pods[0].Name, addMetric+"_bucket", map[string]string{"type": "add", "le": b}))
 	}
+	return counts
+}
+
+// printHistogram shows what the agent itself took for ADDs since before.
+func printHistogram(t *testing.T, node string, before []float64, what string) {
+	t.Helper()
+	now := addHistogram(t, node)
+	all := now[len(now)-1] - before[len(now)-1]
+	within := func(part float64) string {
+		for i, b := range addBounds() {
+			if now[i]-before[i] >= part*all {
+				return b + " s"
+			}
+		}
+		return "?"
+	}
+	fmt.Printf("measure: the agent's part of an ADD, %s: p50 within %s, p99 within %s, of %.0f\n", what, within(0.5), within(0.99), all)
 }
 
 func agentMetric(t *testing.T, pod, name string, labels map[string]string) float64 {
@@ -146,7 +179,7 @@ func TestLabelToCaptured(t *testing.T) {
 	ns := namespace(t, nil)
 	ctx := testContext(t)
 	run(t, kube.PodSpec{Namespace: ns, Name: "a", Node: mesh.Nodes[0]})
-	var there, left []time.Duration
+	var there, left, forgotten []time.Duration
 	for range 10 {
 		s := watchPods(t, ns, func(p *corev1.Pod, _ bool) bool { return p.Annotations["ambient.istio.io/redirection"] == "enabled" })
 		began := time.Now()
@@ -162,7 +195,6 @@ func TestLabelToCaptured(t *testing.T) {
 	measure("label → captured", there)
 	measure("label removed → left", left)
 
-	var gone []time.Duration
 	must(t, mesh.Label(ctx, ns, "", in))
 	for i := range 5 {
 		p := run(t, kube.PodSpec{Namespace: ns, Name: fmt.Sprintf("del-%d", i), Account: "a", Node: mesh.Nodes[0]})[0]
@@ -178,10 +210,10 @@ func TestLabelToCaptured(t *testing.T) {
 			}
 			return nil
 		}))
-		gone = append(gone, time.Since(began))
+		forgotten = append(forgotten, time.Since(began))
 	}
-	slices.Sort(gone)
-	measure("deleted at once → the agent has forgotten (polled)", gone)
+	slices.Sort(forgotten)
+	measure("deleted at once → the agent has forgotten (polled)", forgotten)
 }
 
 // TestIdlePods measures what many idle pods cost, and how fast a new agent has them.
