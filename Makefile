@@ -20,7 +20,7 @@ FUZZTIME    ?= 10s
 
 ARCHS       ?= amd64 arm64
 
-.PHONY: help deps build plugins render manifests images images-lock demo test test-race e2e bench bench-go lint fuzz ci clean
+.PHONY: help deps build plugins render helm manifests images images-lock demo test test-race e2e bench bench-go lint fuzz ci clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,9 @@ plugins: ## the CNI plugins that the demo and the tests chain with, from their G
 
 render: ## what renders the manifests, from its Go module
 	$(GO) -C manifests/tools build -o $(CURDIR)/$(BIN)/render ./cmd/render
+
+helm: ## helm itself, of the version that the chart is tried with
+	$(GO) -C manifests/tools/helm build -o $(CURDIR)/$(BIN)/helm helm.sh/helm/v3/cmd/helm
 
 manifests: render ## the kustomize folders, out of the chart
 	$(BIN)/render split manifests/charts/warren manifests/kustomize

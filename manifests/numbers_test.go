@@ -245,6 +245,20 @@ func TestControlPlaneNumbers(t *testing.T) {
 	}
 }
 
+// Agent and proxy meet at another socket if they are told to, for a cluster where
+// another proxy has the usual one.
+func TestSocketDir(t *testing.T) {
+	const dir = "/run/warren-proxy"
+	pods := workloads(installed(t, "proxy.socketDir="+dir))
+	agent, px := pods["warren-nodeagent"].Spec, pods["ztunnel"].Spec
+	if a, p := agentConfig(t, agent.Containers[0]).ZDSSocket, proxyConfig(t, px).ZDSPath; a != p || filepath.Dir(p) != dir {
+		t.Errorf("the agent waits at %s, the proxy looks for %s", a, p)
+	}
+	if a, p := hostMounts(t, agent)[dir], hostMounts(t, px)[dir]; a != dir || p != dir {
+		t.Errorf("mounted: %q, %q", a, p)
+	}
+}
+
 // Agent and control plane are told the same of who is in the mesh.
 func TestSelectors(t *testing.T) {
 	pods := workloads(installed(t, "mesh.enablementSelectors[0].podSelector.matchLabels.mesh=on", "mesh.enablementSelectors[0].namespaceSelector.matchLabels.a=b", "mesh.excludeNamespaces={a,b}"))

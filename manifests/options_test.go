@@ -112,6 +112,7 @@ func TestOtherDaemonSets(t *testing.T) {
 		"Istio's":                    {existing: daemonSet("warren-system", "ztunnel", "istio-ztunnel"), refused: "DaemonSet warren-system/ztunnel is there"},
 		"one by hand":                {existing: daemonSet("warren-system", "ztunnel", ""), refused: "DaemonSet warren-system/ztunnel is there"},
 		"an agent by hand":           {existing: daemonSet("warren-system", "warren-nodeagent", ""), refused: "warren-system/warren-nodeagent is there"},
+		"both by hand, renamed":      {existing: daemonSet("warren-system", "warren-nodeagent", ""), set: "proxy.name=x", refused: "remove it first"},
 		"one under another name":     {existing: daemonSet("warren-system", "ztunnel", ""), set: "proxy.name=warren-proxy"},
 		"one in another namespace":   {existing: daemonSet("istio-system", "ztunnel", "x"), refused: "in the namespace istio-system"},
 		"one that may be there":      {existing: daemonSet("istio-system", "ztunnel", "x"), set: "proxy.allowOtherZtunnel=true"},
