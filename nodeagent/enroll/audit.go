@@ -101,6 +101,11 @@ func (e *Enroller) audit() {
 		ctx := e.ctx
 		e.workers.Go(func() { e.listen(ctx) })
 	}
+	if e.cfg.Connections != nil && !e.tending {
+		e.tending = true
+		ctx := e.ctx
+		e.workers.Go(func() { e.tend(ctx) })
+	}
 }
 
 // inspectDue begins to look at pods in which something has changed.
@@ -294,6 +299,9 @@ func answers(ns *netns.NS) error {
 		c, err = net.DialTimeout("tcp4", fmt.Sprintf("127.0.0.1:%d", redirect.PortOutbound), answerWithin)
 		return err
 	})
+	if netns.IsReset(err) {
+		return nil // before we had even seen that it was taken
+	}
 	if err != nil {
 		return fmt.Errorf("a connection inside the pod to the proxy: %w", err)
 	}
