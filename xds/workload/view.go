@@ -105,6 +105,13 @@ func (v *View) ServiceByHost(host, clientNamespace string) *Service {
 	return choose(list, clientNamespace)
 }
 
+// ServicesByHost are the services of a hostname in lower case, whoever may see
+// them, by namespace. It is for who has a rule of choice of its own.
+func (v *View) ServicesByHost(host string) []*Service {
+	list, _ := v.byHost.get(host)
+	return list
+}
+
 // Endpoints are the workloads behind a service, healthy or not; nil when there
 // are none.
 func (v *View) Endpoints(s *Service) *EndpointSet {
