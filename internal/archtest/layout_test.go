@@ -12,7 +12,7 @@ type kind int
 
 const (
 	unknown kind = iota
-	bottom       // internal/netns, internal/hostdir
+	bottom       // internal/netns, internal/hostdir, internal/nswatch
 	contract
 	pure
 	core
@@ -35,7 +35,7 @@ func kinds() map[string]kind {
 		"internal/nstest":   support,
 		"internal/archtest": support,
 		"internal/capture":  support,
-		"internal/nswatch":  adapter,
+		"internal/nswatch":  bottom,
 
 		"cni":          root,
 		"cni/event":    contract,
