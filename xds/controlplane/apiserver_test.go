@@ -21,6 +21,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
@@ -212,21 +213,25 @@ func needs() (cluster, own []rbacv1.PolicyRule) {
 	rule := func(group, resources string, verbs ...string) rbacv1.PolicyRule {
 		return rbacv1.PolicyRule{APIGroups: []string{group}, Resources: strings.Split(resources, " "), Verbs: verbs}
 	}
-	read := []string{"get", "list", "watch"}
+	named := func(group, resource string, names []string, verbs ...string) rbacv1.PolicyRule {
+		return rbacv1.PolicyRule{APIGroups: []string{group}, Resources: []string{resource}, ResourceNames: names, Verbs: verbs}
+	}
 	return []rbacv1.PolicyRule{
-			rule("", "pods services nodes namespaces", read...),
-			rule("discovery.k8s.io", "endpointslices", read...),
-			rule("security.istio.io", "authorizationpolicies peerauthentications", read...),
+			rule("", "pods services nodes namespaces", "list", "watch"),
+			rule("discovery.k8s.io", "endpointslices", "list", "watch"),
+			rule("security.istio.io", "authorizationpolicies", "get", "list", "watch"),
+			rule("security.istio.io", "peerauthentications", "list", "watch"),
 			rule("security.istio.io", "authorizationpolicies/status", "patch"),
-			rule("networking.istio.io", "serviceentries workloadentries", read...),
-			rule("gateway.networking.k8s.io", "gateways gatewayclasses", read...),
-			rule("", "configmaps", "get", "list", "watch", "create", "patch"),
+			rule("networking.istio.io", "serviceentries workloadentries", "list", "watch"),
+			rule("gateway.networking.k8s.io", "gateways gatewayclasses", "list", "watch"),
+			rule("", "configmaps", "create"),
+			named("", "configmaps", []string{"istio-ca-root-cert"}, "list", "watch", "patch"),
 			rule("authentication.k8s.io", "tokenreviews", "create"),
 		}, []rbacv1.PolicyRule{
 			rule("", "secrets", "create"),
-			{APIGroups: []string{""}, Resources: []string{"secrets"}, ResourceNames: []string{pluggedSecret, ownSecret}, Verbs: []string{"get"}},
+			named("", "secrets", []string{pluggedSecret, ownSecret}, "get"),
 			rule("coordination.k8s.io", "leases", "create"),
-			{APIGroups: []string{"coordination.k8s.io"}, Resources: []string{"leases"}, ResourceNames: []string{leaseName}, Verbs: []string{"get", "update"}},
+			named("coordination.k8s.io", "leases", []string{leaseName}, "get", "update"),
 		}
 }
 
@@ -339,7 +344,7 @@ func (p *plane) runs() {
 			p.t.Errorf("run: %v", err)
 		}
 		http.DefaultClient.CloseIdleConnections()
-		if p.t.Failed() {
+		if p.t.Failed() || testing.Verbose() {
 			p.t.Logf("log:\n%s", p.log)
 		}
 	})
@@ -453,7 +458,7 @@ func (s *apiServer) repairs(p *plane) {
 	eventually(t, "return", func() bool { return s.root("app") == p.cp.roots() })
 }
 
-// goesAway has the API server hang, stop and return: what was read is served all the
+// goesAway has the API server stop and return: what was read is served all the
 // time, it is said, and news are taken after.
 func (s *apiServer) goesAway(one, two *plane, cc *grpc.ClientConn, proxy string) {
 	t := s.t
@@ -480,4 +485,43 @@ func (s *apiServer) goesAway(one, two *plane, cc *grpc.ClientConn, proxy string)
 	if _, err := sign(t, cc, two.as(proxy), "spiffe://cluster.local/ns/app/sa/web"); err != nil {
 		t.Error(err)
 	}
+}
+
+// An API server that takes connections and never answers is told of like one that is gone.
+func TestHungAPIServer(t *testing.T) {
+	s := startAPIServer(t)
+	s.mesh()
+	p := s.controlPlane()
+	eventually(t, "readiness", func() bool { ok, _ := p.ready(); return ok })
+	if err := s.server.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	noticed := func() bool { ok, body := p.ready(); return ok && strings.Contains(body, "Pod are as of") }
+	for range 3 { // client-go takes 45 s to find out that nobody is there, and asks again with patience
+		if end := time.Now().Add(within); waitUntil(end, noticed) {
+			break
+		}
+	}
+	if !noticed() {
+		t.Fatal("nobody noticed")
+	}
+	if err := s.server.Process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	s.pod(podOn("n1", "app", "late", "late", "10.0.0.9"))
+	eventually(t, "news", func() bool {
+		now, _ := p.cp.feed.Read()
+		return len(now.Pods) == 4
+	})
+	eventually(t, "no notes", func() bool { _, body := p.ready(); return !strings.Contains(body, "as of") })
+}
+
+func waitUntil(end time.Time, ok func() bool) bool {
+	for !ok() {
+		if time.Now().After(end) {
+			return false
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	return true
 }

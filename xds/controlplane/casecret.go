@@ -77,7 +77,8 @@ func (s *caSecret) load(ctx context.Context, now time.Time) (*authority.Authorit
 	return ca, nil
 }
 
-// read returns what is in the API server, and an empty name for nothing.
+// read returns what is in the API server, and an empty name for nothing. An error with a
+// name is about what is in that Secret, one without about reaching it.
 func (s *caSecret) read(ctx context.Context) (files authority.Files, name string, err error) {
 	for _, name := range []string{pluggedSecret, ownSecret} {
 		secret, err := s.client.CoreV1().Secrets(s.namespace).Get(ctx, name, metav1.GetOptions{})
@@ -89,7 +90,7 @@ func (s *caSecret) read(ctx context.Context) (files authority.Files, name string
 		}
 		files, err := filesOf(secret)
 		if err != nil {
-			return files, "", fmt.Errorf("secret %s/%s: %w", s.namespace, name, err)
+			return files, name, fmt.Errorf("secret %s/%s: %w", s.namespace, name, err)
 		}
 		return files, name, nil
 	}
@@ -167,7 +168,7 @@ func (s *caSecret) compare(ctx context.Context) {
 	s.mu.Unlock()
 	differ := ""
 	switch {
-	case err != nil && apierrors.ReasonForError(err) != metav1.StatusReasonUnknown, err != nil && ctx.Err() != nil:
+	case err != nil && name == "":
 		differ = told // nothing was found out about it
 	case err != nil:
 		differ = err.Error()

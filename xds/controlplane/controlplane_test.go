@@ -18,7 +18,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"go.uber.org/goleak"
@@ -160,7 +159,7 @@ func (p *plane) dial() *grpc.ClientConn {
 }
 
 func (p *plane) as(token string) context.Context {
-	ctx, cancel := context.WithTimeout(p.t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(p.t.Context(), within)
 	p.t.Cleanup(cancel)
 	if token == "" {
 		return ctx

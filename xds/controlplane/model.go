@@ -24,6 +24,8 @@ const (
 	maxPatient = 256
 	// longestRest bounds the time between a model and the next.
 	longestRest = time.Second
+	// toldEvery is how often at most the log is told that the model changed.
+	toldEvery = 10 * time.Second
 	// maxProblemLines bounds the log lines that one change can cause.
 	maxProblemLines = 100
 )
@@ -35,6 +37,7 @@ type model struct {
 	publish func(*server.Snapshot)
 	log     *slog.Logger
 	waiting chan struct{} // a slot for each request that waits
+	told    time.Time     // when the log was told of a change; update's
 
 	mu       sync.Mutex
 	objects  translate.Objects
@@ -126,7 +129,11 @@ func (m *model) update(objects translate.Objects) error {
 		m.publish(snapshot)
 	}
 	if previous == nil || previous.Version() != snapshot.Version() {
-		m.log.Info("model changed", "version", snapshot.Version(), "workloads", len(result.Workloads),
+		level := slog.LevelDebug // in a cluster something changes all the time
+		if time.Since(m.told) > toldEvery {
+			level, m.told = slog.LevelInfo, time.Now()
+		}
+		m.log.Log(context.Background(), level, "model changed", "version", snapshot.Version(), "workloads", len(result.Workloads),
 			"services", len(result.Services), "policies", len(result.Policies), "problems", len(result.Problems))
 	}
 	m.complain(before.Problems, result.Problems)

@@ -188,11 +188,10 @@ func (s *statusRun) process(ctx context.Context, name string) error {
 	case apierrors.IsConflict(err):
 		return err // somebody changed it: again
 	case err != nil && ctx.Err() == nil:
-		s.writes.failed.Add(1)
-		s.log.Error("cannot write the status of a policy", "policy", name, "err", err)
+		s.writes.failedWith(ctx, s.log, "cannot write the status of a policy", "policy", name, "err", err)
 	case wrote:
 		s.restraint.wrote(name, time.Now())
-		s.writes.done.Add(1)
+		s.writes.succeeded()
 	}
 	return err
 }

@@ -50,7 +50,26 @@ type rootMaps struct {
 }
 
 // counts are of what was written, and of what could not be.
-type counts struct{ done, failed atomic.Int64 }
+type counts struct {
+	done, failed atomic.Int64
+	failing      atomic.Bool
+}
+
+func (c *counts) succeeded() {
+	c.done.Add(1)
+	c.failing.Store(false)
+}
+
+// failedWith counts, and logs the first failure since the last success: an API server
+// that is away fails all of them, again and again.
+func (c *counts) failedWith(ctx context.Context, log *slog.Logger, msg string, args ...any) {
+	c.failed.Add(1)
+	level := slog.LevelDebug
+	if !c.failing.Swap(true) {
+		level = slog.LevelError
+	}
+	log.Log(ctx, level, msg, args...)
+}
 
 // rootRun is a rootMaps at work.
 type rootRun struct {
@@ -69,6 +88,7 @@ func (r *rootMaps) run(ctx context.Context) {
 		informers.WithTransform(onlyRoot))
 	informer := factory.Core().V1().ConfigMaps().Informer()
 	run := &rootRun{rootMaps: r, store: informer.GetStore(), queue: newRetries()}
+	defer run.queue.ShutDown()
 	add := func(obj any) {
 		if name, err := cache.DeletionHandlingObjectToName(obj); err == nil {
 			run.queue.Add(name.Namespace)
@@ -186,14 +206,13 @@ func (r *rootRun) process(ctx context.Context, namespace string) error {
 	switch {
 	case err == nil:
 		r.restraint.wrote(namespace, time.Now())
-		r.writes.done.Add(1)
+		r.writes.succeeded()
 	case apierrors.IsAlreadyExists(err), there && apierrors.IsNotFound(err):
 		return fmt.Errorf("it is about to be seen: %w", err)
 	case apierrors.IsNotFound(err), apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause):
 		return nil // the namespace is going
 	case ctx.Err() == nil:
-		r.writes.failed.Add(1)
-		r.log.Error("cannot write the root ConfigMap: pods in this namespace cannot check whom they speak to", "namespace", namespace, "configmap", r.name, "err", err)
+		r.writes.failedWith(ctx, r.log, "cannot write the root ConfigMap: pods in this namespace cannot check whom they speak to", "namespace", namespace, "configmap", r.name, "err", err)
 	}
 	return err
 }

@@ -6,9 +6,14 @@ import (
 	"time"
 )
 
-// silent is how long nothing may be heard of a kind before that is a problem: API
-// servers send a bookmark a minute down every watch.
-const silent = 5 * time.Minute
+const (
+	// silent is how long nothing may be heard of a kind before that is a problem: API
+	// servers send a bookmark a minute down every watch.
+	silent = 3 * time.Minute
+	// slow is how long an answer may take before that is one. What lies between may hold
+	// back the beginning of an answer until there is something in it, such as a bookmark.
+	slow = 70 * time.Second
+)
 
 // contact is what is known of the way to one kind's objects. It logs when that breaks
 // and when it is whole again, and nothing in between.
@@ -19,7 +24,20 @@ type contact struct {
 	mu     sync.Mutex
 	err    error     // nil while it is whole
 	heard  time.Time // when the API server last said something about the kind
+	asked  time.Time // when it was asked something that it has not answered; zero for nothing
 	absent bool      // the API server does not know the kind
+}
+
+// asks notes a question to the API server, until the function that is returned is called.
+func (c *contact) asks(now time.Time) (answered func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.asked = now
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.asked = time.Time{}
+	}
 }
 
 // whole notes that the API server answered.
@@ -66,6 +84,8 @@ func (c *contact) status(now time.Time) Status {
 	switch {
 	case c.err != nil:
 		s.Err = c.err.Error()
+	case !c.asked.IsZero() && now.Sub(c.asked) > slow:
+		s.Err = "the API server has not answered for more than " + slow.String()
 	case !c.absent && !c.heard.IsZero() && now.Sub(c.heard) > silent:
 		s.Err = "the API server has said nothing for more than " + silent.String()
 	}

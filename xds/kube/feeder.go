@@ -74,6 +74,7 @@ type Feeder struct {
 	poll    time.Duration
 
 	kinds  []kind
+	told   map[Problem]bool // what the log says of single objects
 	touch  func()
 	wake   chan struct{} // capacity 1
 	synced chan struct{} // closed after the first publish, which every kind is in
@@ -186,6 +187,7 @@ func (f *Feeder) publish() {
 	for _, k := range f.kinds {
 		k.fill(&objects)
 	}
+	f.complain()
 	f.mu.Lock()
 	f.objects = objects
 	close(f.changed)
@@ -197,6 +199,24 @@ func (f *Feeder) publish() {
 		close(f.synced)
 		f.log.Info("everything has been read from the API server", "pods", len(objects.Pods), "namespaces", len(objects.Namespaces), "services", len(objects.Services))
 	}
+}
+
+// maxComplaints bounds the log lines that one change can cause.
+const maxComplaints = 100
+
+// complain logs what is newly wrong with objects.
+func (f *Feeder) complain() {
+	now := make(map[Problem]bool)
+	lines := 0
+	for _, k := range f.kinds {
+		for _, p := range k.complaints() {
+			now[p] = true
+			if lines++; !f.told[p] && lines <= maxComplaints {
+				f.log.Warn("an object in the API server is not read as it is", "kind", p.Kind, "namespace", p.Namespace, "name", p.Name, "err", p.Reason)
+			}
+		}
+	}
+	f.told = now
 }
 
 // Synced is closed once everything has been read for the first time. Until then the

@@ -361,6 +361,9 @@ func TestBadObject(t *testing.T) {
 	if p := f.Problems(); len(p) != 1 || p[0].Name != "bad" || !strings.Contains(p[0].String(), "AuthorizationPolicy app/bad: cannot be read") {
 		t.Errorf("problems = %v", p)
 	}
+	if n := strings.Count(c.log.String(), "not read as it is"); n != 1 {
+		t.Errorf("the log tells of it %d times", n)
+	}
 	watched(t, c.dynamic.Actions, "authorizationpolicies")
 	policies := c.dynamic.Resource(authorizations).Namespace("app")
 	if _, err := policies.Update(t.Context(), policy("later", "DENY", map[string]any{"action": 7.5}), metav1.UpdateOptions{}); err != nil {
@@ -387,4 +390,29 @@ func TestNewWantsAClient(t *testing.T) {
 	if _, err := New(Config{Node: "n", Client: fake.NewClientset()}); err != nil {
 		t.Errorf("a node needs no dynamic client: %v", err)
 	}
+}
+
+// Contact that is bad without an error is bad, too.
+func TestContact(t *testing.T) {
+	c := &contact{kind: "Pod", log: slog.New(slog.DiscardHandler)}
+	now := time.Now()
+	says := func(when string, at time.Time, want string) {
+		t.Helper()
+		if got := c.status(at).Err; (got == "") != (want == "") || !strings.Contains(got, want) {
+			t.Errorf("%s: %q, want %q", when, got, want)
+		}
+	}
+	says("nothing was tried", now, "")
+	answered := c.asks(now)
+	says("just asked", now.Add(time.Second), "")
+	says("asked long ago", now.Add(2*slow), "not answered")
+	answered()
+	c.whole(now)
+	says("answered", now.Add(time.Minute), "")
+	says("then silence", now.Add(silent+time.Minute), "said nothing")
+	c.broken(errors.New("refused"))
+	says("refused", now, "refused")
+	c.whole(now)
+	c.exists(false)
+	says("a kind that is not there", now.Add(silent+time.Minute), "")
 }

@@ -2,9 +2,11 @@ package kube
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"reflect"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -117,6 +119,7 @@ func (src source) listed(c *contact) cache.ListWithContextFunc {
 	return func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 		ctx, cancel := context.WithTimeoutCause(ctx, listWithin, fmt.Errorf("no answer within %s", listWithin))
 		defer cancel()
+		defer c.asks(time.Now())()
 		list, err := src.list(ctx, o)
 		if err == nil {
 			c.whole(time.Now())
@@ -128,8 +131,12 @@ func (src source) listed(c *contact) cache.ListWithContextFunc {
 // watched notes how it went: the reflector tries some failures again without a word.
 func (src source) watched(c *contact) cache.WatchFuncWithContext {
 	return func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+		answered := c.asks(time.Now())
 		w, err := src.watch(ctx, o)
+		answered()
 		switch {
+		case err == nil && unanswered(w):
+			c.broken(errors.New("a watch was not answered"))
 		case err == nil:
 			c.whole(time.Now())
 		case o.SendInitialEvents != nil || apierrors.IsNotFound(err) || apierrors.IsResourceExpired(err) || apierrors.IsGone(err) || ctx.Err() != nil:
@@ -140,6 +147,12 @@ func (src source) watched(c *contact) cache.WatchFuncWithContext {
 		}
 		return w, err
 	}
+}
+
+// unanswered says whether a watch is one that client-go makes up when the connection
+// timed out or was closed: it has ended already, and is tried again for ever.
+func unanswered(w watch.Interface) bool {
+	return reflect.TypeOf(w) == reflect.TypeOf(watch.NewEmptyWatch())
 }
 
 // sleep waits about as long as it is told, and says whether ctx let it.
