@@ -107,7 +107,15 @@ func (p *proxyAdmin) Flows(ctx context.Context, uid string) (int, error) {
 }
 
 func (p *proxyAdmin) get(ctx context.Context, path string, v any) error {
-	err := getJSON(ctx, p.client, "http://proxy"+path, maxAdmin, v)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://proxy"+path, nil)
+	if err != nil {
+		return err
+	}
+	return p.do(req, v)
+}
+
+func (p *proxyAdmin) do(req *http.Request, v any) error {
+	err := doJSON(p.client, req, maxAdmin, v)
 	if zds.NobodyListens(err) { // or only the socket of a proxy that was killed before
 		return errNoAdmin
 	}
@@ -120,6 +128,11 @@ func getJSON(ctx context.Context, client *http.Client, url string, limit int64, 
 	if err != nil {
 		return err
 	}
+	return doJSON(client, req, limit, v)
+}
+
+func doJSON(client *http.Client, req *http.Request, limit int64, v any) error {
+	url := req.URL.Redacted()
 	resp, err := client.Do(req)
 	if err != nil {
 		return err

@@ -159,16 +159,19 @@ func (a *Agent) assemble() error {
 		return err
 	}
 	a.closers = append(a.closers, a.nswatch.Close)
-	a.enroll, err = enroll.New(enroll.Config{
+	cfg := enroll.Config{
 		StateDir: a.cfg.StateDir, HostRoot: a.cfg.HostRoot, Proc: a.proc, BootID: bootID(),
 		Redirect: event.Redirect{IPv6: a.cfg.IPv6, DNS: a.cfg.DNSCapture, ProbeIP4: redirect.ProbeIP4(), ProbeIP6: redirect.ProbeIP6()},
 		Backend:  a.backend, Named: redirect.Named,
 		Proxy: a.proxies, World: a.watch, Flows: a.admin, Observe: a.metrics.observe, Log: a.log,
 		Tell: a.cluster.tell, Probes: a.host.probes(),
-		Watch: a.nswatch, SelfProbe: a.cfg.SelfProbe,
+		Watch: a.nswatch, SelfProbe: a.cfg.SelfProbe, Connections: connections{}, Policies: a.admin,
 		Times: enroll.Times{Drain: cmp.Or(a.cfg.DrainDeadline, -1), Linger: a.cfg.Linger},
-	})
-	if err != nil {
+	}
+	if a.source.client != nil { // a folder's pods are of no kubelet
+		cfg.Finder = newFinder(a.proc)
+	}
+	if a.enroll, err = enroll.New(cfg); err != nil {
 		return err
 	}
 	a.closers = append(a.closers, func() error { a.enroll.Close(); return nil })

@@ -85,8 +85,13 @@ type PodStatus struct {
 	Expires     *time.Time `json:"expires,omitempty"`
 	Inbound     int        `json:"inbound"`
 	Outbound    int        `json:"outbound"`
-	Reason      string     `json:"reason,omitempty"`  // why it is where it is
-	Problem     string     `json:"problem,omitempty"` // empty: none
+	// Outside are the connections that are older than the pod's time in the mesh, and go
+	// on to their end without it; OutsideNote why that may not be as it should.
+	Outside     int    `json:"outside"`
+	OutsideNote string `json:"outsideNote,omitempty"`
+
+	Reason  string `json:"reason,omitempty"`  // why it is where it is
+	Problem string `json:"problem,omitempty"` // empty: none
 	// Warnings are annotations that are ignored, and probes that do not get through.
 	Warnings []string `json:"warnings,omitempty"`
 }
@@ -202,6 +207,7 @@ func podStatus(r enroll.Report, redirection string) PodStatus {
 	p := PodStatus{
 		Namespace: r.Name.Namespace, Name: r.Name.Name, UID: r.UID, Netns: r.Netns,
 		State: string(r.Phase), Redirection: redirection, Reason: r.Reason, Warnings: r.Warnings,
+		Outside: r.Before, OutsideNote: r.BeforeNote,
 	}
 	p.Audit = because(string(r.Proof), r.Flaw)
 	if r.Phase == enroll.PhaseAbsent {

@@ -181,9 +181,9 @@ func TestTable(t *testing.T) {
   token          healthy  accepted
   certificates   healthy  1 valid
 
-NAMESPACE  POD  IPS       NETNS  REDIRECTION  LISTENERS          IDENTITY                            EXPIRES IN  IN       OUT
-app        a    10.1.0.3  cni-1  verified     15001,15006,15008  spiffe://cluster.local/ns/app/sa/a  23h59m      2        1
-app        b    10.1.0.3  cni-1  differs      unknown            unknown                             unknown     unknown  unknown
+NAMESPACE  POD  IPS       NETNS  REDIRECTION  LISTENERS          IDENTITY                            EXPIRES IN  IN       OUT      OUTSIDE
+app        a    10.1.0.3  cni-1  verified     15001,15006,15008  spiffe://cluster.local/ns/app/sa/a  23h59m      2        1        0
+app        b    10.1.0.3  cni-1  differs      unknown            unknown                             unknown     unknown  unknown  0
 
 problems:
   pod app/b: its redirection differs: a rule is missing

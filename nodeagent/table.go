@@ -37,7 +37,7 @@ func (s Status) table(out io.Writer, wide bool) error {
 
 func (s Status) podTable(out io.Writer, wide bool) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	head := "NAMESPACE\tPOD\tIPS\tNETNS\tREDIRECTION\tLISTENERS\tIDENTITY\tEXPIRES IN\tIN\tOUT"
+	head := "NAMESPACE\tPOD\tIPS\tNETNS\tREDIRECTION\tLISTENERS\tIDENTITY\tEXPIRES IN\tIN\tOUT\tOUTSIDE"
 	if wide {
 		head += "\tSTATE\tSINCE\tAUDIT\tCERTIFICATE\tUID\tNETNS PATH\tREASON"
 	}
@@ -45,6 +45,7 @@ func (s Status) podTable(out io.Writer, wide bool) error {
 	for _, p := range s.Pods {
 		row := append([]string{p.Namespace, p.Name, orNone(strings.Join(p.IPs, ",")), p.netnsName()}, p.redirectionCell(wide))
 		row = append(row, p.proxyCells(s.Time)...)
+		row = append(row, p.outsideCell(wide))
 		if wide {
 			since := "-"
 			if p.Since != nil {
@@ -105,4 +106,16 @@ func orNone(s string) string {
 		return "-"
 	}
 	return s
+}
+
+// outsideCell is the connections that go on outside the mesh.
+func (p PodStatus) outsideCell(wide bool) string {
+	switch {
+	case p.State != "enrolled":
+		return "-"
+	case wide:
+		return because(strconv.Itoa(p.Outside), p.OutsideNote)
+	default:
+		return strconv.Itoa(p.Outside)
+	}
 }

@@ -101,6 +101,11 @@ func (e *Enroller) audit() {
 		ctx := e.ctx
 		e.workers.Go(func() { e.listen(ctx) })
 	}
+	if e.cfg.Connections != nil && !e.tending {
+		e.tending = true
+		ctx := e.ctx
+		e.workers.Go(func() { e.tend(ctx) })
+	}
 }
 
 // inspectDue begins to look at pods in which something has changed.

@@ -56,6 +56,9 @@ type Config struct {
 	Watch  Watch  // nil: pods are looked at in turn only
 	Probes Probes // nil: nothing is to be done for kubelet's probes
 
+	// Connections are looked at when a running pod is captured; nil: nobody looks.
+	Connections Connections
+	Policies    Policies // nil: nobody is asked which of them must end
 	// SelfProbe: the audit connects to the proxy inside each pod, too.
 	SelfProbe bool
 	// Rival names what shows that another mesh's agent is at work on this node;
@@ -136,6 +139,7 @@ type sandbox struct {
 	id       netns.ID
 	path     string          // on the host
 	redirect *event.Redirect // what is (to be) programmed; nil: nothing
+	theirs   string          // the form of another mesh's rules that ours took the place of; empty: there were none
 	attached map[event.Key]attachment
 }
 
@@ -174,6 +178,7 @@ type member struct {
 	probeErr       string       // why it does not
 	unmark         bool         // its mark has to go, whoever else is at work here
 	audit          audited
+	before         before
 	retry          time.Time // not before, the listeners are asked for again
 	warned         string    // what was told about its annotations
 }
@@ -191,6 +196,7 @@ type Enroller struct {
 	refusals   map[PodName]Refusal
 	burying    bool               // a sweep applies tombstones
 	listening  bool               // a sweep looks at listeners
+	tending    bool               // a sweep looks after connections of before
 	nudge      chan struct{}      // capacity 1: a pod is to be looked at
 	inspecting chan struct{}      // full while as many pods are looked at as may be at once
 	seeking    map[string]*sought // by pod UID
@@ -280,6 +286,7 @@ func (e *Enroller) recordsLocked(m *member) (records []record) {
 			PodUID: m.uid, PodNamespace: m.name.Namespace, PodName: m.name.Name, ServiceAccount: m.serviceAccount,
 			IPs: a.add.IPs, Netns: m.box.path, NetnsID: m.box.id, BootID: e.cfg.BootID,
 			Phase: m.phase, Redirect: m.box.redirect, Reason: m.reason, Added: a.added,
+			Before: m.before.kept(), Theirs: m.box.theirs,
 		})
 	}
 	return records

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"time"
+
+	"github.com/warren-mesh/warren/cni/redirect"
 )
 
 // errChangedMind ends a leave that is no longer wanted.
@@ -15,6 +17,9 @@ const flowPoll = 250 * time.Millisecond
 // leave takes a running pod out without breaking what the proxy carries for it,
 // as far as the deadline allows.
 func (e *Enroller) leave(ctx context.Context, m *member, p Pod) error {
+	if rival := e.Rival(); rival != "" && e.isRetired() != "" {
+		return e.giveBack(ctx, m, p)
+	}
 	e.mu.Lock()
 	m.unmark = true
 	e.mu.Unlock()
@@ -24,12 +29,11 @@ func (e *Enroller) leave(ctx context.Context, m *member, p Pod) error {
 	if err := e.open(ctx, m); err != nil {
 		return err
 	}
-	ns := m.box.ns
 	b, err := e.backend(m.box.redirect)
 	if err != nil {
 		return err
 	}
-	if err := e.rulesWork(ctx, func() error { return b.StopCapture(ns) }); err != nil {
+	if err := e.rulesWork(ctx, func() error { return e.stopCapture(m, b) }); err != nil {
 		return err
 	}
 	if err := e.drain(ctx, m); err != nil {
@@ -38,14 +42,60 @@ func (e *Enroller) leave(ctx context.Context, m *member, p Pod) error {
 	if err := e.withdraw(ctx, m); err != nil {
 		return err
 	}
-	if err := e.rulesWork(ctx, func() error { return b.Remove(ns) }); err != nil {
+	if err := e.rulesWork(ctx, func() error { return b.Remove(m.box.ns) }); err != nil {
 		return err
 	}
+	return e.left(ctx, m, p)
+}
+
+// left makes a pod one outside the mesh, with nothing of ours in it.
+func (e *Enroller) left(ctx context.Context, m *member, p Pod) error {
 	e.stopProbes(ctx, m)
 	e.unwatch(m)
 	e.setRedirect(m, nil, p)
+	e.mu.Lock()
+	m.before, m.box.theirs = before{}, ""
+	e.mu.Unlock()
 	e.closeNS(m)
 	return e.setPhase(m, PhaseLeft, p.Eligible.Reason)
+}
+
+// stopCapture ends the capture of new connections. A pod that another mesh has left
+// behind is taken over first, so that its rules go as well.
+func (e *Enroller) stopCapture(m *member, b redirect.Backend) error {
+	ns := m.box.ns
+	e.noteCarried(m)
+	if !m.announced {
+		theirs, err := b.Foreign(ns)
+		if err != nil {
+			return err
+		}
+		if len(theirs) > 0 {
+			if _, err := redirect.TakeOver(b, ns, rulesConfig(*m.box.redirect)); err != nil {
+				return err
+			}
+		}
+	}
+	return b.StopCapture(ns)
+}
+
+// giveBack hands a pod to Istio's agent, which is at work on this node, because the
+// mesh leaves it: Istio's rules in the place of ours, the annotation as it is, and the
+// proxy goes on with what it carries until it ends.
+func (e *Enroller) giveBack(ctx context.Context, m *member, p Pod) error {
+	if err := e.open(ctx, m); err != nil {
+		return err
+	}
+	b, err := e.backend(m.box.redirect)
+	if err != nil {
+		return err
+	}
+	err = e.rulesWork(ctx, func() error { return redirect.GiveBack(b, m.box.ns, rulesConfig(*m.box.redirect), m.box.theirs) })
+	if err != nil {
+		return err
+	}
+	e.log.Info("a pod was given back to Istio", "pod", m.name.String(), "uid", m.uid)
+	return e.left(ctx, m, p)
 }
 
 // drain waits until nobody can take the pod for one in the mesh any more, and the

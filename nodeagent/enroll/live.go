@@ -2,6 +2,7 @@ package enroll
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -55,7 +56,6 @@ func (e *Enroller) enrollRunning(ctx context.Context, m *member, p Pod) error {
 }
 
 func (e *Enroller) enrollSteps(m *member, p Pod, b redirect.Backend, r event.Redirect, fresh bool, theirs []string) []step {
-	ns := m.box.ns
 	steps := []step{
 		{name: "write down that the pod is on its way", do: func(context.Context) error {
 			e.setRedirect(m, &r, p)
@@ -71,7 +71,7 @@ func (e *Enroller) enrollSteps(m *member, p Pod, b redirect.Backend, r event.Red
 		}, undo: func(ctx context.Context) error { return e.withdraw(ctx, m) }},
 		{name: "program the redirection", do: func(ctx context.Context) error {
 			return e.rulesWork(ctx, func() error { return e.program(m, b, r, theirs) })
-		}, undo: func(context.Context) error { return b.Remove(ns) }},
+		}, undo: func(context.Context) error { return e.unprogram(m, b, r) }},
 		{name: "let kubelet's probes through", do: func(ctx context.Context) error {
 			e.letProbes(ctx, m, e.probeIPs(m, p))
 			return nil
@@ -88,17 +88,37 @@ func (e *Enroller) enrollSteps(m *member, p Pod, b redirect.Backend, r event.Red
 	return steps
 }
 
-// program makes a running pod's rules ours and verifies them. Connections that
-// the pod has go on beside them.
+// program makes a running pod's rules ours, in the place of another mesh's that has
+// left it, and verifies them. Connections that the pod has go on beside them.
 func (e *Enroller) program(m *member, b redirect.Backend, r event.Redirect, theirs []string) error {
 	ns := m.box.ns
-	if len(theirs) > 0 {
-		return foreignError(theirs)
+	e.noteBefore(m)
+	if len(theirs) == 0 {
+		if err := b.Apply(ns, rulesConfig(r)); err != nil {
+			return err
+		}
+		return verify(b, ns, r)
 	}
-	if err := b.Apply(ns, rulesConfig(r)); err != nil {
+	form, err := redirect.TakeOver(b, ns, rulesConfig(r))
+	switch {
+	case errors.Is(err, redirect.ErrNotAmbient):
+		return foreignError(theirs)
+	case err != nil:
 		return err
 	}
+	e.mu.Lock()
+	m.box.theirs = form
+	e.mu.Unlock()
+	e.log.Info("a pod was taken over from Istio", "pod", m.name.String(), "uid", m.uid, "rules", form)
 	return verify(b, ns, r)
+}
+
+// unprogram leaves a pod as it was before program: outside, or another mesh's.
+func (e *Enroller) unprogram(m *member, b redirect.Backend, r event.Redirect) error {
+	if m.box.theirs == "" {
+		return b.Remove(m.box.ns)
+	}
+	return redirect.GiveBack(b, m.box.ns, rulesConfig(r), m.box.theirs)
 }
 
 func (e *Enroller) setRedirect(m *member, r *event.Redirect, p Pod) {

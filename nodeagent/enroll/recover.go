@@ -90,8 +90,9 @@ func (e *Enroller) recovered(r record, ns *netns.NS) *member {
 	m := &member{
 		uid: r.PodUID, busy: make(chan struct{}, 1), name: PodName{r.PodNamespace, r.PodName}, serviceAccount: r.ServiceAccount,
 		phase: r.Phase, reason: r.Reason, since: time.Now(), announced: r.Phase.served(),
-		box: &sandbox{ns: ns, id: r.NetnsID, path: r.Netns, redirect: r.Redirect, attached: make(map[event.Key]attachment)},
+		box: &sandbox{ns: ns, id: r.NetnsID, path: r.Netns, redirect: r.Redirect, theirs: r.Theirs, attached: make(map[event.Key]attachment)},
 	}
+	m.before.conns = r.Before
 	if !m.announced {
 		m.box.ns = nil
 		if ns != nil {

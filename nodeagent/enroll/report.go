@@ -62,6 +62,10 @@ type Report struct {
 	// Proof is what the audit has found of a pod in the mesh, Flaw what is wrong.
 	Proof Proof
 	Flaw  string
+	// Before is how many connections are older than the pod's time in the mesh and go
+	// on outside of it; BeforeNote why it is not known whether policies allow them.
+	Before     int
+	BeforeNote string
 }
 
 // Report returns every pod of the node that has a sandbox or is to be in the
@@ -82,6 +86,7 @@ func (e *Enroller) Report() []Report {
 		}
 		if m.phase == PhaseEnrolled {
 			r.Proof, r.Flaw = m.audit.state()
+			r.Before, r.BeforeNote = m.before.count(), m.before.note
 		}
 		if view != nil {
 			if p, ok := view.Pod(m.name, m.uid); ok {

@@ -40,6 +40,8 @@ type record struct {
 	Redirect       *event.Redirect `json:"redirect,omitempty"` // nil: nothing is programmed
 	Reason         string          `json:"reason,omitempty"`
 	Added          time.Time       `json:"added"`
+	Before         []Conn          `json:"before,omitempty"` // some of the connections that are outside the mesh
+	Theirs         string          `json:"theirs,omitempty"` // see sandbox
 }
 
 // store is the folder of records. It has no lock: one goroutine at a time has to

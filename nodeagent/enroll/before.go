@@ -1,0 +1,204 @@
+package enroll
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/warren-mesh/warren/internal/netns"
+)
+
+// Conn is a TCP connection of a pod with somebody outside of it.
+type Conn struct {
+	Cookie  uint64         `json:"cookie"` // of the socket, never another's
+	Local   netip.AddrPort `json:"local"`
+	Remote  netip.AddrPort `json:"remote"`
+	Inbound bool           `json:"inbound,omitempty"` // the pod listens on the local port
+	V6      bool           `json:"v6,omitempty"`      // the socket's family
+}
+
+// Connections are those of a namespace.
+type Connections interface {
+	// List returns those that are alive, but for the proxy's own, and how many more
+	// there are beyond a bound.
+	List(ns *netns.NS) (all []Conn, more int, err error)
+	// Alive returns those that have not ended.
+	Alive(ns *netns.NS, conns []Conn) ([]Conn, error)
+	// End ends connections; those that it could not end are returned with the reason.
+	End(ns *netns.NS, conns []Conn) (left []Conn, err error)
+}
+
+// Policies say which connections to a pod must not be there: plaintext, as all are
+// that are older than the pod's time in the mesh.
+type Policies interface {
+	Denied(ctx context.Context, uid string, conns []Conn) (denied []Conn, err error)
+}
+
+const (
+	// beforeAgain is how often the connections of before are looked at, of one pod.
+	beforeAgain = 2 * time.Second
+	askWithin   = 3 * time.Second
+	// maxBeforeKept bounds what a record holds.
+	maxBeforeKept = 256
+)
+
+// before are the connections that a pod had when it was taken into the mesh. They go
+// on to their end outside of it, unless a policy forbids that. It is guarded by the
+// enroller's mutex.
+type before struct {
+	conns   []Conn
+	more    int             // beyond the bound
+	carried map[uint64]bool // those of the proxy's, since the pod leaves
+	next    time.Time
+	note    string // why it is not known whether policies allow them
+}
+
+// count is how many there are.
+func (b *before) count() int { return len(b.conns) + b.more }
+
+// kept is what a record holds.
+func (b *before) kept() []Conn { return b.conns[:min(len(b.conns), maxBeforeKept)] }
+
+// noteBefore remembers the connections of a pod that is about to be captured. Those
+// that the proxy has carried since an earlier time in the mesh are not among them.
+func (e *Enroller) noteBefore(m *member) {
+	if e.cfg.Connections == nil {
+		return
+	}
+	all, more, err := e.cfg.Connections.List(m.box.ns)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err != nil {
+		m.before.note = err.Error()
+		e.log.Warn("cannot look at a pod's connections", "pod", m.name.String(), "uid", m.uid, "err", err)
+		return
+	}
+	all = slices.DeleteFunc(all, func(c Conn) bool { return m.before.carried[c.Cookie] })
+	m.before = before{conns: all, more: more}
+}
+
+// noteCarried remembers the connections of a pod that begins to leave: those that the
+// proxy carries, in case that the pod changes its mind.
+func (e *Enroller) noteCarried(m *member) {
+	if e.cfg.Connections == nil {
+		return
+	}
+	all, _, err := e.cfg.Connections.List(m.box.ns)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err != nil {
+		return // then too many are counted
+	}
+	outside := make(map[uint64]bool, len(m.before.conns))
+	for _, c := range m.before.conns {
+		outside[c.Cookie] = true
+	}
+	if m.before.carried == nil {
+		m.before.carried = make(map[uint64]bool)
+	}
+	for _, c := range all {
+		if !outside[c.Cookie] {
+			m.before.carried[c.Cookie] = true
+		}
+	}
+}
+
+// tend looks after the connections of before: which are left, and which a policy
+// forbids.
+func (e *Enroller) tend(ctx context.Context) {
+	defer func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.tending = false
+	}()
+	e.mu.Lock()
+	now := time.Now()
+	var look []*member
+	for _, m := range e.sortedLocked() {
+		if m.box != nil && m.box.ns != nil && m.phase == PhaseEnrolled && m.before.count() > 0 && !now.Before(m.before.next) {
+			m.before.next = now.Add(beforeAgain)
+			m.users++
+			look = append(look, m)
+		}
+	}
+	e.mu.Unlock()
+	for _, m := range look {
+		if ctx.Err() == nil {
+			e.tendTo(ctx, m)
+		}
+		e.drop(m)
+	}
+}
+
+func (e *Enroller) tendTo(ctx context.Context, m *member) {
+	e.mu.Lock()
+	var ns *netns.NS
+	err := errGone
+	if m.box != nil && m.box.ns != nil {
+		ns, err = m.box.ns.Dup() // the pod may go meanwhile
+	}
+	conns := m.before.conns
+	e.mu.Unlock()
+	if err != nil {
+		return
+	}
+	defer ns.Close()
+	alive, err := e.cfg.Connections.Alive(ns, conns)
+	if err != nil {
+		e.beforeIs(m, conns, alive, err.Error())
+		return
+	}
+	denied, err := e.denied(ctx, m, alive)
+	if err != nil {
+		e.beforeIs(m, conns, alive, "whether policies allow them is not known: "+err.Error())
+		return
+	}
+	if len(denied) == 0 {
+		e.beforeIs(m, conns, alive, "")
+		return
+	}
+	left, err := e.cfg.Connections.End(ns, denied)
+	note := ""
+	if err != nil {
+		note = fmt.Sprintf("policies forbid %d of them: %v", len(left), err)
+	}
+	ended := func(c Conn) bool { return slices.Contains(denied, c) && !slices.Contains(left, c) }
+	text := fmt.Sprintf("%d connections without mTLS that are older than the pod's time in the mesh were ended, because policies forbid them", len(denied)-len(left))
+	e.log.Info("connections of before were ended", "pod", m.name.String(), "uid", m.uid, "ended", len(denied)-len(left), "left", len(left), "err", err)
+	e.tell(m.name, "", NoticeStrict, text+suffix(note))
+	e.beforeIs(m, conns, slices.DeleteFunc(alive, ended), note)
+}
+
+func suffix(note string) string {
+	if note == "" {
+		return ""
+	}
+	return "; " + note
+}
+
+// denied asks about the connections that somebody has made to the pod. What the pod
+// has made to others is for those to forbid.
+func (e *Enroller) denied(ctx context.Context, m *member, alive []Conn) ([]Conn, error) {
+	inbound := slices.DeleteFunc(slices.Clone(alive), func(c Conn) bool { return !c.Inbound })
+	if len(inbound) == 0 || e.cfg.Policies == nil {
+		return nil, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, askWithin)
+	defer cancel()
+	return e.cfg.Policies.Denied(ctx, m.uid, inbound)
+}
+
+// beforeIs keeps what was found, unless the pod has been captured anew meanwhile.
+func (e *Enroller) beforeIs(m *member, was, now []Conn, note string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if len(was) != len(m.before.conns) || len(was) > 0 && was[0] != m.before.conns[0] {
+		return
+	}
+	m.before.conns, m.before.note = now, note
+	if len(now) == 0 { // those beyond the bound are not known one by one
+		m.before.more = 0
+	}
+}
