@@ -24,7 +24,7 @@ func (p *Probe) read(ctx context.Context) facts {
 			f.v4, f.v6 = f.v4 || usual && a.Is4(), f.v6 || usual && a.Is6()
 		}
 	}
-	f.no6 = p.b.refuses(netip.IPv6Unspecified()) != ""
+	f.no6 = p.b.refuses(netip.IPv6Unspecified())
 	f.plugin = p.readPlugin(ctx)
 	f.earlier = p.readEarlier(ctx)
 	return f

@@ -37,7 +37,7 @@ type facts struct {
 	limit   Limit
 	asked   string // Config.Limit
 	v4, v6  bool   // the node has addresses of the family
-	no6     bool   // there is no ip6tables
+	no6     string // why there is no ip6tables
 	setup   error  // of putting the rules in place
 	earlier []string
 	plugin  plugin
@@ -76,8 +76,8 @@ func judge(f facts, rs []result) (all []Finding) {
 		add(FoundNoRules, true, "the rules for kubelet's probes cannot be put in place: "+f.setup.Error(),
 			"The agent goes on trying; it needs CAP_NET_ADMIN in the host's network namespace and, with iptables, the host's /run/xtables.lock")
 	}
-	if f.no6 && f.v6 {
-		add(FoundNoIP6Tables, true, "the node has IPv6 addresses and the agent no ip6tables: probes to pods' IPv6 addresses get no exemption",
+	if f.no6 != "" && f.v6 {
+		add(FoundNoIP6Tables, true, "the node has IPv6 addresses, but probes to pods' IPv6 addresses get no exemption: "+f.no6,
 			"Install ip6tables beside iptables, or run the agent with the nftables backend, or turn IPv6 off for pods")
 	}
 	if f.limit.Kind != ByCgroup && f.asked != WholeHost {

@@ -34,6 +34,7 @@ type iptables struct {
 	place   *place
 	sets    ipsets
 	tools   map[bool]tool       // by whether it is IPv6's, which may be missing
+	no6     string              // why it is
 	printed map[bool][]string   // our chain as it was read back after apply
 	printOf map[bool]([]string) // the rules that was of
 }
@@ -46,13 +47,29 @@ func newIPTables(variant string, p *place) (*iptables, error) {
 	_, kind, _ := strings.Cut(variant, "-")
 	for v6, program := range map[bool]string{false: "iptables", true: "ip6tables"} {
 		t, err := lookTool(p, program, kind)
-		if err == nil {
+		switch {
+		case err == nil:
 			b.tools[v6] = t
-		} else if !v6 {
+		case v6:
+			b.no6 = "there is no ip6tables on the PATH"
+		default:
 			return nil, fmt.Errorf("probe: %s: %w: %w", variant, ErrNoIPTables, err)
 		}
 	}
 	return b, nil
+}
+
+// tryIPv6 leaves IPv6 out where it cannot be had, so that IPv4 does not suffer.
+func (b *iptables) tryIPv6() {
+	if _, ok := b.tools[true]; !ok {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), opTimeout)
+	defer cancel()
+	if _, err := b.list(ctx, true, hook); err != nil {
+		delete(b.tools, true)
+		b.no6 = "ip6tables does not work here: " + err.Error()
+	}
 }
 
 // lookTool finds a program under its variant's name, or under the plain one if
@@ -99,8 +116,8 @@ func (b *iptables) families() (v6s []bool) {
 }
 
 func (b *iptables) refuses(a netip.Addr) string {
-	if _, ok := b.tools[a.Is6()]; !ok {
-		return "there is no " + map[bool]string{false: "iptables", true: "ip6tables"}[a.Is6()] + " on the PATH"
+	if a.Is6() {
+		return b.no6
 	}
 	return ""
 }
@@ -237,23 +254,28 @@ func (b *iptables) chainDrift(v6 bool, have, want []string) []drift {
 	return nil
 }
 
-func (b *iptables) apply(ctx context.Context, r rules) error {
+// apply does IPv4 although IPv6 may fail.
+func (b *iptables) apply(ctx context.Context, r rules) (errs error) {
 	if err := b.sets.create(b.families()); err != nil {
 		return err
 	}
 	for _, v6 := range b.families() {
-		have, err := b.read(ctx, v6)
-		if err != nil {
-			return err
-		}
-		want := specs(r, v6)
-		if err := b.restore(ctx, v6, document(have, want)); err != nil {
-			return err
-		}
-		delete(b.printOf, v6)
-		if have, err = b.read(ctx, v6); err == nil && len(have.own) == len(want) {
-			b.printed[v6], b.printOf[v6] = have.own, want
-		}
+		errs = errors.Join(errs, b.applyFamily(ctx, v6, specs(r, v6)))
+	}
+	return errs
+}
+
+func (b *iptables) applyFamily(ctx context.Context, v6 bool, want []string) error {
+	have, err := b.read(ctx, v6)
+	if err != nil {
+		return err
+	}
+	if err := b.restore(ctx, v6, document(have, want)); err != nil {
+		return err
+	}
+	delete(b.printOf, v6)
+	if have, err = b.read(ctx, v6); err == nil && len(have.own) == len(want) {
+		b.printed[v6], b.printOf[v6] = have.own, want
 	}
 	return nil
 }
@@ -264,10 +286,12 @@ func (b *iptables) restore(ctx context.Context, v6 bool, doc string) error {
 }
 
 func (b *iptables) remove(ctx context.Context) (errs error) {
-	if used, err := b.inUse(); err != nil || !used {
-		return err
-	}
 	for _, v6 := range b.families() {
+		used, err := b.inUse(v6)
+		if err != nil || !used {
+			errs = errors.Join(errs, err)
+			continue
+		}
 		have, err := b.read(ctx, v6)
 		if err != nil {
 			errs = errors.Join(errs, err)
@@ -285,20 +309,25 @@ func (b *iptables) remove(ctx context.Context) (errs error) {
 }
 
 // inUse says whether there can be anything of ours. The legacy variant's programs
-// are not asked without need: they load the kernel's modules to look.
-func (b *iptables) inUse() (used bool, err error) {
-	if b.variant != redirect.NameLegacy {
-		return true, nil
+// are not asked without need, since they load the kernel's modules to look; those
+// of a kernel without IPv6 fail.
+func (b *iptables) inUse(v6 bool) (used bool, err error) {
+	path := "/proc/thread-self/net/ip_tables_names"
+	if v6 {
+		path = "/proc/thread-self/net/ip6_tables_names"
 	}
 	err = b.place.ns.Do(func() error {
-		for _, name := range []string{"ip_tables_names", "ip6_tables_names"} {
-			tables, err := os.ReadFile("/proc/thread-self/net/" + name)
-			if err != nil && !errors.Is(err, os.ErrNotExist) {
-				return err
-			}
-			used = used || strings.Contains("\n"+string(tables), "\nnat\n")
+		if b.variant == redirect.NameNFT {
+			_, err := os.Stat("/proc/sys/net/ipv6")
+			used = !v6 || err == nil
+			return nil
 		}
-		return nil
+		tables, err := os.ReadFile(path)
+		used = strings.Contains("\n"+string(tables), "\nnat\n")
+		if errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+		return err
 	})
 	return used, err
 }

@@ -69,6 +69,9 @@ func TestLimit(t *testing.T) {
 			dir2 := dir + "/kubelet.service"
 			const user = 4242
 			start(t, node.NS, "dial", "kubelet", user, dir2)
+			// A pod's process may call itself so.
+			start(t, pod.NS, "dial", "kubelet", 0, dir+"/ssh.service")
+			start(t, node.NS, "dial", "kubelet", 0, dir+"/kubepods.slice")
 			p := newProbe(t, node, backend, probe.OnlyKubelet)
 			defer p.Close()
 			l := p.State().Limit

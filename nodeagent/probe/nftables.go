@@ -15,10 +15,12 @@ import (
 	mdnetlink "github.com/mdlayher/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/warren-mesh/warren/cni/redirect"
 )
 
 const (
-	nftName        = "nftables"
+	nftName        = redirect.NameNFTables
 	nftTable       = "warren-probes"
 	pods4          = "pods-v4"
 	pods6          = "pods-v6"

@@ -90,7 +90,7 @@ func (p *place) withCgroups(fn func() error) error {
 		return os.NewSyscallError("setns to the host's cgroups", err)
 	}
 	err := fn()
-	if unix.Setns(int(p.home.Fd()), unix.CLONE_NEWCGROUP) != nil {
+	if p.home == nil || unix.Setns(int(p.home.Fd()), unix.CLONE_NEWCGROUP) != nil {
 		runtime.Goexit() // so that Do discards the thread
 	}
 	return err

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"strings"
 	"sync"
 	"time"
 
@@ -145,6 +146,8 @@ func backends(name string, p *place) (b backend, others []backend, err error) {
 	if name == "" || name == "iptables" {
 		detected, err := redirect.Detect()
 		switch {
+		case err == nil && name == "iptables" && !strings.HasPrefix(detected.Name(), "iptables-"):
+			return nil, nil, fmt.Errorf("probe: %w", ErrNoIPTables)
 		case err == nil:
 			name = detected.Name()
 		case name == "" && errors.Is(err, redirect.ErrNoIPTables):
@@ -158,6 +161,9 @@ func backends(name string, p *place) (b backend, others []backend, err error) {
 		var oneErr error
 		if n != nftName {
 			one, oneErr = newIPTables(n, p)
+		}
+		if ipt, ok := one.(*iptables); ok && n == name && oneErr == nil {
+			ipt.tryIPv6()
 		}
 		switch {
 		case n == name && oneErr != nil:

@@ -181,20 +181,17 @@ func (p *Probe) repair(ctx context.Context) error {
 }
 
 func (p *Probe) tryRepair(ctx context.Context) error {
-	ds, err := p.b.drift(ctx, p.rules())
-	if err != nil {
-		return err
+	ds, errs := p.b.drift(ctx, p.rules())
+	if errs == nil && len(ds) > 0 {
+		errs = p.b.apply(ctx, p.rules())
 	}
-	if len(ds) > 0 {
-		if err := p.b.apply(ctx, p.rules()); err != nil {
-			return err
-		}
-	}
+	// Whatever became of the rules: those of the other family may work.
+	var err error
 	if p.applied, err = p.b.members(ctx); err != nil {
-		return err
+		return errors.Join(errs, err)
 	}
 	put, drop := p.toDo()
-	return p.b.edit(ctx, put, drop)
+	return errors.Join(errs, p.b.edit(ctx, put, drop))
 }
 
 // refreshLimit looks for kubelet again when it is another process than it was.

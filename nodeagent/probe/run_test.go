@@ -350,6 +350,25 @@ func TestTrial(t *testing.T) {
 	}
 }
 
+// A contained agent that may not see the host's cgroups says so, and takes
+// kubelet's user.
+func TestNoCgroups(t *testing.T) {
+	node := nstest.New(t).Node("a")
+	dir, _ := cgroups(t, "kubelet.service", "pods.slice/agent.service")
+	kubelet := start(t, node.NS, "dial", "kubelet", 0, dir+"/kubelet.service")
+	proc := hostProc(t, kubelet.cmd.Process.Pid)
+	if err := os.Remove(filepath.Join(proc, "1")); err != nil {
+		t.Fatal(err)
+	}
+	agent := start(t, node.NS, "limit contained", "agent", 0, dir+"/pods.slice/agent.service", "BACKEND=nftables", "PROC="+proc)
+	got := agent.line()
+	for _, want := range []string{"run as user 0", "cannot be seen from here", "1/ns/cgroup: no such file"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("no %q in: %s", want, got)
+		}
+	}
+}
+
 // hostProc is a host's /proc with two processes: the first, and another.
 func hostProc(t *testing.T, pid int) string {
 	t.Helper()
