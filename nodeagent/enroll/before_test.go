@@ -1,0 +1,249 @@
+package enroll_test
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/warren-mesh/warren/cni/redirect"
+	"github.com/warren-mesh/warren/internal/netns"
+	"github.com/warren-mesh/warren/internal/nstest"
+	"github.com/warren-mesh/warren/nodeagent/enroll"
+)
+
+// conns are a pod's connections and its policies, as the test sets them.
+type conns struct {
+	mu     sync.Mutex
+	all    []enroll.Conn
+	denied map[uint64]bool
+	ended  []uint64
+	stuck  bool
+	blind  error
+}
+
+func (c *conns) List(*netns.NS) ([]enroll.Conn, int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.all), 0, nil
+}
+
+func (c *conns) Alive(_ *netns.NS, some []enroll.Conn) ([]enroll.Conn, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(some), func(o enroll.Conn) bool { return !slices.Contains(c.all, o) }), nil
+}
+
+func (c *conns) End(_ *netns.NS, some []enroll.Conn) ([]enroll.Conn, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.stuck {
+		return some, errors.New("the kernel cannot")
+	}
+	for _, o := range some {
+		c.ended = append(c.ended, o.Cookie)
+		c.all = slices.DeleteFunc(c.all, func(x enroll.Conn) bool { return x == o })
+	}
+	return nil, nil
+}
+
+func (c *conns) Denied(_ context.Context, _ string, some []enroll.Conn) (denied []enroll.Conn, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, o := range some {
+		if c.denied[o.Cookie] {
+			denied = append(denied, o)
+		}
+	}
+	return denied, c.blind
+}
+
+func (c *conns) set(do func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	do()
+}
+
+func (n *node) withConns(c *conns) {
+	n.config = func(cfg *enroll.Config) { cfg.Connections, cfg.Policies = c, c }
+}
+
+func (n *node) report(uid string) enroll.Report {
+	for _, r := range n.e.Report() {
+		if r.UID == uid {
+			return r
+		}
+	}
+	return enroll.Report{}
+}
+
+// TestConnectionsOfBefore: they are counted, survive a restart of the agent, and those
+// that a policy forbids are ended when it does, and no others.
+func TestConnectionsOfBefore(t *testing.T) {
+	nstest.LeakCheck(t)
+	c := &conns{all: []enroll.Conn{{Cookie: 1, Inbound: true}, {Cookie: 2, Inbound: true}, {Cookie: 3}}, denied: map[uint64]bool{}}
+	n := newNode(t)
+	n.withConns(c)
+	n.start()
+	n.proxy()
+	n.outside("p", "uid-p", "c1")
+	n.world.pod("plain", "p", "uid-p", labelled("ambient"))
+	n.until("they are counted", func() bool { return n.report("uid-p").Before == 3 })
+	n.stop()
+	n.start()
+	n.until("they are counted still", func() bool { return n.report("uid-p").Before == 3 })
+	// Strict mTLS comes. It says nothing of what the pod has made to others.
+	c.set(func() { c.denied[2], c.denied[3] = true, true })
+	n.until("it is ended", func() bool {
+		return n.report("uid-p").Before == 2 && n.notices.about("p", "1 connections without mTLS")
+	})
+	if !slices.Equal(c.ended, []uint64{2}) {
+		t.Errorf("ended %v", c.ended)
+	}
+	c.set(func() { c.all = nil })
+	n.until("they have ended by themselves", func() bool { return n.report("uid-p").Before == 0 })
+}
+
+// TestConnectionsThatCannotBeJudged: it is said so, and none is ended.
+func TestConnectionsThatCannotBeJudged(t *testing.T) {
+	nstest.LeakCheck(t)
+	c := &conns{all: []enroll.Conn{{Cookie: 1, Inbound: true}}, blind: errors.New("no administration socket")}
+	n := newNode(t)
+	n.withConns(c)
+	n.start()
+	n.proxy()
+	n.outside("p", "uid-p", "c1")
+	n.world.pod("plain", "p", "uid-p", labelled("ambient"))
+	n.until("it is said", func() bool { return strings.Contains(n.report("uid-p").BeforeNote, "no administration socket") })
+	c.set(func() { c.blind, c.denied, c.stuck = nil, map[uint64]bool{1: true}, true })
+	n.until("it is said that they stay", func() bool { return strings.Contains(n.report("uid-p").BeforeNote, "the kernel cannot") })
+	if len(c.ended) > 0 {
+		t.Errorf("ended %v", c.ended)
+	}
+}
+
+// TestCarriedIsNotOutside: a pod that changes its mind has connections that the proxy
+// carries, which are none of before.
+func TestCarriedIsNotOutside(t *testing.T) {
+	nstest.LeakCheck(t)
+	c := &conns{all: []enroll.Conn{{Cookie: 1}}}
+	n := newNode(t)
+	n.times.Drain = time.Minute
+	n.withConns(c)
+	n.start()
+	n.proxy()
+	n.outside("p", "uid-p", "c1")
+	n.world.pod("plain", "p", "uid-p", labelled("ambient"))
+	n.until("it is in", func() bool { return n.phase("uid-p") == enroll.PhaseEnrolled })
+	c.set(func() { c.all = append(c.all, enroll.Conn{Cookie: 2}) }) // captured
+	n.flows.set(1)
+	n.world.pod("plain", "p", "uid-p")
+	n.until("it leaves", func() bool { return n.phase("uid-p") == enroll.PhaseLeaving })
+	c.set(func() { c.all = append(c.all, enroll.Conn{Cookie: 3}) }) // not captured
+	n.world.pod("plain", "p", "uid-p", labelled("ambient"))
+	n.until("it is in again", func() bool { return n.phase("uid-p") == enroll.PhaseEnrolled })
+	if got := n.report("uid-p").Before; got != 2 {
+		t.Errorf("%d are outside, want those that the proxy never had", got)
+	}
+}
+
+// istio makes a pod one that Istio's agent has redirected and left.
+func (n *node) istio(s *sandbox) {
+	n.t.Helper()
+	if err := n.backend.Apply(s.netns, redirect.Defaults()); err != nil {
+		n.t.Fatal(err)
+	}
+	if err := redirect.GiveBack(n.backend, s.netns, redirect.Defaults(), ""); err != nil {
+		n.t.Fatal(err)
+	}
+	if got := n.foreign(s); len(got) == 0 {
+		n.t.Fatal("no rules of Istio's were made")
+	}
+}
+
+func (n *node) foreign(s *sandbox) []string {
+	n.t.Helper()
+	all, err := n.backend.Foreign(s.netns)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return all
+}
+
+// TestTakenOverAndGivenBack: a pod of Istio's joins with our rules in the place of
+// theirs, and theirs are there again when the mesh leaves a node that Istio is on.
+func TestTakenOverAndGivenBack(t *testing.T) {
+	nstest.LeakCheck(t)
+	n := newNode(t)
+	find := n.withFinder()
+	n.start()
+	f, _ := n.proxy()
+	s := n.sandbox("app", "a", "uid-a", "c1")
+	n.istio(s)
+	find.set("uid-a", s)
+	n.world.pod("app", "a", "uid-a", marked, address("10.1.2.3"))
+	n.until("it is taken over", func() bool { return n.phase("uid-a") == enroll.PhaseEnrolled })
+	if len(n.foreign(s)) > 0 || !n.captured(s) || len(f.Pods()) != 1 {
+		t.Errorf("left of Istio: %v, redirected: %t, proxy: %v", n.foreign(s), n.captured(s), f.Pods())
+	}
+	n.world.namespace("istio-system", nil)
+	n.world.pod("istio-system", "istio-cni-node-x", "uid-rival", func(p *corev1.Pod) {
+		p.Labels = map[string]string{"k8s-app": "istio-cni-node"}
+		p.Status.Phase = corev1.PodRunning
+	})
+	if err := n.e.Retire(within(t), "the mesh leaves this node"); err != nil {
+		t.Fatal(err)
+	}
+	if len(n.foreign(s)) == 0 || n.captured(s) {
+		t.Errorf("left of Istio: %v, redirected by us: %t", n.foreign(s), n.captured(s))
+	}
+	if m, _ := n.e.Marks(); len(m) > 0 || len(f.Pods()) != 1 {
+		t.Errorf("marks %v, proxy %v: the pod is to go on until Istio has it", m, f.Pods())
+	}
+}
+
+// TestTakeOverThatFails: the pod is Istio's again.
+func TestTakeOverThatFails(t *testing.T) {
+	nstest.LeakCheck(t)
+	n := newNode(t)
+	find := n.withFinder()
+	n.start()
+	n.proxy()
+	s := n.sandbox("app", "a", "uid-a", "c1")
+	inPod(t, s.netns, "iptables", "-t", "nat", "-N", "ISTIO_REDIRECT") // a sidecar's
+	find.set("uid-a", s)
+	n.world.pod("app", "a", "uid-a", address("10.1.2.3"))
+	n.until("it is told why", func() bool { return n.notices.about("a", "another mesh has redirected this pod") })
+	n.until("it is outside", func() bool { return n.phase("uid-a") == enroll.PhaseLeft })
+	if len(n.foreign(s)) == 0 || n.captured(s) {
+		t.Errorf("left of theirs: %v, redirected by us: %t", n.foreign(s), n.captured(s))
+	}
+	n.world.remove("app", "a")
+}
+
+// TestRetire: pods leave for good, those without an object too.
+func TestRetire(t *testing.T) {
+	nstest.LeakCheck(t)
+	n := newNode(t)
+	n.times.Drain = -1
+	n.start()
+	f, _ := n.proxy()
+	a, b := n.sandbox("app", "a", "uid-a", "c1"), n.sandbox("app", "b", "uid-b", "c2")
+	for name, s := range map[string]*sandbox{"a": a, "b": b} {
+		n.world.pod("app", name, "uid-"+name)
+		n.mustAdd(s)
+	}
+	n.world.remove("app", "b")
+	n.flows.set(5) // connections that do not end
+	if err := n.e.Retire(within(t), "the mesh leaves this node"); err != nil {
+		t.Fatal(err)
+	}
+	if !n.clean(a) || !n.clean(b) || len(f.Pods()) > 0 {
+		t.Errorf("left behind: %v", f.Pods())
+	}
+}
