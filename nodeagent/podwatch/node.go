@@ -125,6 +125,9 @@ func (o *Owner) Gone(ctx context.Context) (gone bool, why string, err error) {
 	case ds.DeletionTimestamp != nil:
 		return true, name + " is being deleted", nil
 	}
+	if goes, err := o.namespaceGoes(ctx); err != nil || goes {
+		return goes, "namespace " + o.Namespace + " is being deleted", err
+	}
 	node, err := o.Client.CoreV1().Nodes().Get(ctx, o.Node, metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
@@ -140,6 +143,18 @@ func (o *Owner) Gone(ctx context.Context) (gone bool, why string, err error) {
 		return true, name + " is not for this node any more", nil
 	}
 	return false, name + " is there", nil
+}
+
+// namespaceGoes says whether the namespace is being deleted: of such a one, pods may go
+// before what would make them anew. The agent may list namespaces, not get one.
+func (o *Owner) namespaceGoes(ctx context.Context) (bool, error) {
+	l, err := o.Client.CoreV1().Namespaces().List(ctx, metav1.ListOptions{FieldSelector: "metadata.name=" + o.Namespace})
+	if err != nil {
+		return false, fmt.Errorf("namespace %s: %w", o.Namespace, err)
+	}
+	return slices.ContainsFunc(l.Items, func(ns corev1.Namespace) bool {
+		return ns.Name == o.Namespace && ns.DeletionTimestamp != nil
+	}), nil
 }
 
 // fitsNode says whether a DaemonSet's pods are for a node, as far as its labels say.

@@ -327,6 +327,10 @@ func TestOwner(t *testing.T) {
 		{name: "an upgrade", objects: []runtime.Object{ds(nil)}},
 		{name: "deleted", gone: true},
 		{name: "being deleted", objects: []runtime.Object{ds(func(d *appsv1.DaemonSet) { d.DeletionTimestamp, d.Finalizers = &now, []string{"x"} })}, gone: true},
+		{name: "its namespace is being deleted", objects: []runtime.Object{ds(nil), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
+			Name: "warren-system", DeletionTimestamp: &now, Finalizers: []string{"x"}}}}, gone: true},
+		{name: "another namespace is", objects: []runtime.Object{ds(nil), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
+			Name: "other", DeletionTimestamp: &now, Finalizers: []string{"x"}}}}},
 		{name: "for other nodes", objects: []runtime.Object{ds(func(d *appsv1.DaemonSet) { d.Spec.Template.Spec.NodeSelector = map[string]string{"zone": "b"} })}, gone: true},
 		{name: "for this node", objects: []runtime.Object{ds(func(d *appsv1.DaemonSet) { d.Spec.Template.Spec.NodeSelector = map[string]string{"zone": "a"} })}},
 		{name: "affinity to others", objects: []runtime.Object{ds(affinity(term("zone", corev1.NodeSelectorOpNotIn, "a"), term("none", corev1.NodeSelectorOpExists)))}, gone: true},
