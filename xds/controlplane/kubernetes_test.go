@@ -389,3 +389,28 @@ func conditionOf(w *world, policy string) map[string]any {
 	}
 	return nil
 }
+
+// A replica that finds no Secret, and is too late to make it, takes that of the first.
+func TestAnotherReplicaWasFirst(t *testing.T) {
+	other := newWorld(t)
+	first, err := other.secret(&lockedBuffer{}).load(t.Context(), time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs, err := other.client.CoreV1().Secrets(ownNS).Get(t.Context(), ownSecret, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newWorld(t)
+	w.client.PrependReactor("create", "secrets", func(clienttesting.Action) (bool, runtime.Object, error) {
+		return false, nil, w.client.Tracker().Add(theirs) // in the moment between looking and making
+	})
+	log := &lockedBuffer{}
+	ca, err := w.secret(log).load(t.Context(), time.Now())
+	if err != nil || string(ca.RootsPEM()) != string(first.RootsPEM()) {
+		t.Errorf("not the root of the first: %v", err)
+	}
+	if strings.Contains(log.String(), "secret made") {
+		t.Error("made a second one")
+	}
+}
