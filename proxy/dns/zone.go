@@ -176,7 +176,8 @@ func (q question) find(name string) (*workload.Service, match) {
 	if s := q.choose(name); s != nil {
 		return s, exact
 	}
-	for rest, ok := name, true; ; {
+	for rest := name; ; {
+		var ok bool
 		if _, rest, ok = strings.Cut(rest, "."); !ok {
 			return nil, missing
 		}
