@@ -126,8 +126,8 @@ func (e *end) step() (full, mine bool) {
 	e.changed, e.room, e.blocked = false, false, false
 	all := e.hangup
 	e.f.mu.Unlock()
-	nothing := false
-	if e.rest.empty() {
+	nothing, unread := false, !e.rest.empty()
+	if !unread {
 		c := getChunk()
 		var err error
 		if c.end, nothing, err = e.sock.Read(c.mem[:]); err != nil {
@@ -150,7 +150,7 @@ func (e *end) step() (full, mine bool) {
 	switch {
 	case blocked:
 		mine = e.room
-	case full, e.changed, all && !nothing:
+	case full, e.changed, all && !nothing, unread: // unread: what changed before is not known any more
 		mine = true
 	}
 	e.busy, e.blocked = mine, blocked && !mine
