@@ -44,7 +44,7 @@ func (t *tunnel) Notify(e ready.Events, turn *ready.Turn) {
 	r := &t.reader
 	t.mu.Lock()
 	r.changed = true
-	r.hangup = r.hangup || e&(ready.Hangup|ready.Failed) != 0
+	r.hangup = r.hangup || e&(ready.Hangup|ready.Failed|ready.Urgent) != 0
 	mine := !r.busy && !r.over
 	r.busy = r.busy || mine
 	if r.after != nil {

@@ -16,12 +16,14 @@ type Events uint8
 
 // Hangup: no more bytes come from the peer than those that can be read now.
 // Failed: the socket is broken, and what broke it is its error. Both come with
-// Readable, and Failed with Writable too.
+// Readable, and Failed with Writable too. Urgent, which comes with Readable: reads
+// stop at a mark, and that they found little does not say that there is no more.
 const (
 	Readable Events = 1 << iota
 	Writable
 	Hangup
 	Failed
+	Urgent
 )
 
 // Handler is told of readiness. Notify is called by one goroutine at a time,
@@ -183,7 +185,7 @@ func (l *loop) close() error {
 
 func (l *loop) release() error { return errors.Join(unix.Close(l.bell), unix.Close(l.fd)) }
 
-const interest = unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLET
+const interest = unix.EPOLLIN | unix.EPOLLPRI | unix.EPOLLRDHUP | unix.EPOLLET
 
 // add registers fd. mu is held throughout: close must not let the descriptor of
 // the instance go meanwhile, and the first event must find its entry.
@@ -295,6 +297,9 @@ func eventsOf(bits uint32) (e Events) {
 	}
 	if bits&unix.EPOLLERR != 0 {
 		e |= Failed | Readable | Writable
+	}
+	if bits&unix.EPOLLPRI != 0 {
+		e |= Urgent | Readable
 	}
 	return e
 }

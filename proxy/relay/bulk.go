@@ -66,7 +66,7 @@ func (e *end) bulk() {
 	}
 }
 
-// copyAll is bulk without a pipe.
+// copyAll is bulk without a pipe. It has the role, and gives it back.
 func (e *end) copyAll() {
 	for {
 		if _, mine := e.step(); !mine {
@@ -76,7 +76,8 @@ func (e *end) copyAll() {
 }
 
 // fillPipe moves what there is into p. It returns false when it has given the role
-// back, or the direction has ended.
+// back, or the direction has ended. A splice does not pass the mark of urgent data,
+// and takes it for the end where that follows: reads have the last word.
 func (e *end) fillPipe(p *pipe) bool {
 	for {
 		e.f.mu.Lock()
@@ -88,6 +89,9 @@ func (e *end) fillPipe(p *pipe) bool {
 		}
 		n, again, err := e.splice(p)
 		switch {
+		case err == io.EOF:
+			e.copyAll()
+			return false
 		case err != nil:
 			e.ended(err)
 			return false
@@ -96,12 +100,16 @@ func (e *end) fillPipe(p *pipe) bool {
 			return true
 		}
 		e.f.mu.Lock()
-		idle := !e.changed
-		if idle {
+		idle, urgent := !e.changed, e.urgent
+		if idle && !urgent {
 			e.busy = false
 		}
 		e.f.mu.Unlock()
-		if idle {
+		switch {
+		case urgent:
+			e.copyAll()
+			return false
+		case idle:
 			return false
 		}
 	}

@@ -46,6 +46,7 @@ type end struct {
 	busy    bool          // somebody moves bytes: a role
 	changed bool          // since its last read began there may be more
 	hangup  bool          // the end, or worse, follows what can be read
+	urgent  bool          // there was a mark, at which reads stop and splices end
 	room    bool          // other has got room since the last write began
 	blocked bool          // rest waits for that
 	over    bool          // the direction has ended
@@ -86,6 +87,7 @@ func (e *end) Notify(ev ready.Events, _ *ready.Turn) {
 	if !f.finished && !e.over && ev&ready.Readable != 0 {
 		e.changed = true
 		e.hangup = e.hangup || ev&ready.Hangup != 0
+		e.urgent = e.urgent || ev&ready.Urgent != 0
 		from = !e.busy && !e.blocked
 		e.busy = e.busy || from
 	}
@@ -124,7 +126,7 @@ func (e *end) step() (full, mine bool) {
 		return false, false
 	}
 	e.changed, e.room, e.blocked = false, false, false
-	all := e.hangup
+	all := e.hangup || e.urgent
 	e.f.mu.Unlock()
 	nothing, unread := false, !e.rest.empty()
 	if !unread {

@@ -33,7 +33,7 @@ type streamFlow struct {
 	queue    *queue // nil while there is nothing in it
 	pulling  bool   // it is the far end's turn to read
 	changed  bool   // since the turn's last read began there may be more
-	hangup   bool   // the application's end, or worse, follows what can be read
+	hangup   bool   // the application's end, or worse, follows what can be read, or a mark is in it
 	upDone   bool   // the application's end was passed on, or nobody wants it
 	blocked  bool   // the queue waits for the socket
 	draining bool   // drain is running
@@ -75,7 +75,7 @@ func (f *streamFlow) Notify(e ready.Events, turn *ready.Turn) {
 		f.mu.Unlock()
 		return
 	}
-	f.hangup = f.hangup || e&ready.Hangup != 0
+	f.hangup = f.hangup || e&(ready.Hangup|ready.Urgent) != 0
 	up := false
 	if e&ready.Readable != 0 && !f.upDone {
 		up = !f.pulling
