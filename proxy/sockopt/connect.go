@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strconv"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -86,6 +87,9 @@ func (s *Sockets) connect(ctx context.Context, fd int, dst netip.AddrPort) (*Con
 			fd, err = s.await(ctx, fd)
 		}
 	}
+	if err == nil && toItself(fd, dst) {
+		err = unix.ECONNREFUSED
+	}
 	if err == nil {
 		return &Connection{fd: fd}, nil
 	}
@@ -143,9 +147,25 @@ func settled(fd int) (bool, error) {
 	return true, err
 }
 
+// toItself says whether fd is its own peer: of a port in our namespace that nobody
+// listens on the kernel may make the port that we connect from.
+func toItself(fd int, dst netip.AddrPort) bool {
+	local, _ := unix.Getsockname(fd) // of a connected socket it does not fail
+	switch a := local.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port)) == dst
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(a.Addr), uint16(a.Port)) == netip.AddrPortFrom(dst.Addr().WithZone(""), dst.Port())
+	}
+	return false
+}
+
+// sockaddr is a for the kernel. A zone is a number, as OriginalDst gives it; another
+// is none, and the kernel says so.
 func sockaddr(a netip.AddrPort) unix.Sockaddr {
 	if a.Addr().Is4() {
 		return &unix.SockaddrInet4{Addr: a.Addr().As4(), Port: int(a.Port())}
 	}
-	return &unix.SockaddrInet6{Addr: a.Addr().As16(), Port: int(a.Port())}
+	zone, _ := strconv.ParseUint(a.Addr().Zone(), 10, 32)
+	return &unix.SockaddrInet6{Addr: a.Addr().As16(), Port: int(a.Port()), ZoneId: uint32(zone)}
 }
