@@ -20,7 +20,7 @@ FUZZTIME    ?= 10s
 
 ARCHS       ?= amd64 arm64
 
-.PHONY: help deps build plugins render helm manifests images images-lock demo test test-race e2e bench bench-go lint fuzz ci clean
+.PHONY: help deps build plugins test-apiserver render helm manifests images images-lock demo test test-race e2e bench bench-go lint fuzz ci clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -85,6 +85,9 @@ e2e-kube-images:
 	CGO_ENABLED=0 GOOS=linux GOARCH=$(E2E_ARCH) $(GO) build -trimpath -buildvcs=false -ldflags '-s -w' -o $(BIN)/linux-$(E2E_ARCH)/ ./e2e/kube/app/cmd/meshapp
 	$(MAKE) images ARCHS=$(E2E_ARCH) VERSION=$(VERSION) IMAGESFLAGS=-for-tests
 
+test-apiserver: ## the control plane on a real API server: WARREN_KUBE_BIN is the folder with kube-apiserver and etcd
+	$(GO) test -count=1 -tags apiserver -timeout 15m ./xds/controlplane
+
 bench: deps build plugins ## what the mesh costs (about 25 minutes); PEER=/path/to/proxy measures another beside ours, BENCHFLAGS='-list' names the loads
 	$(GO) build -o $(BIN)/bench ./e2e/bench/cmd/bench
 	$(ROOTLY) $(TESTENV) $(BIN)/bench -bin $(BIN) $(if $(PEER),-peer $(PEER)) $(BENCHFLAGS)
@@ -95,6 +98,7 @@ bench-go: ## benchmarks of the inner pieces, with allocations
 lint: ## gofmt, vet, staticcheck and the repository's own rules
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -d $$(git ls-files '*.go'); exit 1; }
 	$(GO) vet ./...
+	$(GO) vet -tags kube,apiserver ./e2e/kube ./xds/controlplane
 	$(GO) tool staticcheck ./...
 	$(GO) test -count=1 ./internal/archtest
 

@@ -1,8 +1,9 @@
+//go:build apiserver
+
 package controlplane
 
 import (
 	"bytes"
-	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -12,13 +13,11 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -42,7 +41,7 @@ import (
 )
 
 // kubeBin names the folder with kube-apiserver and etcd that these tests use. There is
-// no package to take them from, so without it they are skipped.
+// no package to take them from, so they are behind a build tag: make test-apiserver.
 const kubeBin = "WARREN_KUBE_BIN"
 
 var crdGVR = schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}
@@ -63,7 +62,7 @@ func startAPIServer(t *testing.T) *apiServer {
 	t.Helper()
 	bin := os.Getenv(kubeBin)
 	if bin == "" {
-		t.Skipf("%s is not set", kubeBin)
+		t.Fatalf("%s is not set: name the folder with kube-apiserver and etcd", kubeBin)
 	}
 	s := &apiServer{t: t, bin: bin, dir: t.TempDir()}
 	client, peer := freePort(t), freePort(t)
@@ -332,22 +331,6 @@ func (s *apiServer) controlPlane() *plane {
 	p.cp = cp
 	p.runs()
 	return p
-}
-
-func (p *plane) runs() {
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- p.cp.Run(ctx) }()
-	p.stop = sync.OnceValue(func() error { cancel(); return <-ended })
-	p.t.Cleanup(func() {
-		if err := p.stop(); err != nil {
-			p.t.Errorf("run: %v", err)
-		}
-		http.DefaultClient.CloseIdleConnections()
-		if p.t.Failed() || testing.Verbose() {
-			p.t.Logf("log:\n%s", p.log)
-		}
-	})
 }
 
 func (s *apiServer) root(namespace string) string {

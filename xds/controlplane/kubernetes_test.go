@@ -1,6 +1,7 @@
 package controlplane
 
 import (
+	"context"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
@@ -413,4 +414,20 @@ func TestAnotherReplicaWasFirst(t *testing.T) {
 	if strings.Contains(log.String(), "secret made") {
 		t.Error("made a second one")
 	}
+}
+
+func (p *plane) runs() {
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- p.cp.Run(ctx) }()
+	p.stop = sync.OnceValue(func() error { cancel(); return <-ended })
+	p.t.Cleanup(func() {
+		if err := p.stop(); err != nil {
+			p.t.Errorf("run: %v", err)
+		}
+		http.DefaultClient.CloseIdleConnections()
+		if p.t.Failed() || testing.Verbose() {
+			p.t.Logf("log:\n%s", p.log)
+		}
+	})
 }
