@@ -102,8 +102,9 @@ func (z *Zone) domain() string {
 // later.
 func (q question) stripped(name string) Decision {
 	try := func(domain string) (Decision, bool) {
-		short, ok := strings.CutSuffix(name, domain)
-		if short, ok = strings.CutSuffix(short, "."); !ok || short == "" {
+		rest, ok := strings.CutSuffix(name, domain)
+		short, dot := strings.CutSuffix(rest, ".")
+		if !ok || !dot || short == "" {
 			return Decision{}, false
 		}
 		switch s, how := q.find(short); how {
