@@ -25,7 +25,7 @@ type sockets struct {
 	wg   sync.WaitGroup
 }
 
-func (s *sockets) open(t *testing.T, in *sandbox) {
+func (s *sockets) open(t testing.TB, in *sandbox) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.list) > 0 {

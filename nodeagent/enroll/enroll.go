@@ -86,7 +86,7 @@ type Times struct {
 	Linger time.Duration
 	Sweep  time.Duration // between looks at what nothing announces: 1 s
 	// Inspect is how often the whole of a pod is looked at in which nothing seems to
-	// happen: 30 s.
+	// happen: 2 min
 	Inspect time.Duration
 	Retry   time.Duration // first wait after a failure on our own accord: 1 s
 }
@@ -101,7 +101,7 @@ func (t Times) withDefaults() Times {
 		{&t.Drain, 15 * time.Second},
 		{&t.Blind, 15 * time.Second},
 		{&t.Sweep, time.Second},
-		{&t.Inspect, 30 * time.Second},
+		{&t.Inspect, 2 * time.Minute},
 		{&t.Retry, time.Second},
 	} {
 		if *d.field == 0 {

@@ -63,6 +63,19 @@ func (w *world) change(do func(o *translate.Objects)) {
 	w.changed = make(chan struct{})
 }
 
+// podsAtOnce makes running pods of sandboxes, by UID.
+func (w *world) podsAtOnce(boxes map[string]*sandbox) {
+	w.change(func(o *translate.Objects) {
+		for uid, s := range boxes {
+			o.Pods = append(o.Pods, &corev1.Pod{
+				ObjectMeta: metav1.ObjectMeta{Namespace: s.ns, Name: s.name, UID: types.UID(uid)},
+				Spec:       corev1.PodSpec{NodeName: "node", ServiceAccountName: "sa"},
+				Status:     corev1.PodStatus{Phase: corev1.PodRunning, PodIPs: []corev1.PodIP{{IP: "10.1.2.3"}}},
+			})
+		}
+	})
+}
+
 func (w *world) namespace(name string, labels map[string]string) {
 	w.change(func(o *translate.Objects) {
 		o.Namespaces = append(slices.DeleteFunc(o.Namespaces, func(n *corev1.Namespace) bool { return n.Name == name }),
@@ -108,7 +121,7 @@ func (f *flows) set(n int) {
 
 // node is an agent's enroller with everything real around it but the proxy.
 type node struct {
-	t       *testing.T
+	t       testing.TB
 	dir     string
 	world   *world
 	flows   *flows
@@ -153,7 +166,6 @@ func newNode(t *testing.T) *node {
 		t: t, dir: t.TempDir(), world: newWorld(), flows: new(flows), backend: b, notices: new(notices), config: func(*enroll.Config) {},
 		times: enroll.Times{Pod: 300 * time.Millisecond, Add: 2500 * time.Millisecond, Drain: 5 * time.Second, Sweep: 50 * time.Millisecond, Retry: 20 * time.Millisecond},
 	}
-	n.client = &event.Client{Path: filepath.Join(n.dir, event.SocketName)}
 	return n
 }
 
@@ -163,6 +175,7 @@ func (n *node) zds() string   { return filepath.Join(n.dir, "z.sock") }
 // start brings the agent up, and returns when its sockets are there.
 func (n *node) start() *node {
 	n.t.Helper()
+	n.client = &event.Client{Path: filepath.Join(n.dir, event.SocketName)}
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	var snapshot func() []zds.Workload
@@ -251,7 +264,7 @@ func (n *node) sandbox(namespace, name, uid, container string) *sandbox {
 	return &sandbox{key: event.Key{ContainerID: container, IfName: "eth0"}, name: name, ns: namespace, uid: uid, netns: ns, path: path}
 }
 
-func within(t *testing.T) context.Context {
+func within(t testing.TB) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	t.Cleanup(cancel)
@@ -357,7 +370,7 @@ func wantRefusal(t *testing.T, err error, retryable bool, text string) {
 }
 
 // inPod runs a program in a namespace.
-func inPod(t *testing.T, ns *netns.NS, name string, args ...string) {
+func inPod(t testing.TB, ns *netns.NS, name string, args ...string) {
 	t.Helper()
 	var out strings.Builder
 	cmd := exec.Command(name, args...)
