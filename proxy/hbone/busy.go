@@ -14,6 +14,8 @@ const (
 	// maxBusy is how many tunnels for a key may be there before a new stream goes
 	// to a busy one.
 	maxBusy = 4
+	// spareWait is how long a dial is waited for that a busy tunnel can replace.
+	spareWait = 250 * time.Millisecond
 )
 
 // bulkTime is since when, and when last, one direction of a tunnel carried bulk, in

@@ -35,6 +35,7 @@ type member struct {
 
 // dialing is one attempt to make a tunnel, and who waits for it.
 type dialing struct {
+	start   time.Time
 	done    chan struct{}
 	m       *member // the outcome, set before done is closed
 	err     error   // or this
@@ -60,7 +61,7 @@ func (p *Pool) acquire(ctx context.Context, key Key, after uint64) (m *member, s
 			p.keys[key] = e
 		}
 		m, busy := e.pick(after)
-		wanted := busy && spare && len(e.members) < maxBusy
+		wanted := busy && spare && len(e.members) < maxBusy && !e.dial.late()
 		if m != nil && !wanted {
 			m.pending++
 			seasoned := m.seasoned
@@ -71,16 +72,32 @@ func (p *Pool) acquire(ctx context.Context, key Key, after uint64) (m *member, s
 			p.startDialLocked(e)
 		}
 		d := e.dial
+		spare = false
+		if wanted {
+			p.mu.Unlock()
+			d.waitAWhile(ctx) // whatever comes of it: a busy tunnel is better than none
+			continue
+		}
 		d.waiters++
 		p.mu.Unlock()
-		err := p.wait(ctx, e, d)
-		switch {
-		case err == nil:
-		case wanted && ctx.Err() == nil: // a busy one is better than none
-		default:
+		if err := p.wait(ctx, e, d); err != nil {
 			return nil, false, err
 		}
-		spare = false
+	}
+}
+
+// late says whether a dial takes longer than it is waited for by who has a tunnel.
+func (d *dialing) late() bool { return d != nil && time.Since(d.start) >= spareWait }
+
+// waitAWhile waits for a dial until it is late. Who does is no waiter: the dial goes
+// on for those that come after.
+func (d *dialing) waitAWhile(ctx context.Context) {
+	late := time.NewTimer(spareWait - time.Since(d.start))
+	defer late.Stop()
+	select {
+	case <-d.done:
+	case <-late.C:
+	case <-ctx.Done():
 	}
 }
 
@@ -130,7 +147,7 @@ func (p *Pool) wait(ctx context.Context, e *entry, d *dialing) error {
 // startDialLocked starts a dial for e.
 func (p *Pool) startDialLocked(e *entry) {
 	ctx, cancel := context.WithCancelCause(p.ctx)
-	d := &dialing{done: make(chan struct{}), cancel: cancel}
+	d := &dialing{start: time.Now(), done: make(chan struct{}), cancel: cancel}
 	e.dial = d
 	e.dials++
 	p.wg.Go(func() {
