@@ -51,6 +51,7 @@ type Agent struct {
 	source  *source
 	cluster *cluster // nil: no API server
 	nswatch *nswatch.Watcher
+	rival   *rival
 	host    *host
 	proc    string // where the host's /proc is seen
 	only    bool   // nothing is begun: the agent is here to clean up
@@ -155,6 +156,8 @@ func (a *Agent) assemble() error {
 	if err := a.joinHost(); err != nil {
 		return err
 	}
+	a.rival = newRival(&a.cfg)
+	a.rival.look(context.Background()) // before anybody can ask
 	if a.nswatch, err = nswatch.New(); err != nil {
 		return err
 	}
@@ -165,7 +168,7 @@ func (a *Agent) assemble() error {
 		Backend:  a.backend, Named: redirect.Named,
 		Proxy: a.proxies, World: a.watch, Flows: a.admin, Observe: a.metrics.observe, Log: a.log,
 		Tell: a.cluster.tell, Probes: a.host.probes(),
-		Watch: a.nswatch, SelfProbe: a.cfg.SelfProbe, Connections: connections{}, Policies: a.admin,
+		Watch: a.nswatch, SelfProbe: a.cfg.SelfProbe, Connections: connections{}, Policies: a.admin, Rival: a.rival.name,
 		Times: enroll.Times{Drain: cmp.Or(a.cfg.DrainDeadline, -1), Linger: a.cfg.Linger},
 	}
 	if a.source.client != nil { // a folder's pods are of no kubelet
@@ -257,6 +260,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	group.Go(func() error { return a.proxies.Serve(parts, a.zdsListener) })
 	group.Go(func() error { return a.enroll.Run(parts) })
 	group.Go(func() error { return a.nswatch.Run(parts, a.enroll.Changed) })
+	group.Go(func() error { return a.rival.run(parts) })
 	group.Go(func() error { return event.Serve(parts, a.cniListener, a.enroll, a.log) })
 	for _, s := range a.http {
 		group.Go(func() error { return serve(parts, s, a.log) })
