@@ -66,8 +66,10 @@ func (s *Server) connect(c net.Conn) {
 		return
 	}
 	go func() {
-		defer func() { release(); undo() }()
 		s.stream(c)
+		_ = c.Close() // before its place is given back
+		undo()
+		release() // last: whoever waits for the server finds nothing counted
 	}()
 }
 
