@@ -58,7 +58,7 @@ type audited struct {
 	gap       time.Duration
 	looking   bool
 	inspected time.Time // when rules and answer were last looked at
-	listened  bool      // the listeners were there at the last look
+	unheard   bool      // the listeners were not there at the last look, if there was one
 	proof     Proof     // of the last inspection; the listeners count on their own
 	flaw      string    // what was wrong
 }
@@ -68,7 +68,7 @@ func (a *audited) state() (Proof, string) {
 	switch {
 	case a.inspected.IsZero():
 		return ProofNone, "not looked at yet"
-	case a.proof == ProofWhole && !a.listened:
+	case a.proof == ProofWhole && a.unheard:
 		return ProofListeners, a.flaw
 	default:
 		return a.proof, a.flaw

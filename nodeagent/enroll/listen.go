@@ -37,8 +37,8 @@ func (e *Enroller) listenIn(ctx context.Context, m *member) {
 		return
 	}
 	e.mu.Lock()
-	was := m.audit.listened
-	m.audit.listened = len(missing) == 0
+	was := !m.audit.unheard
+	m.audit.unheard = len(missing) > 0
 	if len(missing) > 0 {
 		m.audit.flaw = fmt.Sprintf("nobody listens on %v", missing)
 	}
