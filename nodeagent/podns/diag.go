@@ -119,16 +119,25 @@ func readSocket(msg []byte) (s socket, ok bool) {
 	s.local = addrPort(s.v6, msg[8:24], msg[4:6])
 	s.remote = addrPort(s.v6, msg[24:40], msg[6:8])
 	s.cookie = binary.NativeEndian.Uint64(msg[44:])
-	attrs, err := nl.ParseRouteAttr(msg[sizeofMessage:])
-	if err != nil {
-		return s, true
-	}
-	for _, a := range attrs {
-		if a.Attr.Type == attrMark && len(a.Value) == 4 {
-			s.mark = binary.NativeEndian.Uint32(a.Value)
-		}
-	}
+	s.mark = readMark(msg[sizeofMessage:])
 	return s, true
+}
+
+// readMark finds the mark among attributes (struct rtattr, each padded to four
+// bytes). The library's reader does not bound the padding of the last one.
+func readMark(attrs []byte) (mark uint32) {
+	const header = 4
+	for len(attrs) >= header {
+		size := int(binary.NativeEndian.Uint16(attrs))
+		if size < header || size > len(attrs) {
+			break
+		}
+		if binary.NativeEndian.Uint16(attrs[2:]) == attrMark && size == header+4 {
+			mark = binary.NativeEndian.Uint32(attrs[header:])
+		}
+		attrs = attrs[min((size+3)&^3, len(attrs)):]
+	}
+	return mark
 }
 
 func addrPort(v6 bool, addr, port []byte) netip.AddrPort {
