@@ -14,7 +14,6 @@ import (
 
 	"github.com/warren-mesh/warren/ca/mtls"
 	"github.com/warren-mesh/warren/ca/svid"
-	"github.com/warren-mesh/warren/nodeagent/zds"
 	"github.com/warren-mesh/warren/proxy/hbone"
 	"github.com/warren-mesh/warren/xds/workload"
 )
@@ -56,20 +55,22 @@ func (p *pod) find(v *workload.View) *workload.Workload {
 // not to guard it, and nothing that a pod does at its start has to wait for its
 // address to reach the control plane and come back: a kubelet may publish it only
 // after a postStart hook.
-func (p *pod) speaker() (*workload.View, *workload.Workload) {
+//
+// Network and trust domain are those of the node's other workloads: by a wrong
+// network everybody would be unknown, and get plaintext. Where there is none, the
+// control plane is waited for.
+func (p *pod) speaker(ctx context.Context) (*workload.View, *workload.Workload, error) {
 	v := p.s.store.View()
 	if w := p.current(v); w != nil {
-		return v, w
+		return v, w, nil
 	}
-	return v, p.named
-}
-
-// nameOf is a pod as its node agent names it.
-func (s *Server) nameOf(i zds.Info) *workload.Workload {
-	return &workload.Workload{
-		Name: i.Name, Namespace: i.Namespace, ServiceAccount: i.ServiceAccount, Node: s.cfg.NodeName, ClusterID: s.cfg.ClusterID,
-		Network: s.cfg.Network, TrustDomain: s.cfg.TrustDomain, WorkloadName: i.Name, Type: workload.Pod, Protocol: workload.HBONE,
+	for w := range v.LocalTo(p.s.cfg.NodeName) {
+		return v, &workload.Workload{
+			Name: p.info.Name, Namespace: p.info.Namespace, ServiceAccount: p.info.ServiceAccount, Node: w.Node, ClusterID: w.ClusterID,
+			Network: w.Network, TrustDomain: w.TrustDomain, WorkloadName: p.info.Name, Type: workload.Pod, Protocol: workload.HBONE,
+		}, nil
 	}
+	return p.local(ctx)
 }
 
 // current is the pod in v, or as it was last known: the control plane forgets
@@ -106,7 +107,10 @@ func (p *pod) hold(self *workload.Workload) (*svid.Lease, error) {
 
 // present gives the certificate for a handshake, as server.
 func (p *pod) present(ctx context.Context) (*mtls.Identity, error) {
-	_, self := p.speaker()
+	_, self, err := p.speaker(ctx)
+	if err != nil {
+		return nil, err
+	}
 	return p.identity(ctx, self)
 }
 
@@ -124,7 +128,10 @@ func (p *pod) identity(ctx context.Context, self *workload.Workload) (*mtls.Iden
 
 // dialTunnel is the pool's DialFunc.
 func (p *pod) dialTunnel(ctx context.Context, key hbone.Key) (net.Conn, *tls.Config, error) {
-	_, self := p.speaker()
+	_, self, err := p.speaker(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
 	i, err := p.identity(ctx, self)
 	if err != nil {
 		return nil, nil, err

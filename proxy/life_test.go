@@ -219,14 +219,22 @@ func TestOneFamily(t *testing.T) {
 // The control plane does not know the pod: what it calls is called at once, as
 // whom the node agent named; who calls it waits.
 func TestBeforeTheControlPlaneKnowsThePod(t *testing.T) {
+	for _, network := range []string{"", "another than NETWORK says"} {
+		t.Run(network, func(t *testing.T) { testBeforeItIsKnown(t, network) })
+	}
+}
+
+func testBeforeItIsKnown(t *testing.T, network string) {
 	m := newMesh(t, 2)
-	server := m.nodes[1].meshPod("server")
+	server, neighbour := m.nodes[1].meshPod("server"), m.nodes[0].meshPod("neighbour")
+	server.w.Network, neighbour.w.Network = network, network
+	m.apply(workload.Batch{Workloads: []*workload.Workload{server.w, neighbour.w}})
 	server.echo(8080)
 	outside := m.nodes[1].pod("outside")
 	outside.echo(8080)
 	late := m.nodes[0].pod("late")
 	late.echo(8080)
-	late.w.Protocol = workload.HBONE
+	late.w.Protocol, late.w.Network = workload.HBONE, network
 	late.redirect()
 	late.serve(m.nodes[0])
 	if saw := late.mustCall(server.addr(8080)); saw != late.IP4.String() {

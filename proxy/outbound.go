@@ -63,7 +63,10 @@ func (p *pod) decideOutbound(app *net.TCPConn, src, dst netip.AddrPort) (*connec
 	if route.Recursive(dst) || dst == addrOf(app.LocalAddr()) && dst.Port() == OutboundPort {
 		return nil, none, nil, errRecursive // nobody redirected this: it was made to our port
 	}
-	view, self := p.speaker()
+	view, self, err := p.speaker(p.hard)
+	if err != nil {
+		return nil, none, nil, err
+	}
 	d, err := route.Outbound(view, self, route.Options{Network: p.s.cfg.Network}, src, dst)
 	if err != nil {
 		return nil, none, nil, err

@@ -27,10 +27,8 @@ type pod struct {
 	s    *Server
 	uid  string
 	info zds.Info
-	// named is the pod as the node agent named it.
-	named *workload.Workload
-	ns    netns.ID
-	log   *slog.Logger
+	ns   netns.ID
+	log  *slog.Logger
 
 	sockets   *sockopt.Sockets
 	listeners []*net.TCPListener
@@ -61,7 +59,7 @@ func (s *Server) newPod(ctx context.Context, w zds.Workload) (p *pod, err error)
 		return nil, err
 	}
 	p = &pod{
-		s: s, uid: w.UID, info: w.Info, named: s.nameOf(w.Info), ns: w.NS.ID(), sockets: sockopt.New(ns, s.cfg.Sockets),
+		s: s, uid: w.UID, info: w.Info, ns: w.NS.ID(), sockets: sockopt.New(ns, s.cfg.Sockets),
 		log:   s.logs.scope("proxy").With("pod", podName(w.Info), "uid", w.UID),
 		dials: make(map[hbone.Key]*mtls.Identity),
 	}
