@@ -1,10 +1,12 @@
 package relay
 
 import (
+	"errors"
 	"io"
 	"os"
 	"runtime"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,13 +20,33 @@ type pipe struct {
 	held int // bytes in it
 }
 
-// pipes are empty. The collector takes what is not used.
-var pipes sync.Pool
+// maxPipes bounds the pipes in use: readers that stall in the middle of bulk keep
+// theirs, and the descriptors are in nobody's share.
+const maxPipes = 256
+
+var (
+	pipes     sync.Pool // empty ones; the collector takes what is not used
+	pipesUsed atomic.Int32
+)
+
+var errPipes = errors.New("all pipes are in use")
 
 func getPipe() (*pipe, error) {
+	if pipesUsed.Add(1) > maxPipes {
+		pipesUsed.Add(-1)
+		return nil, errPipes
+	}
 	if p, ok := pipes.Get().(*pipe); ok {
 		return p, nil
 	}
+	p, err := newPipe()
+	if err != nil {
+		pipesUsed.Add(-1)
+	}
+	return p, err
+}
+
+func newPipe() (*pipe, error) {
 	var fds [2]int
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
 		return nil, os.NewSyscallError("pipe2", err)
@@ -38,6 +60,7 @@ func getPipe() (*pipe, error) {
 
 // put gives the pipe back; one with bytes in it is left to the collector.
 func (p *pipe) put() {
+	pipesUsed.Add(-1)
 	if p.held == 0 {
 		pipes.Put(p)
 	}
@@ -46,7 +69,7 @@ func (p *pipe) put() {
 // bulk has the role until the source is empty, or the flow is over.
 func (e *end) bulk() {
 	p, err := getPipe()
-	if err != nil { // no descriptors: by chunks then
+	if err != nil { // by chunks then
 		e.copyAll()
 		return
 	}

@@ -370,6 +370,40 @@ func TestIdleFlowsHoldNoGoroutine(t *testing.T) {
 	}
 }
 
+// TestWithoutPipes: bulk goes on by chunks, and a stalled reader's pipe comes back.
+func TestWithoutPipes(t *testing.T) {
+	giveBack := relay.TakeAllPipes()
+	sendBulk(t)
+	giveBack()
+	sendBulk(t)
+	for deadline := time.Now().Add(5 * time.Second); relay.PipesInUse() > 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d pipes are still in use", relay.PipesInUse())
+		}
+	}
+}
+
+func sendBulk(t *testing.T) {
+	t.Helper()
+	app, ours := conns(t)
+	far, backend := conns(t)
+	done := make(chan relay.Result, 1)
+	newRelay(t).Start(ours, relay.TCP(far), nil, func(r relay.Result) { done <- r })
+	const size = 8 << 20
+	go func() {
+		_, _ = app.Write(make([]byte, size))
+		_ = app.CloseWrite()
+	}()
+	time.Sleep(20 * time.Millisecond) // the reader is slow: the relay has to wait for room
+	if n, err := io.Copy(io.Discard, backend); n != size || err != nil {
+		t.Fatalf("%d of %d bytes, %v", n, size, err)
+	}
+	_ = backend.CloseWrite()
+	if r := <-done; r.Err != nil || r.Sent != size {
+		t.Errorf("%+v", r)
+	}
+}
+
 // TestSocketsTorture: random sizes and pauses both ways, and each end half-closes
 // when it has said all. No byte is lost, doubled or out of order.
 func TestSocketsTorture(t *testing.T) {
