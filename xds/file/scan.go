@@ -183,8 +183,8 @@ func (s *scanner) look(name string, old *fileState, now time.Time) (f *fileState
 	path := filepath.Join(s.dir, name)
 	info, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		if _, lerr := os.Lstat(path); lerr != nil {
-			return nil, old != nil // removed between listing and looking
+		if link, lerr := os.Lstat(path); lerr != nil || link.Mode()&fs.ModeSymlink == 0 {
+			return nil, old != nil // removed between listing and looking; it may be back by now
 		}
 		err = errors.New("a symbolic link that leads nowhere")
 	}
@@ -198,6 +198,9 @@ func (s *scanner) look(name string, old *fileState, now time.Time) (f *fileState
 		return old, false
 	}
 	data, info, err := read(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, old != nil // removed between looking and reading
+	}
 	if err != nil {
 		return old.reject(nil, 0, 0, err)
 	}
