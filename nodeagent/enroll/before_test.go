@@ -25,11 +25,13 @@ type conns struct {
 	ended  []uint64
 	stuck  bool
 	blind  error
+	lists  int // calls of List
 }
 
 func (c *conns) List(*netns.NS) ([]enroll.Conn, int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.lists++
 	return slices.Clone(c.all), 0, nil
 }
 
@@ -140,10 +142,14 @@ func TestCarriedIsNotOutside(t *testing.T) {
 	n.outside("p", "uid-p", "c1")
 	n.world.pod("plain", "p", "uid-p", labelled("ambient"))
 	n.until("it is in", func() bool { return n.phase("uid-p") == enroll.PhaseEnrolled })
-	c.set(func() { c.all = append(c.all, enroll.Conn{Cookie: 2}) }) // captured
+	var before, now int
+	c.set(func() { c.all, before = append(c.all, enroll.Conn{Cookie: 2}), c.lists }) // captured
 	n.flows.set(1)
 	n.world.pod("plain", "p", "uid-p")
-	n.until("it leaves", func() bool { return n.phase("uid-p") == enroll.PhaseLeaving })
+	n.until("it leaves, and what is captured was noted", func() bool {
+		c.set(func() { now = c.lists })
+		return n.phase("uid-p") == enroll.PhaseLeaving && now > before
+	})
 	c.set(func() { c.all = append(c.all, enroll.Conn{Cookie: 3}) }) // not captured
 	n.world.pod("plain", "p", "uid-p", labelled("ambient"))
 	n.until("it is in again", func() bool { return n.phase("uid-p") == enroll.PhaseEnrolled })
