@@ -100,7 +100,7 @@ func (p *pod) hold(self *workload.Workload) (*svid.Lease, error) {
 		p.lease = nil
 	}
 	if p.lease == nil {
-		p.lease = p.s.certs.Acquire(p.uid, id)
+		p.lease = p.s.certs.Acquire(p.whom(), id)
 	}
 	return p.lease, nil
 }

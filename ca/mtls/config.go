@@ -106,17 +106,12 @@ func (i *Identity) serverConfig() *tls.Config {
 }
 
 func (i *Identity) verifyServer(cs tls.ConnectionState, want []spiffeid.ID) error {
-	now := time.Now()
-	got, err := Verify(cs.PeerCertificates, i.roots, x509.ExtKeyUsageServerAuth, now)
+	got, err := i.VerifyPeer(cs.PeerCertificates, x509.ExtKeyUsageServerAuth, time.Now())
 	if err != nil {
 		return err
 	}
 	if !slices.Contains(want, got) {
 		return &VerifyError{Reason: fmt.Errorf("peer did not present the expected SAN (%s), got %s", join(want), got)}
-	}
-	// The roots are those of our trust domain and vouch for no other, whatever was expected.
-	if td := i.id.TrustDomain(); got.TrustDomain() != td {
-		return &VerifyError{Reason: fmt.Errorf("peer did not present the expected trustdomain (%s), got %s", td.Name(), got)}
 	}
 	return nil
 }

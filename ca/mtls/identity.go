@@ -30,6 +30,7 @@ type Identity struct {
 	cert       *tls.Certificate // PrivateKey lives here; Leaf is set so that a handshake parses nothing
 	chain      []*x509.Certificate
 	roots      *Roots
+	federated  Federation
 	receivedAt time.Time
 	server     *tls.Config
 }
@@ -128,7 +129,7 @@ func checkRemaining(leaf *x509.Certificate, requestedAt, receivedAt time.Time) e
 // WithRoots is the same certificate and key under other roots. Its own chain is not verified again: during a change of
 // roots the leaf may still hang from one that peers must no longer use.
 func (i *Identity) WithRoots(roots *Roots) *Identity {
-	n := &Identity{id: i.id, cert: i.cert, chain: i.chain, roots: roots, receivedAt: i.receivedAt}
+	n := &Identity{id: i.id, cert: i.cert, chain: i.chain, roots: roots, federated: i.federated, receivedAt: i.receivedAt}
 	n.server = n.serverConfig()
 	return n
 }
@@ -158,11 +159,13 @@ func (i *Identity) Expired(now time.Time) bool { return now.After(i.chain[0].Not
 // re-judging connections that live. usage is what the peer uses its certificate for: ExtKeyUsageClientAuth for one
 // that connected to us.
 func (i *Identity) VerifyPeer(chain []*x509.Certificate, usage x509.ExtKeyUsage, now time.Time) (spiffeid.ID, error) {
-	peer, err := verify(chain, i.roots, usage, now)
+	roots := i.rootsFor(chain)
+	peer, err := verify(chain, roots, usage, now)
 	if err != nil {
 		return spiffeid.ID{}, &VerifyError{Reason: err}
 	}
-	if td := i.id.TrustDomain(); peer.TrustDomain() != td {
+	// Roots vouch for the trust domain that they are of, and for no other.
+	if td := i.id.TrustDomain(); peer.TrustDomain() != td && i.federated[peer.TrustDomain()] != roots {
 		return spiffeid.ID{}, &VerifyError{Reason: fmt.Errorf("peer did not present the expected trustdomain (%s), got %s", td.Name(), peer)}
 	}
 	return peer, nil

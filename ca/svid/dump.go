@@ -15,6 +15,7 @@ func (m *Manager) Dump() []State {
 	for _, e := range m.entries {
 		s := State{
 			ID:          e.id,
+			Holder:      e.key.holder,
 			Condition:   Initializing,
 			Identity:    e.valid(wall),
 			Holders:     slices.Sorted(maps.Keys(e.holds)),
@@ -32,6 +33,8 @@ func (m *Manager) Dump() []State {
 		}
 		out = append(out, s)
 	}
-	slices.SortFunc(out, func(a, b State) int { return cmp.Compare(a.ID.String(), b.ID.String()) })
+	slices.SortFunc(out, func(a, b State) int { 
+		return cmp.Or(cmp.Compare(a.ID.String(), b.ID.String()), cmp.Compare(a.Holder, b.Holder))
+	})
 	return out
 }

@@ -27,9 +27,17 @@ const (
 	gone
 )
 
+// key is what there is one entry of: an identity, with a Signer; the right of one holder to an identity, with a Watcher.
+type key struct {
+	id     spiffeid.ID
+	holder string
+}
+
 // entry is one identity. All but current is guarded by Manager.mu.
 type entry struct {
 	id      spiffeid.ID
+	key     key
+	pod     Pod // of key.holder
 	current atomic.Pointer[mtls.Identity]
 
 	holds map[string]*hold // by holder
@@ -40,6 +48,7 @@ type entry struct {
 	born  time.Time
 	late  time.Time // monotonic; from then on a renewal is urgent
 
+	stream   *stream             // a Watcher's, open
 	cancel   context.CancelFunc  // of the call under way
 	roots    []*x509.Certificate // of the answer that current came with
 	attempts int                 // ended

@@ -14,14 +14,21 @@ import (
 
 // fly is one request from key to answer.
 func (m *Manager) fly(ctx context.Context, e *entry, p Priority) {
-	start := time.Now()
+	start := m.started(e, p)
+	i, roots, err := m.request(ctx, e.id)
+	took := time.Since(start)
+	m.finished(e, p, took, i, m.land(e, i, roots, took, err))
+}
+
+func (m *Manager) started(e *entry, p Priority) time.Time {
 	m.cfg.Log.Info("Certificate rotation started for "+e.id.String(), "priority", p.String())
 	if m.cfg.Observer != nil {
 		m.cfg.Observer.Started(e.id, p)
 	}
-	i, roots, err := m.request(ctx, e.id)
-	took := time.Since(start)
-	err = m.land(e, i, roots, took, err)
+	return time.Now()
+}
+
+func (m *Manager) finished(e *entry, p Priority, took time.Duration, i *mtls.Identity, err error) {
 	if m.cfg.Observer != nil {
 		m.cfg.Observer.Finished(e.id, p, took, err)
 	}
@@ -67,18 +74,9 @@ func (m *Manager) land(e *entry, i *mtls.Identity, roots []*x509.Certificate, to
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	defer m.wakeUp()
-	e.cancel()
-	delete(m.flying, e.id)
-	if e.phase == gone {
-		if n := m.entries[e.id]; n != nil && n.phase == parked {
-			n.phase = due
-			m.due.add(n)
-		}
+	if !m.landedLocked(e, err) {
 		return ErrNotNeeded
 	}
-	e.attempts++
-	e.lastEnd = time.Now()
-	e.lastErr = err
 	if err == nil {
 		e.failures = 0
 		e.current.Store(i)
@@ -92,9 +90,31 @@ func (m *Manager) land(e *entry, i *mtls.Identity, roots []*x509.Certificate, to
 		e.failures++
 		m.failedLocked(e, err)
 	}
+	e.tellLocked()
+	return err
+}
+
+// landedLocked notes the end of a call, and reports whether anybody still wants its result.
+func (m *Manager) landedLocked(e *entry, err error) bool {
+	e.cancel()
+	delete(m.flying, e.key)
+	if e.phase == gone {
+		if n := m.entries[e.key]; n != nil && n.phase == parked {
+			n.phase = due
+			m.due.add(n)
+		}
+		return false
+	}
+	e.attempts++
+	e.lastEnd = time.Now()
+	e.lastErr = err
+	return true
+}
+
+// tellLocked wakes those that wait for the entry to change.
+func (e *entry) tellLocked() {
 	close(e.changed)
 	e.changed = make(chan struct{})
-	return err
 }
 
 func (m *Manager) failedLocked(e *entry, err error) {

@@ -241,7 +241,7 @@ func TestForgetLeavesNothing(t *testing.T) {
 			defer close(done)
 			_ = m.Run(ctx)
 		}()
-		l := m.Acquire("pod", testID("a"))
+		l := m.Acquire(Pod{UID: "pod"}, testID("a"))
 		if _, err := l.Identity(t.Context()); err != nil {
 			t.Fatal(err)
 		}

@@ -27,15 +27,16 @@ type Manager struct {
 	flights sync.WaitGroup
 
 	mu        sync.Mutex
-	entries   map[spiffeid.ID]*entry
+	entries   map[key]*entry
 	holders   map[string]map[*entry]struct{}
 	timers    queue
 	due       queue
-	flying    map[spiffeid.ID]*entry
+	flying    map[key]*entry
 	trust     map[spiffeid.TrustDomain]*trust
 	paused    time.Time // no call starts before, at the source's wish
 	lastCheck time.Time // of the clocks, monotonic
 	lastWall  time.Time
+	same      interned
 	stopped   bool
 }
 
@@ -53,11 +54,11 @@ func New(cfg Config) *Manager {
 		cfg:     cfg,
 		wall:    func() time.Time { return time.Now().Round(0) },
 		wake:    make(chan struct{}, 1),
-		entries: map[spiffeid.ID]*entry{},
+		entries: map[key]*entry{},
 		holders: map[string]map[*entry]struct{}{},
 		timers:  queue{less: byDeadline},
 		due:     queue{less: byPriority},
-		flying:  map[spiffeid.ID]*entry{},
+		flying:  map[key]*entry{},
 		trust:   map[spiffeid.TrustDomain]*trust{},
 	}
 }
@@ -69,28 +70,32 @@ func orDefault[T int | time.Duration](v, d T) T {
 	return v
 }
 
-// Acquire gives holder (a pod UID) the right to use id and asks for its certificate at warm-up priority. It does not
-// wait; a lease that cannot be had comes back ended, and its Err says why.
-func (m *Manager) Acquire(holder string, id spiffeid.ID) *Lease {
-	l := &Lease{m: m, holder: holder, id: id, done: make(chan struct{})}
+// Acquire gives pod the right to use id and asks for its certificate at warm-up priority. It does not wait; a lease that
+// cannot be had comes back ended, and its Err says why.
+func (m *Manager) Acquire(pod Pod, id spiffeid.ID) *Lease {
+	l := &Lease{m: m, holder: pod.UID, id: id, done: make(chan struct{})}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	e, err := m.ensureLocked(id)
+	e, err := m.ensureLocked(id, pod)
 	if err != nil {
 		l.endLocked(err)
 		return l
 	}
 	l.e = e
-	m.holdLocked(e, holder).leases[l] = struct{}{}
+	m.holdLocked(e, pod.UID).leases[l] = struct{}{}
 	return l
 }
 
 // Prefetch has id's certificate ready before holder needs it, and keeps it until Forget. It gives no right to use it.
-// It never blocks and is not lost, except beyond MaxIdentities.
+// It never blocks and is not lost, except beyond MaxIdentities. With a Watcher it does nothing: what is asked for there
+// is a pod's, and holder need not be one.
 func (m *Manager) Prefetch(id spiffeid.ID, holder string) {
+	if m.cfg.Watcher != nil {
+		return
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	e, err := m.ensureLocked(id)
+	e, err := m.ensureLocked(id, Pod{})
 	if err != nil {
 		m.cfg.Log.Warn("certificate is not fetched ahead", "id", id.String(), "uid", holder, "err", err)
 		return
@@ -123,19 +128,23 @@ func (m *Manager) releaseLocked(l *Lease) {
 	}
 }
 
-func (m *Manager) ensureLocked(id spiffeid.ID) (*entry, error) {
+func (m *Manager) ensureLocked(id spiffeid.ID, pod Pod) (*entry, error) {
 	if m.stopped {
 		return nil, ErrStopped
 	}
-	if e := m.entries[id]; e != nil {
+	k := key{id: id}
+	if m.cfg.Watcher != nil {
+		k.holder = pod.UID
+	}
+	if e := m.entries[k]; e != nil {
 		return e, nil
 	}
 	if len(m.entries) >= m.cfg.MaxIdentities && !m.evictLocked() {
 		return nil, ErrTooMany
 	}
 	now := time.Now()
-	e := &entry{id: id, holds: map[string]*hold{}, prio: WarmUp, at: now, born: now, changed: make(chan struct{})}
-	m.entries[id] = e
+	e := &entry{id: id, key: k, pod: pod, holds: map[string]*hold{}, prio: WarmUp, at: now, born: now, changed: make(chan struct{})}
+	m.entries[k] = e
 	m.timers.add(e)
 	m.wakeUp()
 	return e, nil
@@ -204,7 +213,11 @@ func (m *Manager) dropLocked(e *entry, why error) {
 		e.cancel()
 	}
 	e.phase = gone
-	delete(m.entries, e.id)
+	if e.stream != nil {
+		e.stream.cancel()
+		e.stream = nil
+	}
+	delete(m.entries, e.key)
 	e.current.Store(nil)
 	m.trustLocked(e, nil)
 	close(e.changed)
@@ -220,7 +233,7 @@ func (m *Manager) raiseLocked(e *entry, p Priority, now time.Time) {
 	case due:
 		m.due.fix(e)
 	case resting:
-		if p < OnDemand {
+		if p < OnDemand || e.listensLocked(now) {
 			return
 		}
 		at := now

@@ -126,7 +126,7 @@ func TestLeaseGivesTheCertificateOfItsIdentity(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, stop := run(t, svid.Config{Signer: newFake(t)})
 		defer stop()
-		l := m.Acquire("pod-1", sa("a"))
+		l := m.Acquire(svid.Pod{UID: "pod-1"}, sa("a"))
 		i := mustIdentity(t, l)
 		if i.ID() != sa("a") {
 			t.Errorf("got %s", i.ID())
@@ -148,7 +148,7 @@ func TestPodsOfOneIdentityShareOneFlight(t *testing.T) {
 		defer stop()
 		var wg sync.WaitGroup
 		for n := range 50 {
-			l := m.Acquire(fmt.Sprintf("pod-%d", n), sa("a"))
+			l := m.Acquire(svid.Pod{UID: fmt.Sprintf("pod-%d", n)}, sa("a"))
 			wg.Go(func() { mustIdentity(t, l) })
 		}
 		synctest.Wait()
@@ -174,8 +174,8 @@ func TestPrioritiesAndTheCap(t *testing.T) {
 		time.Sleep(time.Millisecond)
 		m.Prefetch(sa("bumped"), "w3")
 		time.Sleep(time.Millisecond)
-		waiting := m.Acquire("pod", sa("waiting"))
-		bumped := m.Acquire("pod", sa("bumped"))
+		waiting := m.Acquire(svid.Pod{UID: "pod"}, sa("waiting"))
+		bumped := m.Acquire(svid.Pod{UID: "pod"}, sa("bumped"))
 		var wg sync.WaitGroup
 		wg.Go(func() { mustIdentity(t, waiting) })
 		synctest.Wait()
@@ -258,7 +258,7 @@ func TestTenSecondCertificatesRotateWithoutAGap(t *testing.T) {
 		s := newSigner(t)
 		m, stop := run(t, svid.Config{Signer: s, TTL: 10 * time.Second})
 		defer stop()
-		a, b := m.Acquire("pod-a", sa("a")), m.Acquire("pod-b", sa("b"))
+		a, b := m.Acquire(svid.Pod{UID: "pod-a"}, sa("a")), m.Acquire(svid.Pod{UID: "pod-b"}, sa("b"))
 		server := mtls.Server(b.Identity)
 		serials := map[string]bool{}
 		for range 240 {
@@ -297,7 +297,7 @@ func TestOutage(t *testing.T) {
 		s := newSigner(t)
 		m, stop := run(t, svid.Config{Signer: s, TTL: time.Hour})
 		defer stop()
-		l := m.Acquire("pod", sa("a"))
+		l := m.Acquire(svid.Pod{UID: "pod"}, sa("a"))
 		first := mustIdentity(t, l)
 		down := errors.New("signing gRPC error (Unavailable): connection refused")
 		s.fail(down)
@@ -332,7 +332,7 @@ func TestADemandBringsTheRetryForward(t *testing.T) {
 		s.fail(errors.New("not yet"))
 		m, stop := run(t, svid.Config{Signer: s})
 		defer stop()
-		l := m.Acquire("pod", sa("a"))
+		l := m.Acquire(svid.Pod{UID: "pod"}, sa("a"))
 		time.Sleep(10 * time.Minute) // far into the back-off
 		synctest.Wait()
 		s.fail(nil)
@@ -366,10 +366,10 @@ func TestTheSourcesWishForAPauseIsHonoured(t *testing.T) {
 		m, stop := run(t, svid.Config{Signer: s, Wait: time.Minute})
 		defer stop()
 		start := time.Now()
-		a := m.Acquire("pod", sa("a"))
+		a := m.Acquire(svid.Pod{UID: "pod"}, sa("a"))
 		synctest.Wait()
 		s.fail(nil)
-		b := m.Acquire("pod", sa("b"))
+		b := m.Acquire(svid.Pod{UID: "pod"}, sa("b"))
 		mustIdentity(t, b)
 		mustIdentity(t, a)
 		if waited := time.Since(start); waited < 20*time.Second || waited > 23*time.Second {
@@ -385,7 +385,7 @@ func TestAPermanentErrorIsToldAtOnce(t *testing.T) {
 		s.fail(&svid.PermanentError{Err: cause})
 		m, stop := run(t, svid.Config{Signer: s})
 		defer stop()
-		l := m.Acquire("pod", sa("a"))
+		l := m.Acquire(svid.Pod{UID: "pod"}, sa("a"))
 		start := time.Now()
 		if _, err := l.Identity(t.Context()); !errors.Is(err, cause) {
 			t.Fatalf("got %v", err)
@@ -403,7 +403,7 @@ func TestForget(t *testing.T) {
 		s := newSigner(t)
 		m, stop := run(t, svid.Config{Signer: s})
 		defer stop()
-		one, two := m.Acquire("pod-1", sa("a")), m.Acquire("pod-2", sa("a"))
+		one, two := m.Acquire(svid.Pod{UID: "pod-1"}, sa("a")), m.Acquire(svid.Pod{UID: "pod-2"}, sa("a"))
 		m.Prefetch(sa("a"), "pod-1")
 		mustIdentity(t, one)
 		m.Forget("pod-1")
@@ -437,7 +437,7 @@ func TestForgetInFlight(t *testing.T) {
 		s.hold = make(chan struct{})
 		m, stop := run(t, svid.Config{Signer: s})
 		defer stop()
-		l := m.Acquire("pod", sa("a"))
+		l := m.Acquire(svid.Pod{UID: "pod"}, sa("a"))
 		got := make(chan error, 1)
 		go func() {
 			_, err := l.Identity(context.Background())
@@ -480,10 +480,10 @@ func TestForgetAndReturnWhileTheOldCallHangs(t *testing.T) {
 		}
 		m, stop := run(t, svid.Config{Signer: f})
 		defer stop()
-		m.Acquire("old", sa("a"))
+		m.Acquire(svid.Pod{UID: "old"}, sa("a"))
 		synctest.Wait()
 		m.Forget("old")
-		l := m.Acquire("new", sa("a"))
+		l := m.Acquire(svid.Pod{UID: "new"}, sa("a"))
 		got := make(chan *mtls.Identity, 1)
 		go func() {
 			i, _ := l.Identity(context.Background())
@@ -509,10 +509,10 @@ func TestBounded(t *testing.T) {
 		m, stop := run(t, svid.Config{Signer: s, MaxIdentities: 2})
 		defer stop()
 		m.Prefetch(sa("guess"), "w1")
-		a := m.Acquire("pod-a", sa("a"))
+		a := m.Acquire(svid.Pod{UID: "pod-a"}, sa("a"))
 		time.Sleep(time.Millisecond)
-		b := m.Acquire("pod-b", sa("b")) // the guess makes room
-		c := m.Acquire("pod-c", sa("c"))
+		b := m.Acquire(svid.Pod{UID: "pod-b"}, sa("b")) // the guess makes room
+		c := m.Acquire(svid.Pod{UID: "pod-c"}, sa("c"))
 		if a.Err() != nil || b.Err() != nil {
 			t.Errorf("leases within the bound: %v, %v", a.Err(), b.Err())
 		}
@@ -531,10 +531,10 @@ func TestStop(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSigner(t)
 		m, stop := run(t, svid.Config{Signer: s})
-		l := m.Acquire("pod", sa("a"))
+		l := m.Acquire(svid.Pod{UID: "pod"}, sa("a"))
 		mustIdentity(t, l)
 		s.hold = make(chan struct{})
-		hanging := m.Acquire("pod", sa("b"))
+		hanging := m.Acquire(svid.Pod{UID: "pod"}, sa("b"))
 		got := make(chan error, 1)
 		go func() {
 			_, err := hanging.Identity(context.Background())
@@ -548,7 +548,7 @@ func TestStop(t *testing.T) {
 		if _, err := l.Identity(t.Context()); !errors.Is(err, svid.ErrStopped) {
 			t.Errorf("lease: %v", err)
 		}
-		if err := m.Acquire("pod", sa("c")).Err(); !errors.Is(err, svid.ErrStopped) {
+		if err := m.Acquire(svid.Pod{UID: "pod"}, sa("c")).Err(); !errors.Is(err, svid.ErrStopped) {
 			t.Errorf("late lease: %v", err)
 		}
 	})
@@ -591,7 +591,7 @@ func TestAnswersThatDoNotFitAreRefused(t *testing.T) {
 					return tt.change(t, f, ctx, csr, ttl, good), nil
 				})})
 				defer stop()
-				_, err := m.Acquire("pod", sa("a")).Identity(t.Context())
+				_, err := m.Acquire(svid.Pod{UID: "pod"}, sa("a")).Identity(t.Context())
 				if err == nil || !strings.Contains(err.Error(), tt.want) {
 					t.Errorf("got %v, want %q", err, tt.want)
 				}
@@ -614,8 +614,8 @@ func TestAnswersThatDoNotFitAreRefused(t *testing.T) {
 				return saved[other], nil
 			})})
 			defer stop()
-			mustIdentity(t, m.Acquire("pod", other))
-			_, err := m.Acquire("pod", sa("a")).Identity(t.Context())
+			mustIdentity(t, m.Acquire(svid.Pod{UID: "pod"}, other))
+			_, err := m.Acquire(svid.Pod{UID: "pod"}, sa("a")).Identity(t.Context())
 			if err == nil || !strings.Contains(err.Error(), "issued for another key") {
 				t.Errorf("got %v", err)
 			}
@@ -652,12 +652,12 @@ func TestRootsAreTheUnionOfAnswersInUse(t *testing.T) {
 			}
 		})})
 		defer stop()
-		a := m.Acquire("pod-a", sa("a"))
+		a := m.Acquire(svid.Pod{UID: "pod-a"}, sa("a"))
 		mustIdentity(t, a)
 		mu.Lock()
 		stage = 1
 		mu.Unlock()
-		b := m.Acquire("pod-b", sa("b"))
+		b := m.Acquire(svid.Pod{UID: "pod-b"}, sa("b"))
 		ib, ia := mustIdentity(t, b), mustIdentity(t, a)
 		if len(ia.Roots()) != 2 || len(ib.Roots()) != 2 {
 			t.Fatalf("roots: %d and %d, want 2 and 2", len(ia.Roots()), len(ib.Roots()))
@@ -746,7 +746,7 @@ func TestRandomOperations(t *testing.T) {
 					if rand.N(3) == 0 {
 						m.Prefetch(id, holder)
 					}
-					l := m.Acquire(holder, id)
+					l := m.Acquire(svid.Pod{UID: holder}, id)
 					ctx, cancel := context.WithTimeout(t.Context(), rand.N(time.Second))
 					i, err := l.Identity(ctx)
 					cancel()
@@ -780,7 +780,7 @@ func TestRandomOperations(t *testing.T) {
 func BenchmarkLeaseIdentity(b *testing.B) {
 	m, stop := run(b, svid.Config{Signer: newFake(b)})
 	defer stop()
-	l := m.Acquire("pod", sa("a"))
+	l := m.Acquire(svid.Pod{UID: "pod"}, sa("a"))
 	mustIdentity(b, l)
 	b.ReportAllocs()
 	for b.Loop() {

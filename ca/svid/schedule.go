@@ -35,7 +35,7 @@ func (m *Manager) step(ctx context.Context, now time.Time) time.Duration {
 	m.hurryLocked(now)
 	for m.due.Len() > 0 && len(m.flying) < m.cfg.MaxInFlight && !m.paused.After(now) {
 		e := m.due.take()
-		if m.flying[e.id] != nil { // of a forgotten predecessor: never two calls for one identity
+		if m.flying[e.key] != nil { // of a forgotten predecessor: never two calls for one identity
 			e.phase = parked
 			continue
 		}
@@ -66,11 +66,16 @@ func (m *Manager) hurryLocked(now time.Time) {
 	}
 }
 
-func (m *Manager) startLocked(ctx context.Context, e *entry) {
-	ctx, e.cancel = context.WithTimeout(ctx, m.cfg.CallTimeout)
+func (m *Manager) startLocked(run context.Context, e *entry) {
+	ctx, cancel := context.WithTimeout(run, m.cfg.CallTimeout)
+	e.cancel = cancel
 	e.phase = flying
-	m.flying[e.id] = e
+	m.flying[e.key] = e
 	p := e.prio
+	if m.cfg.Watcher != nil {
+		m.flights.Go(func() { m.open(ctx, run, e, p) })
+		return
+	}
 	m.flights.Go(func() { m.fly(ctx, e, p) })
 }
 

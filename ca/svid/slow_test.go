@@ -39,7 +39,7 @@ func TestSlowAnswersRotateWithoutAGap(t *testing.T) {
 			m, stop := run(t, svid.Config{Signer: s})
 			defer stop()
 			for k := range n {
-				m.Acquire(fmt.Sprint(k), sa(fmt.Sprint(k)))
+				m.Acquire(svid.Pod{UID: fmt.Sprint(k)}, sa(fmt.Sprint(k)))
 			}
 			time.Sleep(20 * time.Second)
 			for range 3000 {
@@ -67,7 +67,7 @@ func TestABurstDoesNotStarveCertificatesInUse(t *testing.T) {
 		}
 		m, stop := run(t, svid.Config{Signer: s})
 		defer stop()
-		mustIdentity(t, m.Acquire("pod", sa("used")))
+		mustIdentity(t, m.Acquire(svid.Pod{UID: "pod"}, sa("used")))
 		m.Prefetch(sa("unused"), "pod")
 		time.Sleep(4 * time.Second)
 		for k := range 500 {

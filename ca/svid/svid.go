@@ -97,12 +97,16 @@ type Observer interface {
 	Finished(id spiffeid.ID, p Priority, took time.Duration, err error)
 }
 
-// Config is what a Manager needs. Signer is required; everything else has a default.
+// Config is what a Manager needs. One of Signer and Watcher is required; everything else has a default.
 type Config struct {
 	Signer   Signer
+	Watcher  Watcher
 	Log      *slog.Logger  // default: discards
 	Observer Observer      // default: none
 	TTL      time.Duration // lifetime to ask for; default 24 h
+	// Withdrawn is told, on a goroutine of its own, that a source has taken back what pod was using: connections made
+	// with it have to end. Only a Watcher takes back.
+	Withdrawn func(pod Pod, id spiffeid.ID, why error)
 
 	MaxInFlight   int           // calls under way at once; default 8
 	MaxIdentities int           // identities held at once; default 4096
@@ -123,6 +127,7 @@ const (
 // State is one identity in a Dump. It holds no key.
 type State struct {
 	ID          spiffeid.ID
+	Holder      string // whose alone it is; empty when all holders share it (Signer)
 	Condition   Condition
 	Identity    *mtls.Identity // nil unless Available
 	Holders     []string       // sorted

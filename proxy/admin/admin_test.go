@@ -156,7 +156,7 @@ func TestCertificates(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- m.Run(ctx) }()
 	defer func() { cancel(); <-done }()
-	if _, err := m.Acquire("u", spiffeid.RequireFromString("spiffe://cluster.local/ns/a/sa/b")).Identity(ctx); err != nil {
+	if _, err := m.Acquire(svid.Pod{UID: "u"}, spiffeid.RequireFromString("spiffe://cluster.local/ns/a/sa/b")).Identity(ctx); err != nil {
 		t.Fatal(err)
 	}
 	s := source()

@@ -47,7 +47,7 @@ func TestItServesAManager(t *testing.T) {
 			_ = m.Run(ctx)
 		}()
 		id := spiffeid.RequireFromPath(td, "/ns/app/sa/a")
-		i, err := m.Acquire("pod", id).Identity(t.Context())
+		i, err := m.Acquire(svid.Pod{UID: "pod"}, id).Identity(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -173,7 +173,7 @@ func start(t *testing.T, cfg svid.Config) *svid.Manager {
 func TestManagerToAuthority(t *testing.T) {
 	c := startCA(t, newAuthority(t), "127.0.0.1:0", onNode{alice.Path(): "node-1", bob.Path(): "node-2"})
 	m := start(t, svid.Config{Signer: newSigner(t, c.config()), TTL: time.Hour, Wait: 2 * time.Second})
-	i, err := m.Acquire("pod-1", alice).Identity(t.Context())
+	i, err := m.Acquire(svid.Pod{UID: "pod-1"}, alice).Identity(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -181,7 +181,7 @@ func TestManagerToAuthority(t *testing.T) {
 		t.Errorf("got %s with %d roots", i, len(i.Roots()))
 	}
 	// Placed elsewhere: an answer that tells nothing, and a reason in the log of the CA.
-	_, err = m.Acquire("pod-2", bob).Identity(t.Context())
+	_, err = m.Acquire(svid.Pod{UID: "pod-2"}, bob).Identity(t.Context())
 	if err == nil || !strings.Contains(err.Error(), "signing gRPC error (Unauthenticated): request impersonation authentication failure") {
 		t.Errorf("got %v", err)
 	}
@@ -195,7 +195,7 @@ func TestManagerToAuthority(t *testing.T) {
 func TestTenSecondsAreEnoughForTheWire(t *testing.T) {
 	c := startCA(t, newAuthority(t), "127.0.0.1:0", onNode{alice.Path(): "node-1"})
 	m := start(t, svid.Config{Signer: newSigner(t, c.config()), TTL: 10 * time.Second})
-	i, err := m.Acquire("pod-1", alice).Identity(t.Context())
+	i, err := m.Acquire(svid.Pod{UID: "pod-1"}, alice).Identity(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,71 @@
+package mtls
+
+import (
+	"crypto/x509"
+	"fmt"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// maxFederated bounds the foreign trust domains of one identity.
+const maxFederated = 64
+
+// Federation is what one identity accepts of other trust domains: for each its own roots, which vouch for no other. It
+// belongs to the identity, not to the node: what one workload was given must not widen what another accepts.
+type Federation map[spiffeid.TrustDomain]*Roots
+
+// NewFederation reads the bundles of foreign trust domains. An empty bundle is left out: everything of that trust
+// domain has been revoked, and nobody of it is accepted.
+func NewFederation(bundles map[spiffeid.TrustDomain][]*x509.Certificate) (Federation, error) {
+	if len(bundles) == 0 {
+		return nil, nil
+	}
+	if len(bundles) > maxFederated {
+		return nil, fmt.Errorf("bundles of %d trust domains, more than %d", len(bundles), maxFederated)
+	}
+	f := make(Federation, len(bundles))
+	for td, certs := range bundles {
+		if len(certs) == 0 {
+			continue
+		}
+		r, err := NewRoots(certs)
+		if err != nil {
+			return nil, fmt.Errorf("bundle of %s: %w", td.Name(), err)
+		}
+		f[td] = r
+	}
+	return f, nil
+}
+
+// WithFederation is the same identity accepting peers of f's trust domains as well.
+func (i *Identity) WithFederation(f Federation) *Identity {
+	n := &Identity{id: i.id, cert: i.cert, chain: i.chain, roots: i.roots, federated: f, receivedAt: i.receivedAt}
+	n.server = n.serverConfig()
+	return n
+}
+
+// Federated lists the foreign trust domains whose workloads this identity accepts, with their roots. The caller owns
+// the map.
+func (i *Identity) Federated() map[spiffeid.TrustDomain][]*x509.Certificate {
+	out := make(map[spiffeid.TrustDomain][]*x509.Certificate, len(i.federated))
+	for td, r := range i.federated {
+		out[td] = r.Certificates()
+	}
+	return out
+}
+
+// rootsFor picks the roots that may vouch for a chain by the trust domain that its leaf claims. A claim that leads
+// nowhere is judged by our own roots, so that the error says first what is wrong with the certificate.
+func (i *Identity) rootsFor(chain []*x509.Certificate) *Roots {
+	if len(i.federated) == 0 || len(chain) == 0 {
+		return i.roots
+	}
+	id, err := leafID(chain[0])
+	if err != nil || id.TrustDomain() == i.id.TrustDomain() {
+		return i.roots
+	}
+	if r := i.federated[id.TrustDomain()]; r != nil {
+		return r
+	}
+	return i.roots
+}

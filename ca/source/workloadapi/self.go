@@ -1,0 +1,129 @@
+package workloadapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/warren-mesh/warren/ca/mtls"
+	"github.com/warren-mesh/warren/ca/svid"
+)
+
+const (
+	retryBase = 500 * time.Millisecond
+	retryMax  = 15 * time.Second
+)
+
+// Self keeps this process's own identity current. Make it with NewSelf; Run fetches.
+type Self struct {
+	source svid.Watcher
+	want   spiffeid.ID // zero: the only one there is
+	log    *slog.Logger
+
+	mu      sync.Mutex
+	current *mtls.Identity
+	err     error
+	changed chan struct{}
+}
+
+// NewSelf takes identities from source: the one called want or, if want is zero, the only one there is. The order of
+// several means nothing, so that a choice has to be made by name.
+func NewSelf(source svid.Watcher, want spiffeid.ID, log *slog.Logger) *Self {
+	return &Self{source: source, want: want, log: log, changed: make(chan struct{})}
+}
+
+// Run watches until ctx ends, and returns nil.
+func (s *Self) Run(ctx context.Context) error {
+	for failures := 0; ; {
+		heard := false
+		err := s.source.Watch(ctx, svid.Pod{}, s.want, func(u svid.Update) {
+			heard = true
+			s.take(s.choose(u))
+		})
+		if ctx.Err() != nil {
+			return nil
+		}
+		var withdrawn *svid.WithdrawnError
+		s.lost(err, errors.As(err, &withdrawn))
+		if failures++; heard {
+			failures = 1
+		}
+		pause := min(retryMax, retryBase<<min(failures-1, 10))
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(pause/2 + rand.N(pause/2)):
+		}
+	}
+}
+
+func (s *Self) choose(u svid.Update) (*mtls.Identity, error) {
+	var chosen *svid.SVID
+	names := make([]string, 0, len(u.SVIDs))
+	for i := range u.SVIDs {
+		names = append(names, u.SVIDs[i].ID.String())
+		if u.SVIDs[i].ID == s.want || s.want.IsZero() && len(u.SVIDs) == 1 {
+			chosen = &u.SVIDs[i]
+		}
+	}
+	switch {
+	case chosen != nil:
+		return mtls.NewIdentity(chosen.ID, chosen.Key, chosen.Chain, chosen.Roots, time.Now())
+	case len(names) == 0:
+		return nil, errors.New("the agent has no identity for this process: register one for it")
+	case s.want.IsZero():
+		return nil, fmt.Errorf("the agent has several identities for this process, say which: %s", strings.Join(names, ", "))
+	default:
+		return nil, fmt.Errorf("the agent does not give this process %s, but %s", s.want, strings.Join(names, ", "))
+	}
+}
+
+// take puts an identity to use; a message without a usable one leaves what is still valid alone, unless there is none
+// in it at all.
+func (s *Self) take(i *mtls.Identity, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.err = err
+	if err == nil {
+		s.current = i
+		s.log.Info("own identity received", "identity", i.String())
+	} else {
+		s.log.Warn("own identity not received", "err", err)
+	}
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+func (s *Self) lost(err error, withdrawn bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.err = err
+	if withdrawn {
+		s.current = nil
+	}
+	s.log.Warn("own identity is not watched", "err", err)
+}
+
+// Identity is the current one, waited for until ctx ends.
+func (s *Self) Identity(ctx context.Context) (*mtls.Identity, error) {
+	for {
+		s.mu.Lock()
+		i, err, changed := s.current, s.err, s.changed
+		s.mu.Unlock()
+		if i != nil && !i.Expired(time.Now()) {
+			return i, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("this process has no identity of its own: %w", errors.Join(err, ctx.Err()))
+		}
+	}
+}

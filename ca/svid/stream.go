@@ -1,0 +1,276 @@
+package svid
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"time"
+	"weak"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/warren-mesh/warren/ca/mtls"
+)
+
+const (
+	// reopenAfter bounds the age of a stream: what a source knew of the pod when the stream was opened may have been
+	// incomplete, and some sources never look again.
+	reopenAfter  = time.Hour
+	reopenSpread = 0.2
+	// listenFor is how long after a message without the identity the stream is trusted to bring it, before somebody who
+	// waits has it opened anew.
+	listenFor = 10 * time.Second
+)
+
+// stream is one Watch that has been started for an entry.
+type stream struct {
+	m      *Manager
+	e      *entry
+	cancel context.CancelFunc
+	first  chan verdict // capacity 1: of the first message
+
+	// Guarded by Manager.mu.
+	opened bool      // the first message has come
+	dead   bool      // the flight gave up before that
+	last   time.Time // of the last message
+}
+
+// verdict is what came of the first message.
+type verdict struct {
+	i   *mtls.Identity
+	err error
+}
+
+// open is one flight of an entry of a Watcher: it lasts until the first message, or until ctx ends without one. The
+// stream goes on until it is replaced, run ends, or the source ends it. The one before is closed only when the new one
+// has spoken.
+func (m *Manager) open(ctx, run context.Context, e *entry, p Priority) {
+	start := m.started(e, p)
+	streamCtx, cancel := context.WithCancel(run)
+	s := &stream{m: m, e: e, cancel: cancel, first: make(chan verdict, 1)}
+	ended := make(chan error, 1)
+	m.flights.Go(func() {
+		defer cancel()
+		err := m.cfg.Watcher.Watch(streamCtx, e.pod, e.id, s.message)
+		ended <- err
+		s.ended(err)
+	})
+	var v verdict
+	select {
+	case v = <-s.first:
+	case v.err = <-ended:
+		select {
+		case v = <-s.first: // it spoke, then ended: the word counts
+		default:
+			v.err = cmp.Or(v.err, errClosed)
+		}
+	case <-ctx.Done():
+		cancel()
+		v.err = fmt.Errorf("the source did not answer in time: %w", ctx.Err())
+	}
+	took := time.Since(start)
+	m.finished(e, p, took, v.i, s.land(v))
+}
+
+var errClosed = errors.New("the source closed the stream")
+
+// land ends the flight.
+func (s *stream) land(v verdict) error {
+	m, e := s.m, s.e
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	defer m.wakeUp()
+	if !m.landedLocked(e, v.err) {
+		s.cancel()
+		return ErrNotNeeded
+	}
+	if v.err == nil {
+		e.failures = 0
+	} else {
+		e.failures++
+	}
+	switch {
+	case s.opened && e.stream == s: // also when it does not speak of this identity: it will tell when that changes
+		s.restLocked()
+	case s.opened: // and closed since
+		m.failedLocked(e, errClosed)
+	default:
+		s.dead = true
+		s.cancel()
+		m.withdrawnLocked(e, v.err)
+		m.failedLocked(e, v.err)
+	}
+	e.tellLocked()
+	return v.err
+}
+
+// restLocked has the stream opened anew when it has said nothing for too long: at three quarters of the certificate's
+// life, since renewals come at half of it, and at reopenAfter.
+func (s *stream) restLocked() {
+	d := time.Duration(float64(reopenAfter) * (1 - reopenSpread + 2*reopenSpread*rand.Float64()))
+	if i := s.e.current.Load(); i != nil {
+		left := i.NotAfter().Sub(s.m.wall())
+		s.e.late = time.Now().Add(left * 7 / 8)
+		d = min(d, max(left*3/4, retryFloor))
+	}
+	s.m.restLocked(s.e, d, Background)
+}
+
+// message takes what the source says.
+func (s *stream) message(u Update) {
+	i, err := s.m.choose(s.e.id, u)
+	m, e := s.m, s.e
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if e.phase == gone || s.dead || s.opened && e.stream != s {
+		return // superseded
+	}
+	s.last = time.Now()
+	if err == nil {
+		i = m.same.intern(i)
+		e.current.Store(i)
+	} else if errors.Is(err, ErrNotEntitled) {
+		m.dropCertLocked(e, err)
+	}
+	if !s.opened {
+		s.opened = true
+		if e.stream != nil {
+			e.stream.cancel()
+		}
+		e.stream = s
+		s.first <- verdict{i, err}
+		return // land does the rest
+	}
+	e.lastErr = err
+	if err != nil {
+		m.cfg.Log.Warn("Certificate rotation failed for "+e.id.String(), "uid", e.pod.UID, "err", err)
+	} else {
+		m.cfg.Log.Info("Certificate rotation completed for "+e.id.String(), "uid", e.pod.UID,
+			"serial", i.Chain()[0].SerialNumber.Text(16), "expires", i.NotAfter().UTC().Format(time.RFC3339))
+		e.failures = 0
+	}
+	if e.phase == resting && err == nil {
+		m.timers.remove(e)
+		s.restLocked()
+		m.wakeUp()
+	}
+	e.tellLocked()
+}
+
+// ended has a stream that the source closed opened again. What it gave stays in use while it is valid, unless the
+// source said that it must not.
+func (s *stream) ended(err error) {
+	m, e := s.m, s.e
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if e.stream != s {
+		return
+	}
+	e.stream = nil
+	err = cmp.Or(err, errClosed)
+	e.lastErr = err
+	m.withdrawnLocked(e, err)
+	if e.phase == resting {
+		m.timers.remove(e)
+		e.failures++
+		m.failedLocked(e, err)
+		m.wakeUp()
+	}
+	e.tellLocked()
+}
+
+// withdrawnLocked drops what is in use if err says that the pod lost the right to it.
+func (m *Manager) withdrawnLocked(e *entry, err error) {
+	var withdrawn *WithdrawnError
+	if errors.As(err, &withdrawn) {
+		m.dropCertLocked(e, err)
+	}
+}
+
+func (m *Manager) dropCertLocked(e *entry, why error) {
+	if e.current.Swap(nil) != nil && m.cfg.Withdrawn != nil {
+		pod, id := e.pod, e.id
+		m.flights.Go(func() { m.cfg.Withdrawn(pod, id, why) })
+	}
+}
+
+// listensLocked reports whether a stream is open that has said lately that it has nothing: opening another would get the
+// same answer, and costs the source an attestation.
+func (e *entry) listensLocked(now time.Time) bool {
+	return e.stream != nil && now.Sub(e.stream.last) < listenFor
+}
+
+// choose takes the identity that is wanted out of a message, and checks it. What is expired, not yet valid, or not
+// its key's is an error and leaves the one in use alone.
+func (m *Manager) choose(id spiffeid.ID, u Update) (*mtls.Identity, error) {
+	var others []string
+	for _, s := range u.SVIDs {
+		if s.ID != id {
+			others = append(others, s.ID.String())
+			continue
+		}
+		i, err := mtls.NewIdentity(id, s.Key, s.Chain, s.Roots, time.Now())
+		if err != nil {
+			return nil, fmt.Errorf("svid: %w", err)
+		}
+		f, err := mtls.NewFederation(u.Federated)
+		if err != nil {
+			return nil, fmt.Errorf("svid: %w", err)
+		}
+		if f != nil {
+			i = i.WithFederation(f)
+		}
+		return i, nil
+	}
+	if len(others) > 0 {
+		return nil, fmt.Errorf("svid: %s: %w: %s", id, ErrNotEntitled, strings.Join(others[:min(len(others), 4)], ", "))
+	}
+	return nil, fmt.Errorf("svid: %s: %w", id, ErrNotEntitled)
+}
+
+// interned keeps one copy of what many streams bring alike: SPIRE gives every pod of an identity the same key.
+// It is guarded by Manager.mu.
+type interned map[fingerprint]weak.Pointer[mtls.Identity]
+
+func (n *interned) intern(i *mtls.Identity) *mtls.Identity {
+	f := fingerprintOf(i)
+	if old := (*n)[f].Value(); old != nil {
+		return old
+	}
+	if *n == nil {
+		*n = interned{}
+	}
+	for k, p := range *n { // few of a node's certificates change at a time
+		if p.Value() == nil {
+			delete(*n, k)
+		}
+	}
+	(*n)[f] = weak.Make(i)
+	return i
+}
+
+// fingerprintOf is of everything in an identity that can differ.
+func fingerprintOf(i *mtls.Identity) fingerprint {
+	h := sha256.New()
+	for _, c := range i.Chain() {
+		_, _ = h.Write(c.Raw)
+	}
+	_, _ = h.Write([]byte("roots"))
+	for _, c := range i.Roots() {
+		_, _ = h.Write(c.Raw)
+	}
+	federated := i.Federated()
+	for _, td := range slices.SortedFunc(maps.Keys(federated), spiffeid.TrustDomain.Compare) {
+		_, _ = h.Write([]byte(td.Name()))
+		for _, c := range federated[td] {
+			_, _ = h.Write(c.Raw)
+		}
+	}
+	return fingerprint(h.Sum(nil))
+}

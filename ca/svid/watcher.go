@@ -1,0 +1,56 @@
+package svid
+
+import (
+	"context"
+	"crypto"
+	"crypto/x509"
+	"errors"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/warren-mesh/warren/internal/netns"
+)
+
+// Pod is whom a certificate is for: the node agent's word, never the pod's own.
+type Pod struct {
+	UID, Namespace, Name, ServiceAccount string
+	Netns                                netns.ID // zero where there is none
+}
+
+// Watcher is a certificate source that makes the keys itself and streams what a pod is entitled to (SPIFFE's Broker and
+// Workload API, SPIRE's Delegated Identity API, files).
+type Watcher interface {
+	// Watch calls emit with each message about pod, in order, until ctx ends or the source says no more, and returns why
+	// it ended. It returns soon after ctx ends, and does not call emit afterwards. id is what the manager will look for;
+	// sources that can be asked for it may narrow their messages to it. An error may be a *RetryAfterError, a
+	// *PermanentError or a *WithdrawnError.
+	Watch(ctx context.Context, pod Pod, id spiffeid.ID, emit func(Update)) error
+}
+
+// Update is all that a source gives a pod at a moment: what an earlier one had and this one lacks is withdrawn.
+type Update struct {
+	SVIDs []SVID
+	// Federated are the bundles of foreign trust domains whose workloads the pod may accept.
+	Federated map[spiffeid.TrustDomain][]*x509.Certificate
+}
+
+// SVID is one of them as it came, unchecked.
+type SVID struct {
+	ID    spiffeid.ID
+	Key   crypto.Signer
+	Chain []*x509.Certificate // leaf first
+	Roots []*x509.Certificate // of ID's trust domain
+}
+
+// WithdrawnError says that the pod has no right to what it had: the certificate in use is dropped at once, and its
+// connections with it. Sources return it for a denial, never for an outage.
+type WithdrawnError struct{ Err error }
+
+func (e *WithdrawnError) Error() string { return e.Err.Error() }
+
+// Unwrap gives the source's own error.
+func (e *WithdrawnError) Unwrap() error { return e.Err }
+
+// ErrNotEntitled is why a pod has no certificate although its source answers: what it was given does not include the
+// identity.
+var ErrNotEntitled = errors.New("the source gives the pod other identities or none")
