@@ -215,3 +215,8 @@ func splitIDs(s string) ([]spiffeid.ID, error) {
 	}
 	return ids, nil
 }
+
+// whom is the pod as sources of certificates know it.
+func (p *pod) whom() svid.Pod {
+	return svid.Pod{UID: p.uid, Namespace: p.info.Namespace, Name: p.info.Name, ServiceAccount: p.info.ServiceAccount, Netns: p.ns}
+}

@@ -26,7 +26,7 @@ func issued(t *testing.T, ids ...string) (out []*mtls.Identity) {
 	go func() { defer close(done); _ = m.Run(ctx) }()
 	t.Cleanup(func() { cancel(); <-done })
 	for _, id := range ids {
-		i, err := m.Acquire("pod", spiffeid.RequireFromString(id)).Identity(ctx)
+		i, err := m.Acquire(svid.Pod{UID: "pod"}, spiffeid.RequireFromString(id)).Identity(ctx)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -65,7 +65,7 @@ func TestUntil(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- certs.Run(ctx) }()
 	defer func() { cancel(); <-ended }()
-	lease := certs.Acquire("u", spiffeid.RequireFromString("spiffe://cluster.local/ns/a/sa/b"))
+	lease := certs.Acquire(svid.Pod{UID: "u"}, spiffeid.RequireFromString("spiffe://cluster.local/ns/a/sa/b"))
 	defer lease.Release()
 	own, err := lease.Identity(ctx) // for a day
 	if err != nil {

@@ -55,7 +55,7 @@ func ParseDER(id string, chain, key, roots []byte) (SVID, error) {
 	if s.Chain, err = ParseCertsDER(chain); err != nil {
 		return SVID{}, fmt.Errorf("%s: certificates: %w", s.ID, err)
 	}
-	if s.Key, err = parseKey(key); err != nil {
+	if s.Key, err = ParseKey(key); err != nil {
 		return SVID{}, fmt.Errorf("%s: private key: %w", s.ID, err)
 	}
 	if s.Roots, err = ParseBundleDER(roots); err != nil {
@@ -88,8 +88,8 @@ func ParseBundleDER(der []byte) ([]*x509.Certificate, error) {
 	return certs, err
 }
 
-// parseKey never puts what it read into an error.
-func parseKey(der []byte) (crypto.Signer, error) {
+// ParseKey reads a PKCS #8 key. What it read is never part of an error.
+func ParseKey(der []byte) (crypto.Signer, error) {
 	if len(der) == 0 || len(der) > maxDER {
 		return nil, fmt.Errorf("%d bytes", len(der))
 	}

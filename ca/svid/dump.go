@@ -33,7 +33,7 @@ func (m *Manager) Dump() []State {
 		}
 		out = append(out, s)
 	}
-	slices.SortFunc(out, func(a, b State) int { 
+	slices.SortFunc(out, func(a, b State) int {
 		return cmp.Or(cmp.Compare(a.ID.String(), b.ID.String()), cmp.Compare(a.Holder, b.Holder))
 	})
 	return out

@@ -36,6 +36,7 @@ func kinds() map[string]kind {
 		"internal/archtest": support,
 		"internal/capture":  support,
 		"internal/nswatch":  bottom,
+		"internal/podproc":  bottom,
 
 		"cni":          root,
 		"cni/event":    contract,
@@ -78,6 +79,7 @@ func kinds() map[string]kind {
 		"ca/server":    adapter,
 		"ca/kubeauth":  adapter,
 		"ca/mtls":      pure,
+		"ca/fakeagent": support,
 
 		"manifests": support,
 	}

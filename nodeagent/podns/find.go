@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"github.com/warren-mesh/warren/internal/netns"
+	"github.com/warren-mesh/warren/internal/podproc"
 )
 
 // Wanted is a pod whose namespace is looked for, and what is known of it.
@@ -82,7 +83,7 @@ func (f *Finder) scan(ctx context.Context, pods []Wanted) (map[string][]process,
 			containers[strings.ToLower(id)] = w.UID
 		}
 	}
-	all, err := pids(f.proc)
+	all, err := podproc.PIDs(f.proc)
 	if err != nil {
 		return nil, err
 	}
@@ -92,7 +93,7 @@ func (f *Finder) scan(ctx context.Context, pods []Wanted) (map[string][]process,
 			return nil, context.Cause(ctx)
 		}
 		// Most are none of ours, or gone by now.
-		at, err := readPlace(filepath.Join(f.proc, strconv.Itoa(pid), "cgroup"))
+		at, err := podproc.ReadPlace(filepath.Join(f.proc, strconv.Itoa(pid), "cgroup"))
 		if err != nil || whose(at, wanted, containers) == "" {
 			continue
 		}
@@ -101,7 +102,7 @@ func (f *Finder) scan(ctx context.Context, pods []Wanted) (map[string][]process,
 			continue
 		}
 		ns.Close()
-		if uid := whose(p.place, wanted, containers); uid != "" {
+		if uid := whose(p.Place, wanted, containers); uid != "" {
 			seen[uid] = append(seen[uid], p)
 		}
 	}
@@ -110,11 +111,11 @@ func (f *Finder) scan(ctx context.Context, pods []Wanted) (map[string][]process,
 
 // whose says which of the pods that are wanted a process is of. Where its control
 // groups name no pod its container has to.
-func whose(p place, wanted, containers map[string]string) string {
-	if p.uid != "" {
-		return wanted[p.uid]
+func whose(p podproc.Place, wanted, containers map[string]string) string {
+	if p.UID != "" {
+		return wanted[p.UID]
 	}
-	return containers[p.container]
+	return containers[p.Container]
 }
 
 // choose takes the namespace of a pod's first process: the sandbox's, where it has
@@ -125,7 +126,7 @@ func (f *Finder) choose(w Wanted, processes []process, held map[uint64]bool, hos
 	if len(processes) == 0 {
 		return Found{Err: ErrNoProcess}
 	}
-	listed := func(p process) bool { return slices.Contains(w.Containers, p.container) }
+	listed := func(p process) bool { return slices.Contains(w.Containers, p.Container) }
 	slices.SortFunc(processes, func(a, b process) int {
 		return cmp.Or(cmp.Compare(a.start, b.start), compareBool(listed(a), listed(b)), cmp.Compare(a.pid, b.pid))
 	})
@@ -158,7 +159,7 @@ func (f *Finder) choose(w Wanted, processes []process, held map[uint64]bool, hos
 		r := Found{NS: ns, Path: filepath.Join(f.proc, strconv.Itoa(p.pid), "ns/net"),
 			Proof: Proof{PID: p.pid, Start: p.start, Held: isHeld(p), Strays: len(spaces) - 1}}
 		if !listed(p) {
-			r.Container = p.container
+			r.Container = p.Container
 		}
 		return r
 	}

@@ -9,11 +9,25 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/warren-mesh/warren/internal/netns"
 	"github.com/warren-mesh/warren/internal/nstest"
+	"github.com/warren-mesh/warren/internal/podproc"
+)
+
+const (
+	uidA  = "2c48913c-b29f-11e7-9350-020968147796"
+	uidB  = "9f5d3a10-0c4e-4f7a-8b1d-7a2f6c1e0b55"
+	hashA = "f0e1d2c3b4a5968778695a4b3c2d1e0f" // a static pod's
+)
+
+var (
+	idA      = strings.Repeat("a1", 32)
+	idB      = strings.Repeat("b2", 32)
+	sandboxA = strings.Repeat("5a", 32)
 )
 
 func TestMain(m *testing.M) { nstest.Main(m) }
@@ -166,7 +180,7 @@ func TestFind(t *testing.T) {
 		}, Wanted{UID: uidA}, a.NS, nil},
 		{"a static pod", func(n *node) { n.process(cgroupOf(hashA, idA), 10, a.NS) }, Wanted{UID: hashA}, a.NS, nil},
 		{"files that are too long, or gone", func(n *node) {
-			n.write(7, string(make([]byte, maxFile+1)), 10)
+			n.write(7, string(make([]byte, podproc.MaxFile+1)), 10)
 			n.write(8, cgroupOf(uidA, idA), 10) // no namespace: it has ended
 			n.process(cgroupOf(uidA, idA), 20, a.NS)
 		}, Wanted{UID: uidA}, a.NS, nil},
@@ -291,7 +305,7 @@ func TestLookHasOneHandle(t *testing.T) {
 	ns.Close()
 	cmd.Process.Kill()
 	cmd.Wait()
-	if _, err := readPlace(path + "cgroup"); err == nil {
+	if _, err := podproc.ReadPlace(path + "cgroup"); err == nil {
 		t.Error("the handle of a process that has ended can be read")
 	}
 }
@@ -384,3 +398,5 @@ func TestFindRealProcesses(t *testing.T) {
 		})
 	}
 }
+
+func under(uid string) string { return strings.ReplaceAll(uid, "-", "_") }

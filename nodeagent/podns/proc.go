@@ -1,19 +1,17 @@
 package podns
 
 import (
-	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 
 	"github.com/warren-mesh/warren/internal/netns"
+	"github.com/warren-mesh/warren/internal/podproc"
 )
 
 const (
-	maxFile      = 64 << 10 // of one process's files
 	maxMountinfo = 16 << 20
 	hostInit     = "1" // the host's first process, if that is to be seen
 )
@@ -22,7 +20,7 @@ const (
 type process struct {
 	pid   int
 	start uint64 // in clock ticks since boot
-	place
+	podproc.Place
 	ns netns.ID
 }
 
@@ -37,14 +35,14 @@ func look(proc string, pid int) (p process, ns *netns.NS, err error) {
 	defer dir.Close()
 	at := fmt.Sprintf("/proc/self/fd/%d/", dir.Fd())
 	p.pid = pid
-	if p.place, err = readPlace(at + "cgroup"); err != nil {
+	if p.Place, err = podproc.ReadPlace(at + "cgroup"); err != nil {
 		return p, nil, err
 	}
-	stat, err := readFile(at+"stat", maxFile)
+	stat, err := podproc.ReadFile(at+"stat", podproc.MaxFile)
 	if err != nil {
 		return p, nil, err
 	}
-	if p.start, err = startTime(stat); err != nil {
+	if p.start, err = podproc.StartTime(stat); err != nil {
 		return p, nil, err
 	}
 	if ns, err = netns.Open(at + "ns/net"); err != nil {
@@ -54,45 +52,10 @@ func look(proc string, pid int) (p process, ns *netns.NS, err error) {
 	return p, ns, nil
 }
 
-func readPlace(path string) (place, error) {
-	text, err := readFile(path, maxFile)
-	if err != nil {
-		return place{}, err
-	}
-	return parseCgroup(text)
-}
-
-// startTime is field 22 of /proc/N/stat. The second is a name in brackets, which
-// may itself have any in it.
-func startTime(stat string) (uint64, error) {
-	const field, afterName = 22, 3
-	at := strings.LastIndexByte(stat, ')')
-	if fields := strings.Fields(stat[at+1:]); at >= 0 && len(fields) > field-afterName {
-		return strconv.ParseUint(fields[field-afterName], 10, 64)
-	}
-	return 0, errors.New("/proc/N/stat has no start time")
-}
-
-// pids are those of the processes that there are now. Threads are not listed.
-func pids(proc string) (all []int, err error) {
-	dir, err := os.Open(proc)
-	if err != nil {
-		return nil, err
-	}
-	defer dir.Close()
-	names, err := dir.Readdirnames(-1)
-	for _, name := range names {
-		if pid, err := strconv.Atoi(name); err == nil && pid > 0 {
-			all = append(all, pid)
-		}
-	}
-	return all, err
-}
-
 // held are the inodes of the network namespaces that are mounted somewhere on the
 // host. Runtimes do that with those that they make. Nil: it cannot be seen.
 func held(proc string) map[uint64]bool {
-	text, err := readFile(filepath.Join(proc, hostInit, "mountinfo"), maxMountinfo)
+	text, err := podproc.ReadFile(filepath.Join(proc, hostInit, "mountinfo"), maxMountinfo)
 	if err != nil {
 		return nil
 	}
@@ -120,17 +83,4 @@ func hosts(proc string) map[netns.ID]bool {
 		}
 	}
 	return ids
-}
-
-func readFile(path string, limit int64) (string, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err == nil && int64(len(text)) > limit {
-		err = fmt.Errorf("%s has more than %d bytes", path, limit)
-	}
-	return string(text), err
 }

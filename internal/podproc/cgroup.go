@@ -1,27 +1,27 @@
-package podns
+package podproc
 
 import (
 	"errors"
 	"strings"
 )
 
-// errHostile is of control groups that no runtime makes.
-var errHostile = errors.New("its control groups name more than one pod")
+// ErrHostile is of control groups that no runtime makes.
+var ErrHostile = errors.New("its control groups name more than one pod")
 
-// place is where a process is among the control groups.
-type place struct {
-	uid       string // of the pod, in lower case and with dashes; "" is none
-	container string // 64 hexadecimal digits; "" is none
+// Place is where a process is among the control groups.
+type Place struct {
+	UID       string // of the pod, in lower case and with dashes; "" is none
+	Container string // 64 hexadecimal digits; "" is none
 }
 
-// parseCgroup reads /proc/N/cgroup: one line for each hierarchy of version 1, and
+// ParseCgroup reads /proc/N/cgroup: one line for each hierarchy of version 1, and
 // one for version 2. Lines that name no pod say nothing. Of those that do all must
 // agree.
 //
 // Below its own group a container with the right to may make others, of any name.
 // So the first name of a pod counts, from the top, and the first of a container
 // after that; and two pods in one path are a lie.
-func parseCgroup(text string) (p place, err error) {
+func ParseCgroup(text string) (p Place, err error) {
 	for line := range strings.Lines(text) {
 		_, rest, _ := strings.Cut(line, ":")
 		_, path, ok := strings.Cut(rest, ":")
@@ -31,26 +31,26 @@ func parseCgroup(text string) (p place, err error) {
 		got, err := parsePath(strings.TrimSpace(path))
 		switch {
 		case err != nil:
-			return place{}, err
-		case got.uid == "" && p.uid == "":
+			return Place{}, err
+		case got.UID == "" && p.UID == "":
 			// Some runtimes leave the pod out, as far as we can see. Then the
 			// container has to say which it is.
-			if p.container == "" {
-				p.container = got.container
+			if p.Container == "" {
+				p.Container = got.Container
 			}
-		case got.uid == "":
-		case p.uid == "":
+		case got.UID == "":
+		case p.UID == "":
 			p = got
-		case got.uid != p.uid || got.container != p.container && got.container != "" && p.container != "":
-			return place{}, errHostile
-		case p.container == "":
-			p.container = got.container
+		case got.UID != p.UID || got.Container != p.Container && got.Container != "" && p.Container != "":
+			return Place{}, ErrHostile
+		case p.Container == "":
+			p.Container = got.Container
 		}
 	}
 	return p, nil
 }
 
-func parsePath(path string) (p place, err error) {
+func parsePath(path string) (p Place, err error) {
 	below := false // kubepods
 	for segment := range strings.SplitSeq(path, "/") {
 		// containerd's oldest form has two in one.
@@ -58,12 +58,12 @@ func parsePath(path string) (p place, err error) {
 			below = below || strings.Contains(part, "kubepods")
 			uid := podUID(part)
 			switch {
-			case uid != "" && below && p.uid != "":
-				return place{}, errHostile
+			case uid != "" && below && p.UID != "":
+				return Place{}, ErrHostile
 			case uid != "" && below:
-				p = place{uid: uid}
-			case p.container == "":
-				p.container = containerID(part)
+				p = Place{UID: uid}
+			case p.Container == "":
+				p.Container = containerID(part)
 			}
 		}
 	}

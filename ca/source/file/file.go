@@ -1,0 +1,184 @@
+// Package file reads SVIDs from files, as cert-manager and its CSI driver write them: tls.crt, tls.key and ca.crt in one
+// folder, read anew when they change. Under the configured folder an identity's is ns/NAMESPACE/sa/SERVICEACCOUNT; where
+// there is one identity (dedicated mode), they may be in the folder itself.
+//
+// The keys are then on disk, which no other source does: whoever can read the folder is these workloads.
+//
+// Kind: adapter. A Watcher of ca/svid, used by proxy.
+package file
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/warren-mesh/warren/ca/mtls"
+	"github.com/warren-mesh/warren/ca/svid"
+)
+
+const (
+	defaultEvery = 2 * time.Second
+	maxFile      = 256 << 10
+	maxChain     = 5
+	maxRoots     = 64
+)
+
+// Names of the files in a folder.
+const (
+	certName  = "tls.crt"
+	keyName   = "tls.key"
+	rootsName = "ca.crt"
+)
+
+// Source is a svid.Watcher.
+type Source struct {
+	dir   string
+	every time.Duration
+}
+
+// New reads below dir, looking for changes every so often; 0 is 2 s. Looking, rather than being told, works on every
+// file system and however the files are replaced.
+func New(dir string, every time.Duration) (*Source, error) {
+	if !filepath.IsAbs(dir) {
+		return nil, fmt.Errorf("SVID files: %q is not an absolute path", dir)
+	}
+	if every <= 0 {
+		every = defaultEvery
+	}
+	return &Source{dir: dir, every: every}, nil
+}
+
+// Watch implements svid.Watcher. Files that are gone withdraw the SVID; files that cannot be read or understood leave
+// the one before in use, because a writer may be in the middle of replacing them.
+func (s *Source) Watch(ctx context.Context, _ svid.Pod, id spiffeid.ID, emit func(svid.Update)) error {
+	var last []byte
+	tick := time.NewTicker(s.every)
+	defer tick.Stop()
+	for {
+		all, u, err := s.read(id)
+		switch {
+		case errors.Is(err, os.ErrNotExist):
+			return &svid.WithdrawnError{Err: fmt.Errorf("SVID files: %w", err)}
+		case err != nil:
+			return fmt.Errorf("SVID files: %w", err)
+		case !bytes.Equal(all, last):
+			last = all
+			emit(u)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+// folder is where id's files are.
+func (s *Source) folder(id spiffeid.ID) string {
+	below := filepath.Join(s.dir, filepath.FromSlash(strings.TrimPrefix(id.Path(), "/"))) // a SPIFFE ID has no ".."
+	if _, err := os.Stat(below); err == nil {
+		return below
+	}
+	if _, err := os.Stat(filepath.Join(s.dir, certName)); err == nil {
+		return s.dir
+	}
+	return below
+}
+
+// read returns what there is, and the same understood. The three files are of one moment only if a second look at the
+// first shows no change.
+func (s *Source) read(id spiffeid.ID) (all []byte, u svid.Update, err error) {
+	dir := s.folder(id)
+	cert, err := readFile(filepath.Join(dir, certName))
+	if err != nil {
+		return nil, u, err
+	}
+	key, err := readFile(filepath.Join(dir, keyName))
+	if err != nil {
+		return nil, u, err
+	}
+	roots, err := readFile(filepath.Join(dir, rootsName))
+	if err != nil {
+		return nil, u, err
+	}
+	again, err := readFile(filepath.Join(dir, certName))
+	if err != nil {
+		return nil, u, err
+	}
+	if !bytes.Equal(cert, again) {
+		return nil, u, fmt.Errorf("%s is being replaced", dir)
+	}
+	one, err := parse(cert, key, roots)
+	if err != nil {
+		return nil, u, fmt.Errorf("%s: %w", dir, err)
+	}
+	u.SVIDs = []svid.SVID{one}
+	return bytes.Join([][]byte{cert, roots}, []byte{0}), u, nil
+}
+
+func parse(cert, key, roots []byte) (s svid.SVID, err error) {
+	if s.Chain, err = mtls.ParsePEM(cert, maxChain); err != nil {
+		return s, fmt.Errorf("%s: %w", certName, err)
+	}
+	if len(s.Chain) == 0 || len(s.Chain[0].URIs) != 1 {
+		return s, fmt.Errorf("%s: want a leaf with one URI, its SPIFFE ID", certName)
+	}
+	if s.ID, err = spiffeid.FromURI(s.Chain[0].URIs[0]); err != nil {
+		return s, fmt.Errorf("%s: %w", certName, err)
+	}
+	if s.Roots, err = mtls.ParsePEM(roots, maxRoots); err != nil {
+		return s, fmt.Errorf("%s: %w", rootsName, err)
+	}
+	block, _ := pem.Decode(key)
+	if block == nil {
+		return s, fmt.Errorf("%s: no PEM block found", keyName)
+	}
+	der := block.Bytes
+	if block.Type == "EC PRIVATE KEY" || block.Type == "RSA PRIVATE KEY" {
+		if der, err = pkcs8(block); err != nil {
+			return s, fmt.Errorf("%s: it cannot be read", keyName) // nothing of it goes into an error
+		}
+	}
+	if s.Key, err = svid.ParseKey(der); err != nil {
+		return s, fmt.Errorf("%s: %w", keyName, err)
+	}
+	return s, nil
+}
+
+// pkcs8 takes the forms that came before PKCS #8, which cert-manager writes by default.
+func pkcs8(block *pem.Block) ([]byte, error) {
+	var key any
+	var err error
+	if block.Type == "EC PRIVATE KEY" {
+		key, err = x509.ParseECPrivateKey(block.Bytes)
+	} else {
+		key, err = x509.ParsePKCS1PrivateKey(block.Bytes)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return x509.MarshalPKCS8PrivateKey(key)
+}
+
+func readFile(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err == nil && len(text) > maxFile {
+		err = fmt.Errorf("%s has more than %d bytes", path, maxFile)
+	}
+	return text, err
+}
