@@ -76,9 +76,9 @@ func (f *framed) next() http2.Frame {
 
 // oneTunnel serves a single tunnel; the peer's end is returned.
 type oneTunnel struct {
-	peer   net.Conn
-	served chan error
-	drain  context.CancelFunc
+	peer, ours  net.Conn
+	served      chan error
+	drain, kill context.CancelFunc
 }
 
 func serveOne(t testing.TB, p *pki, cfg hbone.Config, h hbone.HandlerFunc) *oneTunnel {
@@ -90,9 +90,9 @@ func serveOne(t testing.TB, p *pki, cfg hbone.Config, h hbone.HandlerFunc) *oneT
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := &oneTunnel{peer: peer, served: make(chan error, 1)}
-	life, kill := context.WithCancel(context.Background())
-	var ctx context.Context
+	o := &oneTunnel{peer: peer, ours: c, served: make(chan error, 1)}
+	var life, ctx context.Context
+	life, o.kill = context.WithCancel(context.Background())
 	ctx, o.drain = context.WithCancel(context.Background())
 	if h == nil {
 		h = func(in *hbone.Incoming) { in.Reject(503) }
@@ -102,7 +102,7 @@ func serveOne(t testing.TB, p *pki, cfg hbone.Config, h hbone.HandlerFunc) *oneT
 		defer close(done)
 		o.served <- hbone.Serve(life, ctx, c, p.server(t, "server"), cfg, h)
 	}()
-	t.Cleanup(func() { kill(); o.drain(); <-done })
+	t.Cleanup(func() { o.kill(); o.drain(); <-done })
 	return o
 }
 

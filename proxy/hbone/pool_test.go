@@ -26,13 +26,7 @@ func discard(s *hbone.Stream) (stop func()) {
 			return 0, io.EOF
 		}
 		return 0, nil
-	}, func(bufs [][]byte) (int, error) {
-		n := 0
-		for _, b := range bufs {
-			n += len(b)
-		}
-		return n, nil
-	}, func(error) {})
+	}, takeAll, func(error) {})
 	return func() { ended.Store(true); isReady(s) }
 }
 
@@ -477,19 +471,47 @@ func TestServerDrain(t *testing.T) {
 	waitUntil(t, "the pool notices", func() bool { return r.pool.Stats().Tunnels == 0 })
 }
 
-// TestBulkHasATunnelOfItsOwn: what is opened beside lasting bulk does not queue
-// behind it, and bulk does not take tunnel after tunnel.
+// TestBulkHasATunnelOfItsOwn: what is opened beside lasting bulk, whoever sends it,
+// does not queue behind it, and bulk does not take tunnel after tunnel.
 func TestBulkHasATunnelOfItsOwn(t *testing.T) {
+	t.Run("sent", func(t *testing.T) {
+		bulkHasATunnelOfItsOwn(t, func(s *hbone.Stream) { discard(s) }, endless)
+	})
+	t.Run("received", func(t *testing.T) {
+		bulkHasATunnelOfItsOwn(t, func(s *hbone.Stream) {
+			// The client's first byte asks for it.
+			attach(s, func(dst []byte) (int, error) { return len(dst), nil },
+				func([][]byte) (int, error) { go isReady(s); return 0, nil }, func(error) {})
+		}, func(s *hbone.Stream) {
+			said := false
+			attach(s, func(dst []byte) (n int, err error) {
+				if !said {
+					n = 1
+				}
+				said = true
+				return n, nil
+			}, takeAll, func(error) {})
+			isReady(s)
+		})
+	})
+}
+
+// endless attaches an end that always has something to say.
+func endless(s *hbone.Stream) {
+	attach(s, func(dst []byte) (int, error) { return len(dst), nil }, takeAll, func(error) {})
+	isReady(s)
+}
+
+func takeAll(bufs [][]byte) (n int, err error) {
+	for _, b := range bufs {
+		n += len(b)
+	}
+	return n, nil
+}
+
+func bulkHasATunnelOfItsOwn(t *testing.T, answer, endless func(*hbone.Stream)) {
 	r := newRig(t, "", func(r *rig) {
-		r.answer = func(in *hbone.Incoming) {
-			attach(in.Accept(nil), func([]byte) (int, error) { return 0, nil },
-				func(bufs [][]byte) (n int, err error) {
-					for _, b := range bufs {
-						n += len(b)
-					}
-					return n, nil
-				}, func(error) {})
-		}
+		r.answer = func(in *hbone.Incoming) { answer(in.Accept(nil)) }
 	})
 	open := func() *hbone.Stream {
 		s, err := r.pool.Open(t.Context(), r.key(), hbone.Request{Authority: "a:1"})
@@ -497,11 +519,6 @@ func TestBulkHasATunnelOfItsOwn(t *testing.T) {
 			t.Fatal(err)
 		}
 		return s
-	}
-	endless := func(s *hbone.Stream) {
-		attach(s, func(dst []byte) (int, error) { return len(dst), nil },
-			func([][]byte) (int, error) { return 0, nil }, func(error) {})
-		isReady(s)
 	}
 	bulk, beside := open(), open()
 	defer beside.Reset(errors.New("enough"))
