@@ -6,6 +6,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/warren-mesh/warren/proxy/ready"
 	"github.com/warren-mesh/warren/proxy/relay"
 )
 
@@ -13,12 +14,14 @@ func goroutines() int { return runtime.NumGoroutine() }
 
 // manual is a far end that the test plays.
 type manual struct {
-	pull  func([]byte) (int, error)
-	push  func([][]byte) (int, error)
-	end   func(error)
-	ready chan struct{} // may be nil: then made by Attach
-	took  atomic.Int64
-	reset atomic.Value
+	pull func([]byte) (int, error)
+	push func([][]byte) (int, error)
+	end  func(error)
+	// notify is the loop's way to tell the flow.
+	notify func(ready.Events, *ready.Turn)
+	ready  chan struct{} // may be nil: then made by Attach
+	took   atomic.Int64
+	reset  atomic.Value
 }
 
 func (m *manual) Attach(near relay.Near) {
@@ -26,6 +29,7 @@ func (m *manual) Attach(near relay.Near) {
 		m.ready = make(chan struct{}, 16)
 	}
 	m.pull, m.push, m.end = near.Pull, near.Push, near.End
+	m.notify = near.(ready.Handler).Notify
 }
 
 func (m *manual) Ready() relay.Flusher { m.ready <- struct{}{}; return nil }
