@@ -178,7 +178,6 @@ func (l *loop) close() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.closed = true
-	l.entries = nil
 	_, err := unix.Write(l.bell, []byte{1, 0, 0, 0, 0, 0, 0, 0})
 	return os.NewSyscallError("write", err)
 }
@@ -230,9 +229,6 @@ func (l *loop) addWrites(fd int, at uint32) error {
 func (l *loop) forget(at uint32) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.closed {
-		return
-	}
 	e := &l.entries[at]
 	e.h = nil
 	e.gen++

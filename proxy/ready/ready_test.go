@@ -147,6 +147,19 @@ func TestEvents(t *testing.T) {
 		_ = peer.CloseWrite()
 		h.wait(ready.Readable | ready.Hangup)
 	})
+	t.Run("urgent", func(t *testing.T) {
+		s := newSet(t, 1)
+		peer, k := take(t)
+		h := watch(t, s, k)
+		raw, err := peer.SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if cerr := raw.Control(func(fd uintptr) { err = unix.Sendto(int(fd), []byte("!"), unix.MSG_OOB, nil) }); cerr != nil || err != nil {
+			t.Fatal(cerr, err)
+		}
+		h.wait(ready.Urgent | ready.Readable)
+	})
 	t.Run("reset", func(t *testing.T) {
 		s := newSet(t, 1)
 		peer, k := take(t)

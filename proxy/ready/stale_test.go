@@ -35,9 +35,9 @@ func sockets(t *testing.T) (net.Conn, *Socket) {
 	return peer, k
 }
 
-func newSet(t *testing.T) *Set {
+func newSet(t *testing.T, loops int) *Set {
 	t.Helper()
-	s, err := New(1)
+	s, err := New(loops)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -53,7 +53,7 @@ func (h told) Notify(e Events, _ *Turn) { h <- e }
 // TestAStaleEvent: one that the kernel has given out before its socket was closed is
 // not for the next socket in the same place.
 func TestAStaleEvent(t *testing.T) {
-	s := newSet(t)
+	s := newSet(t, 1)
 	l := s.loops[0]
 	event := func(k *Socket) unix.EpollEvent {
 		l.mu.Lock()
@@ -133,7 +133,7 @@ func (h *keeper) Notify(_ Events, turn *Turn) {
 // TestNothingIsHeld: of a socket that is closed a set keeps nothing, not even until
 // it has something else to do.
 func TestNothingIsHeld(t *testing.T) {
-	s := newSet(t)
+	s := newSet(t, 1)
 	freed := make(chan string, 2)
 	func() {
 		peer, k := sockets(t)
@@ -144,11 +144,13 @@ func TestNothingIsHeld(t *testing.T) {
 		if err := s.Watch(k, h); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := peer.Write([]byte("x")); err != nil {
-			t.Fatal(err)
+		for range 3 { // turns
+			if _, err := peer.Write([]byte("x")); err != nil {
+				t.Fatal(err)
+			}
+			<-h.told
+			<-later.flushed
 		}
-		<-h.told
-		<-later.flushed
 		k.Close()
 	}()
 	for left, deadline := 2, time.Now().Add(20*time.Second); left > 0; {
@@ -161,5 +163,36 @@ func TestNothingIsHeld(t *testing.T) {
 				t.Fatalf("%d of handler and flusher are still held", left)
 			}
 		}
+	}
+}
+
+// TestLoopsTakeTurns: sockets go round the loops, but for those that are to be beside
+// another.
+func TestLoopsTakeTurns(t *testing.T) {
+	const loops = 3
+	s := newSet(t, loops)
+	on := make(map[*loop]int)
+	for range 2 * loops {
+		_, k := sockets(t)
+		if err := s.Watch(k, make(told, 8)); err != nil {
+			t.Fatal(err)
+		}
+		on[k.loop.Load()]++
+		for range loops {
+			_, beside := sockets(t)
+			if err := s.WatchBeside(beside, make(told, 8), k); err != nil {
+				t.Fatal(err)
+			}
+			if beside.loop.Load() != k.loop.Load() {
+				t.Error("beside it, but on another loop")
+			}
+		}
+	}
+	if len(on) != loops || on[s.loops[0]] != 2 || on[s.loops[1]] != 2 {
+		t.Errorf("%d loops have sockets, the first %d of 6", len(on), on[s.loops[0]])
+	}
+	_, k := sockets(t)
+	if err := s.WatchBeside(k, make(told, 8), new(Socket)); err != nil || k.loop.Load() == nil {
+		t.Errorf("beside one that nobody watches: %v", err)
 	}
 }

@@ -281,17 +281,68 @@ func openPipes(t *testing.T) (n int) {
 	return n
 }
 
-// TestOneMoreWord: what comes while bulk goes idle is not forgotten.
+// TestOneMoreWord: what comes while whoever read the words before is about to leave is
+// not forgotten, though nothing follows it.
 func TestOneMoreWord(t *testing.T) {
-	j := joinTCP(t)
-	_ = j.backend.SetReadDeadline(time.Now().Add(40 * time.Second))
-	buf := make([]byte, 48<<10)
-	for i := range 3000 {
-		write(t, j.app, string(buf))
-		if _, err := io.ReadFull(j.backend, buf); err != nil {
-			t.Fatalf("word %d: %v", i, err)
+	each(t, func(t *testing.T, j *joined) {
+		_ = j.backend.SetReadDeadline(time.Now().Add(40 * time.Second))
+		rnd, buf := rand.New(rand.NewPCG(5, 6)), make([]byte, 48<<10)
+		for i := range 4000 {
+			size := []int{1, 1, 100, 20 << 10, len(buf)}[rnd.IntN(5)]
+			words := 1 + rnd.IntN(1+100_000/(10_000+size))
+			for range words {
+				if _, err := j.app.Write(buf[:size]); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if n, err := io.CopyN(io.Discard, j.backend, int64(words*size)); err != nil {
+				t.Fatalf("round %d: %d bytes of %d words of %d: %v", i, n, words, size, err)
+			}
+		}
+	})
+}
+
+// TestNotAskedInVain: the far end is asked to pull when there is something new to
+// read, not again before it has, and not once nothing more is to be said.
+func TestNotAskedInVain(t *testing.T) {
+	set, app, a, _ := watched(t)
+	m := &manual{}
+	done := make(chan relay.Result, 1)
+	flow := relay.New(set).Start(a, m, nil, func(r relay.Result) { done <- r })
+	asked := func(when string, want int, e ready.Events) {
+		t.Helper()
+		m.notify(e, new(ready.Turn))
+		if n := len(m.ready); n != want {
+			t.Errorf("%s: asked %d times, want %d", when, n, want)
+		}
+		for len(m.ready) > 0 {
+			<-m.ready
 		}
 	}
+	write(t, app, "x")
+	<-m.ready
+	letGo := holdUp(t, set) // from here on the test plays the loop
+	defer letGo()
+	asked("not pulled yet", 0, ready.Readable)
+	if n, err := m.pull(make([]byte, 10)); n != 1 || err != nil {
+		t.Fatalf("pulled %d, %v", n, err)
+	}
+	for n := 1; n > 0; {
+		n, _ = m.pull(make([]byte, 10)) // it was told of once more
+	}
+	asked("room", 0, ready.Writable)
+	asked("pulled", 1, ready.Readable)
+	_ = app.CloseWrite()
+	m.notify(ready.Readable|ready.Hangup, new(ready.Turn))
+	for {
+		if _, err := m.pull(make([]byte, 10)); err == io.EOF {
+			break
+		}
+	}
+	asked("ended", 0, ready.Readable|ready.Hangup)
+	flow.Cut(errors.New("cut"))
+	<-done
+	asked("over", 0, ready.Readable)
 }
 
 // TestBothEndsOnOneLoop: a flow between sockets is told of both by the same loop.
