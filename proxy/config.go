@@ -34,6 +34,7 @@ type Config struct {
 	Metadata, MetadataJSON map[string]string
 
 	XDS, CA   Upstream
+	SVIDs     SVIDs
 	Token     Token
 	LocalXDS  string // path of a static configuration; empty: none
 	FakeCA    bool   // certificates from nowhere: for tests and demonstrations
@@ -148,8 +149,11 @@ func (c Config) Validate() error {
 	if c.XDS.Address == "" && c.LocalXDS == "" {
 		bad("XDS_ADDRESS is empty and LOCAL_XDS_PATH is not set: no workload would ever be known")
 	}
-	if c.CA.Address == "" && !c.FakeCA {
+	if c.CA.Address == "" && !c.FakeCA && c.SVIDs.source() == fromCA {
 		bad("CA_ADDRESS is empty: certificates have to come from somewhere")
+	}
+	if err := c.SVIDs.validate(); err != nil {
+		errs = append(errs, err)
 	}
 	for _, up := range []struct {
 		name string

@@ -158,6 +158,7 @@ func (e *environ) controlPlane(c *Config) {
 	c.CA.Headers = e.headers("CA_HEADER_")
 	c.Token = e.token()
 	c.FakeCA = e.boolean("FAKE_CA", false)
+	e.svids(c)
 	c.SecretTTL = e.duration("SECRET_TTL", c.SecretTTL)
 	c.LocalXDS = e.text("LOCAL_XDS_PATH", "")
 }

@@ -43,7 +43,7 @@ func (p *pod) inbound(conn *net.TCPConn, transparent bool) {
 		return
 	}
 	defer p.tunnels.Add(-1)
-	ctx, drain := context.WithCancel(p.soft)
+	ctx, drain := context.WithCancel(p.tenure())
 	defer drain()
 	t := &tunnel{p: p, src: addrOf(conn.RemoteAddr()), dst: addrOf(conn.LocalAddr()), transparent: transparent, drain: drain}
 	err := hbone.Serve(p.hard, ctx, conn, p.serverTLS, p.hboneConfig(), t)

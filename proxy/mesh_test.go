@@ -116,7 +116,11 @@ func (m *mesh) addNode(name string, change ...func(*proxy.Config)) *node {
 func (n *node) start() {
 	t := n.mesh.t
 	t.Helper()
-	srv, err := proxy.New(n.cfg, proxy.Options{Out: n.logs, Version: "test", Signer: n.mesh.ca})
+	opts := proxy.Options{Out: n.logs, Version: "test"}
+	if n.cfg.SVIDs.Source == "" {
+		opts.Signer = n.mesh.ca
+	}
+	srv, err := proxy.New(n.cfg, opts)
 	if err != nil {
 		t.Fatal(err)
 	}

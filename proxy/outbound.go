@@ -116,7 +116,8 @@ func (c *connection) dialOut(d route.Decision, self *workload.Workload) (relay.F
 		}
 		return relay.TCP(far), nil
 	}
-	if _, err := c.p.hold(self); err != nil { // a warm tunnel would do without
+	// A warm tunnel would do without; the pod may have lost its identity since.
+	if _, err := c.p.identity(c.ctx, self); err != nil {
 		return nil, err
 	}
 	key := hbone.Key{Src: self.Identity(), Expected: joinIDs(d.Expected), Dst: d.Dial, SrcIP: c.guard.Facts.Src.Addr()}

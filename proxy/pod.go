@@ -45,9 +45,11 @@ type pod struct {
 	close, kill context.CancelCauseFunc
 	work        sync.WaitGroup // accept loops, tunnels and connections
 
-	mu    sync.Mutex
-	lease *svid.Lease
-	last  *workload.Workload // as the control plane last knew it
+	mu      sync.Mutex
+	term    context.Context // see tenure
+	endTerm context.CancelFunc
+	lease   *svid.Lease
+	last    *workload.Workload // as the control plane last knew it
 
 	dials map[hbone.Key]*mtls.Identity // what tunnels under way present
 }
@@ -89,6 +91,7 @@ func (s *Server) newPod(ctx context.Context, w zds.Workload) (p *pod, err error)
 	p.work.Go(func() { p.accept(outbound, p.outbound) })
 	p.work.Go(func() { p.accept(plaintext, func(c *net.TCPConn) { p.passthrough(c, transparent) }) })
 	p.work.Go(func() { p.accept(tunnels, func(c *net.TCPConn) { p.inbound(c, transparentToo) }) })
+	p.warmUp()
 	return p, nil
 }
 

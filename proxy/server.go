@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/warren-mesh/warren/ca/source/workloadapi"
 	"github.com/warren-mesh/warren/ca/svid"
 	"github.com/warren-mesh/warren/internal/netns"
 	"github.com/warren-mesh/warren/nodeagent/zds"
@@ -54,8 +55,9 @@ type Server struct {
 	rbacLog *slog.Logger
 	store   *workload.Store
 	static  workload.Batch
-	xds     *client.Client // nil: off
-	ca      io.Closer      // the signer, if it is ours
+	xds     *client.Client    // nil: off
+	sources []io.Closer       // of certificates
+	self    *workloadapi.Self // the proxy's own identity; nil: it needs none
 	certs   *svid.Manager
 	tracked *track.Registry
 	metrics *metrics
@@ -124,8 +126,8 @@ func New(cfg Config, o Options) (s *Server, err error) {
 
 // Close releases what New took. It is for a server that is not run.
 func (s *Server) Close() {
-	if s.ca != nil {
-		_ = s.ca.Close()
+	if err := s.closeSources(); err != nil {
+		s.log.Warn("a source of certificates did not close", "err", err)
 	}
 	if s.waiting != nil {
 		_ = s.waiting.Close()
@@ -209,6 +211,9 @@ func (s *Server) Run(ctx context.Context) error {
 // runBack starts what lives until the last connection has ended.
 func (s *Server) runBack(c *crew) {
 	c.start(s.certs.Run)
+	if s.self != nil {
+		c.start(s.self.Run)
+	}
 	if s.xds != nil {
 		c.start(s.xds.Run)
 	}

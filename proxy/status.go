@@ -107,10 +107,7 @@ func (s *Server) source() admin.Source {
 
 // podList is what /debug/pods shows.
 func (s *Server) podList() []admin.Pod {
-	certs := make(map[string]svid.State)
-	for _, c := range s.certs.Dump() {
-		certs[c.ID.String()] = c
-	}
+	certs := s.certs.Dump()
 	var out []admin.Pod
 	view := s.store.View()
 	for _, p := range s.pods.list() {
@@ -124,7 +121,7 @@ func (s *Server) podList() []admin.Pod {
 		} else {
 			a.Identity = principal(self.Identity())
 		}
-		if c, ok := certs[a.Identity]; ok {
+		if c, ok := stateOf(certs, p.uid, a.Identity); ok {
 			a.CertState = c.Text()
 			if c.Identity != nil {
 				a.Expires = moment(c.Identity.NotAfter())

@@ -10,12 +10,7 @@ import (
 	"os"
 	"strings"
 
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
-
 	"github.com/warren-mesh/warren/ca/mtls"
-	"github.com/warren-mesh/warren/ca/source/fake"
-	"github.com/warren-mesh/warren/ca/source/istio"
-	"github.com/warren-mesh/warren/ca/svid"
 	"github.com/warren-mesh/warren/xds/client"
 	"github.com/warren-mesh/warren/xds/workload"
 )
@@ -60,46 +55,6 @@ func (s *Server) newState() error {
 		},
 	}, s.store)
 	return err
-}
-
-// newCerts makes the keeper of certificates, with given as their source if
-// there is one.
-func (s *Server) newCerts(given svid.Signer) error {
-	signer := given
-	switch {
-	case signer != nil:
-		s.lines.ca.address("(given)")
-	case s.cfg.FakeCA:
-		td, err := spiffeid.TrustDomainFromString(s.cfg.TrustDomain)
-		if err != nil {
-			return fmt.Errorf("TRUST_DOMAIN: %w", err)
-		}
-		if signer, err = fake.New(td, s.logs.scope("ca")); err != nil {
-			return err
-		}
-		s.lines.ca.address("fake")
-	default:
-		up := s.cfg.CA
-		tlsConfig, err := up.tls()
-		if err != nil {
-			return fmt.Errorf("CA_ADDRESS: %w", err)
-		}
-		cfg := istio.Config{Address: up.Address, TLS: tlsConfig, ClusterID: s.cfg.ClusterID, Headers: make(map[string]string)}
-		if s.cfg.Token != (Token{}) {
-			cfg.Token = s.cfg.Token.Read
-		}
-		for _, h := range up.Headers {
-			cfg.Headers[h[0]] = h[1]
-		}
-		remote, err := istio.New(cfg)
-		if err != nil {
-			return fmt.Errorf("CA_ADDRESS: %w", err)
-		}
-		signer, s.ca = remote, remote
-		s.lines.ca.address(up.Address)
-	}
-	s.certs = svid.New(svid.Config{Signer: signer, TTL: s.cfg.SecretTTL, Log: s.logs.scope("ca"), Observer: &caObserver{s}})
-	return nil
 }
 
 // tls is how this upstream is authenticated; nil where it is not by TLS.

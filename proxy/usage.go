@@ -13,6 +13,10 @@ control plane  XDS_ADDRESS (empty: none) XDS_ROOT_CA ALT_XDS_HOSTNAME XDS_HEADER
                LOCAL_XDS_PATH (a file, read once) PROXY_CONFIG AUTH_TOKEN
 certificates   CA_ADDRESS CA_ROOT_CA ALT_CA_HOSTNAME CA_HEADER_* SECRET_TTL
                FAKE_CA (true: no security at all)
+               SVID_SOURCE: istio (the CA above, the default), broker (SPIFFE_BROKER_SOCKET and
+               SPIFFE_ENDPOINT_SOCKET; SPIFFE_ID, SPIRE_AGENT_ID), delegated
+               (SPIRE_ADMIN_SOCKET; SPIRE_ATTEST pid or selectors, HOST_PROC),
+               workload-api (SPIFFE_ENDPOINT_SOCKET), file (SVID_DIR)
 pods           INPOD_UDS INPOD_PORT_REUSE PACKET_MARK ENABLE_ORIG_SRC IPV6_ENABLED
                KEEPALIVE_ENABLED KEEPALIVE_TIME KEEPALIVE_INTERVAL KEEPALIVE_RETRIES
                USER_TIMEOUT_ENABLED

@@ -86,6 +86,10 @@ func (m *Manager) Acquire(pod Pod, id spiffeid.ID) *Lease {
 	return l
 }
 
+// Streams reports whether certificates come from a Watcher: then they are a pod's own, and cannot be fetched ahead by
+// their name alone.
+func (m *Manager) Streams() bool { return m.cfg.Watcher != nil }
+
 // Prefetch has id's certificate ready before holder needs it, and keeps it until Forget. It gives no right to use it.
 // It never blocks and is not lost, except beyond MaxIdentities. With a Watcher it does nothing: what is asked for there
 // is a pod's, and holder need not be one.
