@@ -37,6 +37,7 @@ type Config struct {
 	SVIDs     SVIDs
 	Token     Token
 	LocalXDS  string // path of a static configuration; empty: none
+	OnDemand  bool   // ask for workloads when a connection needs them, instead of following all
 	FakeCA    bool   // certificates from nowhere: for tests and demonstrations
 	SecretTTL time.Duration
 
@@ -148,6 +149,12 @@ func (c Config) Validate() error {
 	}
 	if c.XDS.Address == "" && c.LocalXDS == "" {
 		bad("XDS_ADDRESS is empty and LOCAL_XDS_PATH is not set: no workload would ever be known")
+	}
+	if c.OnDemand && c.NodeName == "" {
+		bad("XDS_ON_DEMAND needs NODE_NAME: of workloads only the node's own come unasked")
+	}
+	if c.OnDemand && strings.EqualFold(c.Metadata["DNS_CAPTURE"], "true") {
+		bad("XDS_ON_DEMAND does not go with ISTIO_META_DNS_CAPTURE: to answer for names, all services have to be known")
 	}
 	if c.CA.Address == "" && !c.FakeCA && c.SVIDs.source() == fromCA {
 		bad("CA_ADDRESS is empty: certificates have to come from somewhere")

@@ -101,7 +101,7 @@ func TestEnvironMistakes(t *testing.T) {
 		"XDS_ADDRESS=", "CA_ADDRESS=", "INPOD_UDS=", "SECRET_TTL=soon", "PACKET_MARK=-1", "KEEPALIVE_RETRIES=0", "IPV6_ENABLED=yes",
 		"HTTP2_FRAME_SIZE=1", "POOL_MAX_STREAMS_PER_CONNECTION=70000", "LOG_FORMAT=xml", "RUST_LOG=loud", "ZTUNNEL_WORKER_THREADS=0%",
 		"ISTIO_METAJSON_X=nope", "XDS_HEADER_A B=1", "PROXY_CONFIG=[", "PROXY_MODE=dedicated", "ENABLE_PROXY=false", "CRL_PATH=/x",
-		"XDS_ON_DEMAND=true", "UNSTABLE_ENABLE_SOCKS5=true", "TLS12_ENABLED=true", "COMPLIANCE_POLICY=pqc", "ISTIO_META_DNS_CAPTURE=true",
+		"XDS_ON_DEMAND=perhaps", "UNSTABLE_ENABLE_SOCKS5=true", "TLS12_ENABLED=true", "COMPLIANCE_POLICY=pqc", "ISTIO_META_DNS_CAPTURE=true",
 		"PROXY_WORKLOAD_INFO=a/b/c", "LOCAL_XDS={}", "ENABLE_ORIG_SRC=perhaps", "CONNECTION_TERMINATION_DEADLINE=",
 	}
 	_, err := FromEnviron(env)
@@ -112,6 +112,17 @@ func TestEnvironMistakes(t *testing.T) {
 		name, _, _ := strings.Cut(kv, "=")
 		if !strings.Contains(err.Error(), name+":") && !strings.Contains(err.Error(), name+" is") {
 			t.Errorf("%s is not named in:\n%v", name, err)
+		}
+	}
+}
+
+// On demand needs to know whose workloads come unasked, and nobody can answer for names
+// that nobody asked for yet.
+func TestOnDemandMistakes(t *testing.T) {
+	for env, want := range map[string]string{"": "", "NODE_NAME=": "NODE_NAME", "ISTIO_META_DNS_CAPTURE=true": "DNS"} {
+		_, err := FromEnviron([]string{"XDS_ON_DEMAND=true", "NODE_NAME=n", env})
+		if want == "" != (err == nil) || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("with %q: %v, want %q", env, err, want)
 		}
 	}
 }

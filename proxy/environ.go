@@ -161,6 +161,7 @@ func (e *environ) controlPlane(c *Config) {
 	e.svids(c)
 	c.SecretTTL = e.duration("SECRET_TTL", c.SecretTTL)
 	c.LocalXDS = e.text("LOCAL_XDS_PATH", "")
+	c.OnDemand = e.boolean("XDS_ON_DEMAND", false)
 }
 
 // address is a URL; a bare host:port is taken for https.
@@ -285,7 +286,7 @@ func (e *environ) notThere(c Config) {
 			e.bad(n, "not there yet; unset it")
 		}
 	}
-	for _, n := range []string{"XDS_ON_DEMAND", "UNSTABLE_ENABLE_SOCKS5", "TLS12_ENABLED"} {
+	for _, n := range []string{"UNSTABLE_ENABLE_SOCKS5", "TLS12_ENABLED"} {
 		if e.boolean(n, false) {
 			e.bad(n, "not there yet; unset it, or say false")
 		}

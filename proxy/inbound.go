@@ -139,6 +139,9 @@ func (t *tunnel) resolve(in *hbone.Incoming) (resolved, *route.Refusal) {
 		return resolved{}, &route.Refusal{Status: http.StatusUnauthorized, Err: err}
 	}
 	view, self, err := t.p.local(t.p.hard)
+	if err == nil {
+		view, err = t.p.knownWaypoint(t.p.hard, view, self)
+	}
 	if err != nil {
 		return unavailable(err)
 	}

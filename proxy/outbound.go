@@ -64,6 +64,9 @@ func (p *pod) decideOutbound(app *net.TCPConn, src, dst netip.AddrPort) (*connec
 		return nil, none, nil, errRecursive // nobody redirected this: it was made to our port
 	}
 	view, self, err := p.speaker(p.hard)
+	if err == nil {
+		view, err = p.known(p.hard, view, self, dst.Addr())
+	}
 	if err != nil {
 		return nil, none, nil, err
 	}

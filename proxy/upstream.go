@@ -49,6 +49,7 @@ func (s *Server) newState() error {
 	}
 	s.xds, err = client.New(client.Config{
 		Address: up.Address, TLS: tlsConfig, Token: s.cfg.Token.Read, Headers: up.Headers, Log: s.logs.scope("xds"), Observer: xdsObserver{s.metrics},
+		OnDemand: s.cfg.OnDemand,
 		Node: client.Node{
 			IP: s.cfg.InstanceIP, PodName: s.cfg.PodName, Namespace: s.cfg.PodNamespace,
 			NodeName: s.cfg.NodeName, ClusterID: s.cfg.ClusterID, Metadata: meta,

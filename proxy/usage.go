@@ -10,7 +10,8 @@ that is empty has the empty value.
 node           NODE_NAME NETWORK CLUSTER_ID CLUSTER_DOMAIN TRUST_DOMAIN POD_NAME
                POD_NAMESPACE SERVICE_ACCOUNT INSTANCE_IP ISTIO_META_* ISTIO_METAJSON_*
 control plane  XDS_ADDRESS (empty: none) XDS_ROOT_CA ALT_XDS_HOSTNAME XDS_HEADER_*
-               LOCAL_XDS_PATH (a file, read once) PROXY_CONFIG AUTH_TOKEN
+               LOCAL_XDS_PATH (a file, read once) PROXY_CONFIG AUTH_TOKEN XDS_ON_DEMAND
+               (true: ask for workloads when they are needed; not with DNS capture)
 certificates   CA_ADDRESS CA_ROOT_CA ALT_CA_HOSTNAME CA_HEADER_* SECRET_TTL
                FAKE_CA (true: no security at all)
                SVID_SOURCE: istio (the CA above, the default), broker (SPIFFE_BROKER_SOCKET and
@@ -36,7 +37,7 @@ of no effect   LOCALHOST_APP_TUNNEL,
                PREFERED_SERVICE_NAMESPACE and ISTIO_META_DNS_PROXY_ADDR (of features that
                are not there yet)
 refused        when asked for, as not there yet: PROXY_MODE=dedicated PROXY_WORKLOAD_INFO
-               ENABLE_PROXY=false LOCAL_XDS XDS_ON_DEMAND UNSTABLE_ENABLE_SOCKS5 CRL_PATH
+               ENABLE_PROXY=false LOCAL_XDS UNSTABLE_ENABLE_SOCKS5 CRL_PATH
                TLS12_ENABLED COMPLIANCE_POLICY ISTIO_META_DNS_CAPTURE
 
 ports          in each pod 15001 outbound, 15006 plaintext inbound, 15008 HBONE;

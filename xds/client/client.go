@@ -31,6 +31,7 @@ type Client struct {
 	running atomic.Bool
 	synced  chan struct{}
 	once    sync.Once // closes synced
+	asks    *asks
 
 	// complaints about responses, as many as the log can take from a peer that
 	// never stops giving reason.
@@ -72,7 +73,7 @@ func New(cfg Config, store *workload.Store) (*Client, error) {
 	}
 	c := &Client{
 		cfg: cfg, target: t, node: node, store: store, times: defaultTimes(),
-		dial: dialer().DialContext, synced: make(chan struct{}),
+		dial: dialer().DialContext, synced: make(chan struct{}), asks: newAsks(),
 		complaints: rate.Sometimes{First: 20, Interval: time.Second},
 		line:       line{s: Status{Address: cfg.Address, State: Idle, Since: time.Now()}},
 	}

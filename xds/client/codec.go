@@ -38,8 +38,10 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 }
 
 // decodeResponse fills r, which shares no memory with b. It takes at most limit
-// resources, and as many names of removed ones.
+// resources, as many names of removed ones, and as many aliases; more aliases are left
+// out.
 func decodeResponse(b []byte, r *discovery.DeltaDiscoveryResponse, limit int, rest *breath) error {
+	aliases := limit
 	return eachBytes(b, func(num protowire.Number, v []byte) (err error) {
 		switch num {
 		case 2:
@@ -49,7 +51,7 @@ func decodeResponse(b []byte, r *discovery.DeltaDiscoveryResponse, limit int, re
 			rest.item()
 			res := &discovery.Resource{}
 			r.Resources = append(r.Resources, res)
-			return decodeResource(v, res)
+			return decodeResource(v, res, &aliases)
 		case 4:
 			r.TypeUrl, err = text(v)
 		case 5:
@@ -66,7 +68,7 @@ func decodeResponse(b []byte, r *discovery.DeltaDiscoveryResponse, limit int, re
 	})
 }
 
-func decodeResource(b []byte, r *discovery.Resource) error {
+func decodeResource(b []byte, r *discovery.Resource, aliases *int) error {
 	return eachBytes(b, func(num protowire.Number, v []byte) (err error) {
 		switch num {
 		case 1:
@@ -78,6 +80,13 @@ func decodeResource(b []byte, r *discovery.Resource) error {
 			return decodeAny(v, r.Resource)
 		case 3:
 			r.Name, err = text(v)
+		case 4:
+			if *aliases--; *aliases < 0 {
+				return nil
+			}
+			var alias string
+			alias, err = text(v)
+			r.Aliases = append(r.Aliases, alias)
 		}
 		return err
 	})

@@ -36,7 +36,7 @@ func FuzzCodec(f *testing.F) {
 		}
 		used := &discovery.DeltaDiscoveryResponse{TypeUrl: want.TypeUrl, Nonce: want.Nonce, RemovedResources: want.RemovedResources}
 		for _, r := range want.Resources {
-			x := &discovery.Resource{Name: r.Name, Version: r.Version}
+			x := &discovery.Resource{Name: r.Name, Version: r.Version, Aliases: r.Aliases}
 			if r.Resource != nil {
 				x.Resource = &anypb.Any{TypeUrl: r.Resource.TypeUrl, Value: r.Resource.Value}
 			}

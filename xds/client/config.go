@@ -24,7 +24,8 @@ type Config struct {
 	Node    Node
 	Headers [][2]string // XDS_HEADER_*; sent besides authorization and clusterid
 
-	// OnDemand is refused: every workload is followed.
+	// OnDemand follows, of workloads and services, only those of the node and what is
+	// asked for by Ask. All policies are followed in any case.
 	OnDemand bool
 	Log      *slog.Logger // nil: silent
 	Observer Observer     // nil: nobody counts
@@ -59,8 +60,8 @@ func (c *Config) Validate() error {
 	} else if t.tls && c.TLS == nil {
 		errs = append(errs, errors.New("xds: an https address needs a TLS configuration"))
 	}
-	if c.OnDemand {
-		errs = append(errs, errors.New("xds: on-demand xDS (XDS_ON_DEMAND) is not supported; unset it to follow all workloads"))
+	if c.OnDemand && c.Node.NodeName == "" {
+		errs = append(errs, errors.New("xds: to follow workloads on demand the control plane has to be told the node's name (NODE_NAME)"))
 	}
 	for _, h := range c.Headers {
 		if err := checkHeader(h[0], h[1]); err != nil {

@@ -38,6 +38,7 @@ type change struct {
 	standIns []string // names of refused policies in whose place something stands
 	received int      // bytes of the resources
 	growth   limits   // of the ledger, the keys that go away not counted
+	answers  answers  // of a client on demand
 }
 
 // read turns a response into a change. Nothing is changed yet.

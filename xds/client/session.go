@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -17,6 +18,9 @@ import (
 
 // maxEcho bounds what is sent back as it came: nonces and type URLs.
 const maxEcho = 4 << 10
+
+// maxNamesSent bounds a message: servers take 4 MiB.
+const maxNamesSent = 1 << 10
 
 // maxNamed is how many policies a line of the log names.
 const maxNamed = 16
@@ -51,10 +55,9 @@ func (s *session) run(ctx context.Context) error {
 	var receiving sync.WaitGroup
 	defer receiving.Wait()
 	defer s.cancel(nil)
+	defer s.c.asks.stopped()
 	for k := range kind(kinds) {
-		if err := s.send(ctx, &discovery.DeltaDiscoveryRequest{
-			Node: s.c.node, TypeUrl: k.typeURL(), InitialResourceVersions: s.c.ledgers[k].initial(initialBudget),
-		}); err != nil {
+		if err := s.subscribe(ctx, k); err != nil {
 			return err
 		}
 	}
@@ -71,6 +74,10 @@ func (s *session) run(ctx context.Context) error {
 			if err := s.take(ctx, m.response); err != nil {
 				return err
 			}
+		case <-s.c.asks.wake:
+			if err := s.demand(ctx); err != nil {
+				return err
+			}
 		case <-s.deadline:
 			s.c.cfg.Log.Warn("policies have not come in time; workloads that name missing ones refuse everything until they do")
 			if err := s.release(ctx, nil); err != nil {
@@ -78,6 +85,36 @@ func (s *session) run(ctx context.Context) error {
 			}
 		}
 	}
+}
+
+// subscribe is the first request of a type: for everything, or on demand.
+func (s *session) subscribe(ctx context.Context, k kind) error {
+	r := &discovery.DeltaDiscoveryRequest{
+		Node: s.c.node, TypeUrl: k.typeURL(), InitialResourceVersions: s.c.ledgers[k].initial(initialBudget),
+	}
+	if k == addresses && s.c.cfg.OnDemand {
+		// Both at once is how to say: to nothing yet.
+		r.ResourceNamesSubscribe = append([]string{"*"}, s.c.asks.restart()...)
+		r.ResourceNamesUnsubscribe = []string{"*"}
+	}
+	return s.send(ctx, r)
+}
+
+// demand sends what was asked for since the last time. A name that was asked for
+// before is given back first, in a message of its own: only then is it a new question.
+func (s *session) demand(ctx context.Context) error {
+	leave, enter := s.c.asks.due()
+	for names := range slices.Chunk(leave, maxNamesSent) {
+		if err := s.send(ctx, &discovery.DeltaDiscoveryRequest{TypeUrl: AddressType, ResourceNamesUnsubscribe: names}); err != nil {
+			return err
+		}
+	}
+	for names := range slices.Chunk(enter, maxNamesSent) {
+		if err := s.send(ctx, &discovery.DeltaDiscoveryRequest{TypeUrl: AddressType, ResourceNamesSubscribe: names}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 type received struct {
@@ -134,6 +171,9 @@ func (s *session) take(ctx context.Context, r *discovery.DeltaDiscoveryResponse)
 		}
 	}
 	c := s.c.ledgers[k].read(k, r, s.c.breath())
+	if k == addresses && s.c.cfg.OnDemand {
+		c.answers = answersOf(r, &c.refusals)
+	}
 	if s.c.cfg.Observer != nil {
 		s.c.cfg.Observer.Received(k.typeURL(), c.received)
 	}
@@ -214,6 +254,7 @@ func (s *session) apply(ctx context.Context, changes ...*change) error {
 	}
 	s.c.applied(changes)
 	for _, c := range changes {
+		s.c.answer(c.answers)
 		if err := s.answer(ctx, c); err != nil {
 			return err
 		}

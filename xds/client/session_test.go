@@ -55,8 +55,12 @@ func (f *fakeStream) answered() []string {
 
 // bubble runs a session in a bubble of fake time.
 func bubble(t *testing.T, test func(t *testing.T, f *fakeStream, c *Client, store *workload.Store)) {
+	bubbleWith(t, Config{Address: "http://localhost:1"}, test)
+}
+
+func bubbleWith(t *testing.T, cfg Config, test func(t *testing.T, f *fakeStream, c *Client, store *workload.Store)) {
 	synctest.Test(t, func(t *testing.T) {
-		c, store := newClient(t, Config{Address: "http://localhost:1"})
+		c, store := newClient(t, cfg)
 		ctx, cancel := context.WithCancelCause(t.Context())
 		f := &fakeStream{ctx: ctx, in: make(chan *discovery.DeltaDiscoveryResponse)}
 		done := make(chan error, 1)

@@ -13,6 +13,6 @@
 // then policies that are gone. A workload thus never names a policy that its proxy
 // does not have, which proxies would take as no policy.
 //
-// Clients subscribe to everything of a type. Subscribing by name, or on demand, is
-// refused with a status that says so.
+// Clients subscribe to everything of a type, or, to workloads and services, on demand
+// (demand.go, index.go): to those of their node and to what they name.
 package server

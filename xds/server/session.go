@@ -18,7 +18,8 @@ const companion = 100 * time.Millisecond
 
 // session is one client's side of the protocol, without I/O: requests go in, responses
 // come out. It holds references to shared snapshots, and of its own only the names
-// that the client gave when it subscribed, which the size of a message bounds.
+// that the client gave when it subscribed, which the size of a message bounds, and
+// those that it subscribes to one by one (demand).
 type session struct {
 	opened     time.Time
 	ackTimeout time.Duration
@@ -38,6 +39,7 @@ type subscription struct {
 	told    told      // what the client said it has; until the first response
 	at      *Snapshot // what it has since, once it has taken what was sent
 	leaving []string  // policies that are gone but not removed at the client yet
+	demand  *demand   // of addresses, if not of all
 	pending string    // nonce of the response in flight
 	since   time.Time // of pending
 }
@@ -58,13 +60,12 @@ func (s *session) request(req *discovery.DeltaDiscoveryRequest) (*rejection, err
 	if !ok {
 		return nil, status.Errorf(codes.InvalidArgument, "type %.100q is not served here: only %s and %s are", req.GetTypeUrl(), AddressType, AuthorizationType)
 	}
-	if err := wildcard(req); err != nil {
-		return nil, err
-	}
 	sub := &s.subs[k]
 	if !sub.active {
-		*sub = subscription{active: true, first: true, told: req.GetInitialResourceVersions()}
-		return nil, nil
+		return nil, sub.open(k, req)
+	}
+	if err := sub.resubscribe(req); err != nil {
+		return nil, err
 	}
 	if sub.pending == "" || req.GetResponseNonce() != sub.pending {
 		return nil, nil // about an older response, or only a repeated subscription
@@ -78,17 +79,33 @@ func (s *session) request(req *discovery.DeltaDiscoveryRequest) (*rejection, err
 	return &rejection{typeURL: req.GetTypeUrl(), message: req.GetErrorDetail().GetMessage()}, nil
 }
 
-// wildcard refuses what is not a subscription to everything of a type.
-func wildcard(req *discovery.DeltaDiscoveryRequest) error {
-	if len(req.GetResourceNamesUnsubscribe()) > 0 {
-		return status.Error(codes.Unimplemented, "on-demand subscription (unsubscribing) is not supported by this control plane yet: "+
-			"subscribe to everything, in ztunnel XDS_ON_DEMAND=false")
+// open takes the first request of a type.
+func (sub *subscription) open(k kind, req *discovery.DeltaDiscoveryRequest) error {
+	*sub = subscription{active: true, first: true}
+	if k == addresses && onDemand(req) {
+		var err error
+		sub.demand, err = newDemand(req)
+		return err
 	}
-	for _, name := range req.GetResourceNamesSubscribe() {
-		if name != "*" {
-			return status.Errorf(codes.Unimplemented, "subscribing by name (%.100q) is not supported by this control plane yet: "+
-				"subscribe to everything, in ztunnel XDS_ON_DEMAND=false", name)
+	sub.told = req.GetInitialResourceVersions()
+	return sub.resubscribe(req)
+}
+
+// resubscribe takes the names in a request. To policies nobody subscribes by name: a
+// workload does not name all that guard it.
+func (sub *subscription) resubscribe(req *discovery.DeltaDiscoveryRequest) error {
+	if sub.demand != nil {
+		return sub.demand.change(req)
+	}
+	for _, names := range [][]string{req.GetResourceNamesSubscribe(), req.GetResourceNamesUnsubscribe()} {
+		for _, name := range names {
+			if name != "*" {
+				return status.Errorf(codes.InvalidArgument, "%.100q: this stream is subscribed to everything of the type, and to nothing by name", name)
+			}
 		}
+	}
+	if len(req.GetResourceNamesUnsubscribe()) > 0 {
+		return status.Error(codes.InvalidArgument, "a subscription to everything of a type cannot be taken back: end the stream instead")
 	}
 	return nil
 }
@@ -110,6 +127,9 @@ func (s *session) next(newest *Snapshot, now time.Time) *discovery.DeltaDiscover
 		if address.first {
 			step.gone = slices.DeleteFunc(step.gone, newest.isPolicy)
 		}
+		if address.demand != nil {
+			address.demand.took(step)
+		}
 		if r := s.advance(addresses, newest, step.send, step.gone, now); r != nil {
 			return r
 		}
@@ -125,11 +145,14 @@ func (s *session) next(newest *Snapshot, now time.Time) *discovery.DeltaDiscover
 
 // due reports whether the client may and should be sent the difference to a snapshot.
 func (sub *subscription) due(newest *Snapshot) bool {
-	return sub.active && sub.pending == "" && sub.at != newest
+	return sub.active && sub.pending == "" && (sub.at != newest || sub.demand != nil && len(sub.demand.asked) > 0)
 }
 
 // step is the difference to a snapshot, which is shared unless it is the first.
 func (sub *subscription) step(k kind, to *Snapshot) step {
+	if sub.demand != nil {
+		return sub.demand.step(to)
+	}
 	if sub.first {
 		return diff(sub.told, to.types[k])
 	}

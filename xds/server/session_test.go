@@ -303,8 +303,8 @@ func TestRefused(t *testing.T) {
 		code codes.Code
 		says string
 	}{
-		"by name":      {&discovery.DeltaDiscoveryRequest{TypeUrl: AddressType, ResourceNamesSubscribe: []string{"/10.0.0.1"}}, codes.Unimplemented, "by name"},
-		"on demand":    {&discovery.DeltaDiscoveryRequest{TypeUrl: AddressType, ResourceNamesSubscribe: []string{"*"}, ResourceNamesUnsubscribe: []string{"*"}}, codes.Unimplemented, "XDS_ON_DEMAND=false"},
+		"by name":      {&discovery.DeltaDiscoveryRequest{TypeUrl: AuthorizationType, ResourceNamesSubscribe: []string{"ns/p"}}, codes.InvalidArgument, "by name"},
+		"taken back":   {&discovery.DeltaDiscoveryRequest{TypeUrl: AuthorizationType, ResourceNamesSubscribe: []string{"*"}, ResourceNamesUnsubscribe: []string{"*"}}, codes.InvalidArgument, "taken back"},
 		"unknown type": {&discovery.DeltaDiscoveryRequest{TypeUrl: "type.googleapis.com/envoy.Cluster"}, codes.InvalidArgument, "envoy.Cluster"},
 		"no type":      {&discovery.DeltaDiscoveryRequest{}, codes.InvalidArgument, "not served"},
 	} {
@@ -405,6 +405,7 @@ func FuzzRequest(f *testing.F) {
 		{TypeUrl: AddressType}, {TypeUrl: AuthorizationType, ResponseNonce: "x"},
 		{TypeUrl: AddressType, ResourceNamesSubscribe: []string{"*"}, ResourceNamesUnsubscribe: []string{"*"}},
 		{TypeUrl: AddressType, InitialResourceVersions: map[string]string{"w": "1", "": ""}},
+		{TypeUrl: AddressType, ResourceNamesSubscribe: []string{"w", "/10.0.0.1"}, ResourceNamesUnsubscribe: []string{"w"}},
 		{TypeUrl: AddressType, ErrorDetail: &status.Status{Message: "no"}},
 	} {
 		b, err := marshal(r)

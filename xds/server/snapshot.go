@@ -55,6 +55,8 @@ func kindOf(typeURL string) (kind, bool) {
 type Snapshot struct {
 	version string
 	types   [kinds]*resources
+	model   Model
+	lazy    lazyIndex
 }
 
 // Version is a hash of the contents: equal on every replica and after a restart.
@@ -133,7 +135,7 @@ func NewSnapshot(prev *Snapshot, m Model) (*Snapshot, error) {
 	for _, s := range m.Services {
 		errs = append(errs, addrs.add(s.ResourceName(), &workloadapi.Address{Type: &workloadapi.Address_Service{Service: s.ToProto()}}))
 	}
-	next := &Snapshot{types: [kinds]*resources{policies: authz.out, addresses: addrs.out}}
+	next := &Snapshot{types: [kinds]*resources{policies: authz.out, addresses: addrs.out}, model: m}
 	h := xxhash.New()
 	for _, r := range next.types {
 		r.hash = r.sum()

@@ -1,0 +1,84 @@
+package proxy
+
+import (
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/warren-mesh/warren/xds/workload"
+)
+
+// TestUnknownOnPath: what a connection depends on is named once, step by step, and what
+// leads in a circle comes to an end.
+func TestUnknownOnPath(t *testing.T) {
+	host := func(name string) workload.NamespacedHostname {
+		return workload.NamespacedHostname{Namespace: "ns", Hostname: name}
+	}
+	byHost := func(name string) *workload.GatewayAddress {
+		return &workload.GatewayAddress{Hostname: host(name), HBONEPort: 15008}
+	}
+	byIP := func(network, ip string) *workload.GatewayAddress {
+		return &workload.GatewayAddress{Address: workload.NetworkAddr{Network: network, Addr: netip.MustParseAddr(ip)}, HBONEPort: 15008}
+	}
+	service := func(name, vip string, waypoint *workload.GatewayAddress) *workload.Service {
+		s := &workload.Service{Name: name, Namespace: "ns", Hostname: name, Waypoint: waypoint}
+		if vip != "" {
+			s.VIPs = []workload.NetworkAddr{{Addr: netip.MustParseAddr(vip)}}
+		}
+		return s
+	}
+	pod := func(uid, network, ip string, services ...string) *workload.Workload {
+		w := &workload.Workload{UID: uid, Network: network, Services: map[workload.NamespacedHostname]workload.PortMap{}}
+		if ip != "" {
+			w.Addresses = []netip.Addr{netip.MustParseAddr(ip)}
+		}
+		for _, s := range services {
+			w.Services[host(s)] = nil
+		}
+		return w
+	}
+	abroad := pod("abroad", "other", "", "spread")
+	abroad.NetworkGateway = byIP("other", "192.0.2.1")
+	abroad2 := pod("abroad2", "other", "", "spread")
+	abroad2.NetworkGateway = byIP("other", "192.0.2.1")
+	guarded := pod("guarded", "", "10.0.0.5")
+	guarded.Waypoint = byHost("nobody")
+	local := pod("local", "", "10.0.0.6")
+	local.Waypoint = byIP("", "10.9.0.1")
+	weighted := service("weighted", "10.9.0.5", nil)
+	weighted.WeightedWaypoints = []workload.WeightedWaypoint{{Destination: *byHost("w1"), Weight: 1}, {Destination: *byHost("w2"), Weight: 1}}
+	circle := pod("circle", "other", "", "c2")
+	circle.NetworkGateway = byHost("c1")
+
+	store := workload.NewStore()
+	store.Apply(workload.Batch{
+		Workloads: []*workload.Workload{abroad, abroad2, guarded, local, circle, pod("plain", "", "10.0.0.4", "simple")},
+		Services: []*workload.Service{
+			service("simple", "10.9.0.1", nil), service("spread", "10.9.0.2", nil), service("behind", "10.9.0.3", byHost("unknown")),
+			service("known", "10.9.0.4", byHost("simple")), weighted, service("c1", "10.9.0.6", byHost("c2")), service("c2", "10.9.0.7", byHost("c1")),
+			service("empty", "10.9.0.8", nil), service("far", "10.9.0.9", byHost("spread")),
+		},
+	})
+	self := pod("self", "", "10.0.0.1")
+	for dst, want := range map[string][]string{
+		"10.0.0.99":      {"/10.0.0.99"},
+		"fd00::99":       {"/fd00::99"},
+		"::ffff:1.1.1.1": {"/1.1.1.1"},
+		"10.0.0.4":       nil,
+		"10.0.0.5":       {"ns/nobody"},
+		"10.0.0.6":       nil, // its waypoint is a service's address, which is known
+		"10.9.0.1":       nil,
+		"10.9.0.2":       {"other/192.0.2.1"},
+		"10.9.0.3":       {"ns/unknown"},
+		"10.9.0.4":       nil,
+		"10.9.0.5":       {"ns/w1", "ns/w2"},
+		"10.9.0.6":       nil,
+		"10.9.0.7":       nil,
+		"10.9.0.8":       nil,
+		"10.9.0.9":       {"other/192.0.2.1"}, // the waypoint's own endpoints are abroad
+	} {
+		if got := unknownOnPath(store.View(), self, netip.MustParseAddr(dst)); !slices.Equal(got, want) {
+			t.Errorf("%s: asks for %v, want %v", dst, got, want)
+		}
+	}
+}

@@ -1,0 +1,218 @@
+package client
+
+import (
+	"container/list"
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+)
+
+// Limits of what is asked for by name. An application can make up as many addresses
+// as it likes.
+const (
+	maxAsks    = 64 << 10 // names that are remembered
+	maxWaiting = 4 << 10  // of which so many may be without an answer
+)
+
+// answerHolds is how long an answer is not asked for again when the store has nothing
+// under the name. Our own control plane says when something comes to have it; Istio's
+// does not.
+const answerHolds = 2 * time.Second
+
+// asks are the names that somebody wanted to know about. Its methods may be called
+// from any goroutine.
+type asks struct {
+	mu      sync.Mutex
+	names   map[string]*list.Element // of *ask
+	recent  list.List                // the longest unused last
+	waiting int                      // without an answer
+	wake    chan struct{}            // tells the session that there is something to send
+
+	// What the session has to send, in this order.
+	leave, enter []string
+	connected    bool // there is a session that takes answers
+}
+
+// ask is one name. The state is that of the newest question:
+//
+//	waiting (done is open) → present or absent (done is closed) → waiting again
+type ask struct {
+	name   string
+	done   chan struct{}
+	absent bool
+	err    error // the answer could not be used
+	at     time.Time
+	sent   bool // on this stream
+}
+
+func newAsks() *asks {
+	return &asks{names: make(map[string]*list.Element), wake: make(chan struct{}, 1)}
+}
+
+var (
+	errTooManyAsks = errors.New("too many addresses wait for the control plane's answer")
+	errNoAnswer    = errors.New("the control plane has not said in time what this is")
+	errRefused     = errors.New("what the control plane says it is cannot be used (see the log of xds)")
+)
+
+// Ask returns when the store has what the names stand for, if there is anything: a
+// workload's UID, a service's "namespace/hostname", or "network/ip", of either. Where a
+// name is known to stand for nothing it returns at once. It is for a client that
+// follows on demand; one that follows everything has nothing to ask for.
+//
+// At one time a name is asked for once, however many want to know.
+func (c *Client) Ask(ctx context.Context, names ...string) error {
+	if !c.cfg.OnDemand {
+		return nil
+	}
+	pending := make([]*ask, 0, len(names))
+	for _, name := range names {
+		a, err := c.asks.ask(name, time.Now())
+		if err != nil {
+			return fmt.Errorf("xds: %s: %w", clip(name, maxReason), err)
+		}
+		if a != nil {
+			pending = append(pending, a)
+		}
+	}
+	for _, a := range pending {
+		select {
+		case <-a.done:
+		case <-ctx.Done():
+			return fmt.Errorf("xds: %s: %w", clip(a.name, maxReason), errNoAnswer)
+		}
+		if a.err != nil {
+			return fmt.Errorf("xds: %s: %w", clip(a.name, maxReason), a.err)
+		}
+	}
+	return nil
+}
+
+// ask returns what to wait for, nil if nothing.
+func (q *asks) ask(name string, now time.Time) (*ask, error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	e := q.names[name]
+	if e != nil {
+		q.recent.MoveToFront(e)
+		old := e.Value.(*ask)
+		switch {
+		case !old.answered():
+			return old, nil
+		case old.err == nil && now.Sub(old.at) < answerHolds, old.absent && !q.connected:
+			return nil, nil
+		}
+	}
+	if q.waiting >= maxWaiting || e == nil && !q.roomLocked() {
+		return nil, errTooManyAsks
+	}
+	a := &ask{name: name, done: make(chan struct{})}
+	if e == nil {
+		q.names[name] = q.recent.PushFront(a)
+	} else {
+		// A control plane that takes the name for known would not answer.
+		if e.Value.(*ask).sent {
+			q.leave = append(q.leave, name)
+		}
+		e.Value = a
+	}
+	q.waiting++
+	q.enter = append(q.enter, name)
+	q.notify()
+	return a, nil
+}
+
+func (a *ask) answered() bool {
+	select {
+	case <-a.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// roomLocked makes room for one more name, by the one that was not wanted for longest.
+func (q *asks) roomLocked() bool {
+	if len(q.names) < maxAsks {
+		return true
+	}
+	for e := q.recent.Back(); e != nil; e = e.Prev() {
+		a := e.Value.(*ask)
+		if !a.answered() {
+			continue
+		}
+		q.recent.Remove(e)
+		delete(q.names, a.name)
+		if a.sent {
+			q.leave = append(q.leave, a.name)
+		}
+		return true
+	}
+	return false
+}
+
+func (q *asks) notify() {
+	select {
+	case q.wake <- struct{}{}:
+	default:
+	}
+}
+
+// restart is for a new stream: it returns the names to begin with, those without an
+// answer. The others come back with what the client says it has, or when they are
+// wanted again.
+func (q *asks) restart() []string {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	var names []string
+	for e := q.recent.Front(); e != nil; e = e.Next() {
+		a := e.Value.(*ask)
+		if a.sent = !a.answered(); a.sent {
+			names = append(names, a.name)
+		}
+	}
+	q.leave, q.enter, q.connected = nil, nil, true
+	return names
+}
+
+// stopped notes that there is no stream: what is known to be absent stays so until
+// there is one again, or nobody could leave the mesh while its control plane is away.
+func (q *asks) stopped() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.connected = false
+}
+
+// due takes what is to be sent.
+func (q *asks) due() (leave, enter []string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	leave, enter = q.leave, q.enter
+	q.leave, q.enter = nil, nil
+	for _, name := range enter {
+		if e := q.names[name]; e != nil {
+			e.Value.(*ask).sent = true
+		}
+	}
+	return leave, enter
+}
+
+// answer wakes who waits for a name.
+func (q *asks) answer(name string, absent bool, err error, now time.Time) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	e := q.names[name]
+	if e == nil {
+		return
+	}
+	a := e.Value.(*ask)
+	if a.answered() {
+		a.absent, a.at = absent, now // it has come, or gone, since
+		return
+	}
+	a.absent, a.err, a.at = absent, err, now
+	q.waiting--
+	close(a.done)
+}

@@ -1,0 +1,134 @@
+package server
+
+import (
+	"maps"
+	"slices"
+
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// Limits of what one client may be subscribed to by name.
+const (
+	maxNames    = 100_000
+	maxNameSize = 1 << 10
+)
+
+// demand is a subscription to some addresses rather than all: to what runs on the
+// client's node, and to names. A name is a resource's or an address's, "network/ip".
+// That of a service brings its workloads, now and later. A name under which there is
+// nothing is answered as removed; it is remembered, and what comes to have it is sent.
+type demand struct {
+	node  string
+	names map[string]struct{}
+	asked map[string]struct{} // not answered yet
+	has   map[string]string   // name → version of what the client has
+}
+
+// onDemand reports whether a first request is for less than everything: it names
+// something, or subscribes to everything and unsubscribes in one message.
+func onDemand(req *discovery.DeltaDiscoveryRequest) bool {
+	all := slices.Contains(req.GetResourceNamesSubscribe(), "*")
+	if all && slices.Contains(req.GetResourceNamesUnsubscribe(), "*") {
+		return true
+	}
+	return !all && len(req.GetResourceNamesSubscribe()) > 0
+}
+
+// newDemand takes the first request. What the client has from an earlier stream it is
+// subscribed to without saying so again.
+func newDemand(req *discovery.DeltaDiscoveryRequest) (*demand, error) {
+	d := &demand{
+		node:  req.GetNode().GetMetadata().GetFields()["NODE_NAME"].GetStringValue(),
+		names: make(map[string]struct{}), asked: make(map[string]struct{}), has: make(map[string]string),
+	}
+	for name, version := range req.GetInitialResourceVersions() {
+		if err := d.add(name); err != nil {
+			return nil, err
+		}
+		if version != "" { // else it was asked for and had not come
+			d.has[name] = version
+			delete(d.asked, name)
+		}
+	}
+	return d, d.change(req)
+}
+
+// change takes the names in a request.
+func (d *demand) change(req *discovery.DeltaDiscoveryRequest) error {
+	for _, name := range req.GetResourceNamesUnsubscribe() {
+		delete(d.names, name)
+		delete(d.asked, name)
+	}
+	for _, name := range req.GetResourceNamesSubscribe() {
+		if name == "*" {
+			continue // with the unsubscription that makes it on demand
+		}
+		if err := d.add(name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *demand) add(name string) error {
+	if len(name) > maxNameSize {
+		return status.Errorf(codes.InvalidArgument, "a name of %d bytes, the limit is %d", len(name), maxNameSize)
+	}
+	if _, known := d.names[name]; !known && len(d.names) >= maxNames {
+		return status.Errorf(codes.ResourceExhausted, "one client may subscribe to %d names; to follow more, subscribe to everything (XDS_ON_DEMAND=false)", maxNames)
+	}
+	d.names[name] = struct{}{}
+	d.asked[name] = struct{}{}
+	return nil
+}
+
+// step is what brings the client to a snapshot, and the answers to what it asked for.
+func (d *demand) step(to *Snapshot) step {
+	x, all := to.index(), to.types[addresses]
+	exists := func(name string) bool { _, ok := all.byName[name]; return ok }
+	wanted := make(map[string]bool) // → send it though the client has it
+	var s step
+	for _, name := range x.byNode[d.node] {
+		wanted[name] = false
+	}
+	for name := range d.names {
+		found := x.find(name, exists)
+		_, asked := d.asked[name]
+		for _, n := range found {
+			wanted[n] = wanted[n] || asked
+		}
+		if len(found) == 0 && asked {
+			s.gone = append(s.gone, name)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(wanted)) {
+		r, ok := all.byName[name]
+		if !ok {
+			continue // two had one name, and this one is not served
+		}
+		if version, has := d.has[name]; wanted[name] || !has || version != r.GetVersion() {
+			s.send = append(s.send, &discovery.Resource{Name: r.GetName(), Version: r.GetVersion(), Resource: r.GetResource(), Aliases: x.aliases[name]})
+		}
+	}
+	for name := range d.has {
+		if _, still := wanted[name]; !still {
+			s.gone = append(s.gone, name)
+		}
+	}
+	slices.Sort(s.gone)
+	s.gone = slices.Compact(s.gone)
+	return s
+}
+
+// took notes that a step was sent.
+func (d *demand) took(s step) {
+	for _, r := range s.send {
+		d.has[r.GetName()] = r.GetVersion()
+	}
+	for _, name := range s.gone {
+		delete(d.has, name)
+	}
+	clear(d.asked)
+}

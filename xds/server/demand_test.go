@@ -1,0 +1,208 @@
+package server
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc/codes"
+	grpcstatus "google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/warren-mesh/warren/xds/workload"
+)
+
+// town is a mesh of pods on two nodes behind services.
+func town(change ...func(*Model)) Model {
+	web := workload.NamespacedHostname{Namespace: "app", Hostname: "web"}
+	pod := func(uid, node, ip string, services ...workload.NamespacedHostname) *workload.Workload {
+		w := &workload.Workload{UID: uid, Node: node, Addresses: []netip.Addr{netip.MustParseAddr(ip)}, Services: map[workload.NamespacedHostname]workload.PortMap{}}
+		for _, s := range services {
+			w.Services[s] = nil
+		}
+		return w
+	}
+	vip := func(ip string) []workload.NetworkAddr {
+		return []workload.NetworkAddr{{Addr: netip.MustParseAddr(ip)}}
+	}
+	host := pod("host", "two", "10.0.0.9")
+	host.NetworkMode = workload.HostNetwork
+	m := Model{
+		Workloads: []*workload.Workload{
+			pod("here", "one", "10.0.0.1"), pod("web-1", "two", "10.0.0.2", web), pod("web-2", "two", "10.0.0.3", web), pod("far", "two", "fd00::4"), host,
+		},
+		Services: []*workload.Service{
+			{Namespace: "app", Hostname: "web", VIPs: vip("10.9.0.1")},
+			{Namespace: "old", Hostname: "web", VIPs: vip("10.9.0.1")},
+			{Namespace: "app", Hostname: "range", CIDRs: []workload.NetworkPrefix{{Prefix: netip.MustParsePrefix("10.9.0.0/16")}, {Prefix: netip.MustParsePrefix("fd01::/64")}}},
+		},
+	}
+	for _, c := range change {
+		c(&m)
+	}
+	return m
+}
+
+func build(t testing.TB, prev *Snapshot, m Model) *Snapshot {
+	t.Helper()
+	s, err := NewSnapshot(prev, m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// visitor is a client of node one that is subscribed to nothing.
+func visitor(t *testing.T, newest *Snapshot) *model {
+	t.Helper()
+	m := newModel(t)
+	m.request(demanding(nil))
+	m.now = m.now.Add(companion)
+	m.settle(newest)
+	return m
+}
+
+func demanding(initial map[string]string, names ...string) *discovery.DeltaDiscoveryRequest {
+	return &discovery.DeltaDiscoveryRequest{
+		TypeUrl: AddressType, InitialResourceVersions: initial,
+		Node:                   &corev3.Node{Metadata: &structpb.Struct{Fields: map[string]*structpb.Value{"NODE_NAME": structpb.NewStringValue("one")}}},
+		ResourceNamesSubscribe: append([]string{"*"}, names...), ResourceNamesUnsubscribe: []string{"*"},
+	}
+}
+
+func (m *model) ask(newest *Snapshot, names ...string) {
+	m.t.Helper()
+	m.request(&discovery.DeltaDiscoveryRequest{TypeUrl: AddressType, ResourceNamesSubscribe: names})
+	m.settle(newest)
+}
+
+func TestOnDemandAnswers(t *testing.T) {
+	newest := build(t, nil, town())
+	for name, want := range map[string]string{
+		"web-1":        "addresses +web-1",
+		"/10.0.0.2":    "addresses +web-1",
+		"/fd00::4":     "addresses +far",
+		"app/web":      "addresses +app/web +web-1 +web-2",
+		"/10.9.0.1":    "addresses +app/web +old/web +web-1 +web-2",
+		"/10.9.7.7":    "addresses +app/range",
+		"/fd01::1":     "addresses +app/range",
+		"here":         "addresses +here", // again, for who waits for it
+		"/10.0.0.9":    "addresses -/10.0.0.9",
+		"/10.0.0.77":   "addresses -/10.0.0.77",
+		"net/10.0.0.2": "addresses -net/10.0.0.2",
+		"app/nothing":  "addresses -app/nothing",
+		"":             "addresses -",
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := visitor(t, newest)
+			m.wantLog("addresses +here")
+			m.ask(newest, name)
+			m.wantLog(want)
+			m.settle(newest)
+			m.wantLog()
+		})
+	}
+}
+
+// TestOnDemandFollows: what a client has asked for is followed, whether it was there
+// or not, and nothing else is.
+func TestOnDemandFollows(t *testing.T) {
+	one := build(t, nil, town())
+	m := visitor(t, one)
+	m.ask(one, "app/web", "/10.0.0.77")
+	m.log = nil
+	two := build(t, one, town(func(t *Model) {
+		late := *t.Workloads[1]
+		late.UID, late.Addresses = "web-3", []netip.Addr{netip.MustParseAddr("10.0.0.5")}
+		found := *t.Workloads[3]
+		found.UID, found.Addresses = "found", []netip.Addr{netip.MustParseAddr("10.0.0.77")}
+		other := *t.Workloads[3]
+		other.UID = "other"
+		changed := *t.Workloads[2]
+		changed.CanonicalName = "changed"
+		t.Workloads = []*workload.Workload{t.Workloads[0], &changed, &late, &found, &other}
+	}))
+	m.settle(two)
+	m.wantLog("addresses +found +web-2 +web-3 -web-1")
+	m.request(&discovery.DeltaDiscoveryRequest{TypeUrl: AddressType, ResourceNamesUnsubscribe: []string{"/10.0.0.77", "unknown"}})
+	three := build(t, two, town(func(t *Model) { t.Workloads = t.Workloads[:1] }))
+	m.settle(three)
+	m.wantLog("addresses -found -web-2 -web-3")
+}
+
+// TestOnDemandReconnect: names that the client has come from its versions.
+func TestOnDemandReconnect(t *testing.T) {
+	newest := build(t, nil, town())
+	version := func(name string) string { return newest.types[addresses].byName[name].GetVersion() }
+	m := newModel(t)
+	m.request(demanding(map[string]string{
+		"here": version("here"), "web-1": "old", "web-2": version("web-2"), "gone": "1", "/10.0.0.88": "",
+	}, "/fd00::4"))
+	m.now = m.now.Add(companion)
+	m.settle(newest)
+	m.wantLog("addresses +far +web-1 -/10.0.0.88 -gone")
+}
+
+func TestOnDemandAliases(t *testing.T) {
+	newest := build(t, nil, town())
+	m := visitor(t, newest)
+	m.request(&discovery.DeltaDiscoveryRequest{TypeUrl: AddressType, ResourceNamesSubscribe: []string{"app/range", "app/web"}})
+	got := map[string]string{}
+	for _, r := range m.s.next(newest, m.now).GetResources() {
+		got[r.GetName()] = strings.Join(r.GetAliases(), " ")
+	}
+	want := map[string]string{"app/range": "/10.9.0.0/16 /fd01::/64", "app/web": "/10.9.0.1", "web-1": "/10.0.0.2", "web-2": "/10.0.0.3"}
+	if fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("aliases %v, want %v", got, want)
+	}
+	for _, r := range newest.types[addresses].byName {
+		if len(r.GetAliases()) > 0 {
+			t.Errorf("%s has aliases for those who follow everything", r.GetName())
+		}
+	}
+}
+
+// TestOnDemandOneInFlight: what is asked while an answer is on its way waits for it.
+func TestOnDemandOneInFlight(t *testing.T) {
+	newest := build(t, nil, town())
+	m := visitor(t, newest)
+	m.log = nil
+	m.request(&discovery.DeltaDiscoveryRequest{TypeUrl: AddressType, ResourceNamesSubscribe: []string{"far"}})
+	m.pull(newest)
+	m.request(&discovery.DeltaDiscoveryRequest{TypeUrl: AddressType, ResourceNamesSubscribe: []string{"web-1", "web-2"}})
+	m.pull(newest)
+	m.wantLog("addresses +far")
+	m.ack()
+	m.pull(newest)
+	m.wantLog("addresses +web-1 +web-2")
+}
+
+func TestOnDemandLimits(t *testing.T) {
+	s := newSession(time.Unix(0, 0), time.Minute)
+	if _, err := s.request(demanding(nil, strings.Repeat("x", maxNameSize+1))); grpcstatus.Code(err) != codes.InvalidArgument {
+		t.Errorf("a long name: %v", err)
+	}
+	s = newSession(time.Unix(0, 0), time.Minute)
+	if _, err := s.request(demanding(nil)); err != nil {
+		t.Fatal(err)
+	}
+	for i := range maxNames / 1000 {
+		var names []string
+		for j := range 1000 {
+			names = append(names, fmt.Sprintf("/%d-%d", i, j))
+		}
+		if _, err := s.request(&discovery.DeltaDiscoveryRequest{TypeUrl: AddressType, ResourceNamesSubscribe: names}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := s.request(&discovery.DeltaDiscoveryRequest{TypeUrl: AddressType, ResourceNamesSubscribe: []string{"/0-0"}}); err != nil {
+		t.Errorf("a known name: %v", err)
+	}
+	if _, err := s.request(&discovery.DeltaDiscoveryRequest{TypeUrl: AddressType, ResourceNamesSubscribe: []string{"/one too many"}}); grpcstatus.Code(err) != codes.ResourceExhausted {
+		t.Errorf("one name too many: %v", err)
+	}
+}
