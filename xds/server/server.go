@@ -37,6 +37,9 @@ type Config struct {
 	// MaxStreams bounds all streams (5000), MaxStreamsPerCaller those of one caller
 	// (8): while a proxy is replaced a node has two, and each may be reconnecting.
 	MaxStreams, MaxStreamsPerCaller int
+	// MaxSending bounds the bytes of responses that are on their way to clients, all
+	// together (512 MiB). A client that does not take its own is cut off after AckTimeout.
+	MaxSending int64
 }
 
 func (c Config) withDefaults() Config {
@@ -59,15 +62,19 @@ func (c Config) withDefaults() Config {
 	if c.MaxStreamsPerCaller == 0 {
 		c.MaxStreamsPerCaller = 8
 	}
+	if c.MaxSending == 0 {
+		c.MaxSending = 512 << 20
+	}
 	return c
 }
 
 // Server serves snapshots to delta ADS clients.
 type Server struct {
 	discovery.UnimplementedAggregatedDiscoveryServiceServer
-	cfg    Config
-	states *publisher
-	stats  counters
+	cfg     Config
+	states  *publisher
+	stats   counters
+	sending *budget
 	// refusals bounds log lines that callers without credentials can cause.
 	refusals *rate.Limiter
 
@@ -94,6 +101,7 @@ func New(cfg Config) *Server {
 		states:  newPublisher(cfg.Debounce, cfg.DebounceMax),
 		callers: make(map[string]int),
 		closing: make(chan struct{}),
+		sending: newBudget(cfg.MaxSending),
 
 		refusals: rate.NewLimiter(refusalRate, refusalBurst),
 	}

@@ -86,6 +86,7 @@ type conn struct {
 	pump    pump
 	node    string // as the client calls itself; only for the log
 	sending bool   // a response is on its way into the stream; the session's deadline covers it
+	bytes   int64  // of the budget, while sending
 }
 
 func (c *conn) serve(ctx context.Context) error {
@@ -93,11 +94,15 @@ func (c *conn) serve(ctx context.Context) error {
 	defer timer.Stop()
 	recheck := time.NewTicker(c.server.cfg.Recheck)
 	defer recheck.Stop()
+	defer func() { c.server.sending.give(c.bytes) }()
 	for {
 		newest, changed := c.server.states.newest()
 		now := time.Now()
+		var full <-chan struct{}
 		if newest != nil && !c.sending {
-			c.send(ctx, newest, now)
+			if full = c.server.sending.full(); full == nil {
+				c.send(ctx, newest, now)
+			}
 		}
 		at, err := c.deadline(now)
 		if err != nil {
@@ -119,6 +124,8 @@ func (c *conn) serve(ctx context.Context) error {
 			}
 		case err := <-c.pump.sent:
 			c.sending = false
+			c.server.sending.give(c.bytes)
+			c.bytes = 0
 			if err != nil {
 				return err
 			}
@@ -127,6 +134,7 @@ func (c *conn) serve(ctx context.Context) error {
 				return err
 			}
 		case <-changed:
+		case <-full:
 		case <-timer.C:
 		}
 	}
@@ -138,6 +146,7 @@ func (c *conn) send(ctx context.Context, newest *Snapshot, now time.Time) {
 	if r == nil {
 		return
 	}
+	c.bytes = c.server.sending.take(r)
 	select {
 	case c.pump.out <- r:
 	case <-ctx.Done():
