@@ -14,7 +14,10 @@ import (
 
 // kubeDir is the folder of Kubernetes YAML that stands in place of the API
 // server: one file an object, replaced atomically.
-type kubeDir struct{ path string }
+type kubeDir struct {
+	path string
+	also ControlPlane // is told of everything; nil: nobody
+}
 
 func (k kubeDir) file(kind, namespace, name string) string {
 	return filepath.Join(k.path, strings.ToLower(kind)+"-"+namespace+"-"+name+".yaml")
@@ -26,7 +29,10 @@ func (k kubeDir) write(file string, doc []byte) error {
 	if err := os.WriteFile(tmp, doc, 0o644); err != nil {
 		return err
 	}
-	return os.Rename(tmp, file)
+	if err := os.Rename(tmp, file); err != nil || k.also == nil {
+		return err
+	}
+	return k.also.Put(doc)
 }
 
 func (k kubeDir) putObject(kind, namespace, name string, obj any) error {
@@ -38,7 +44,10 @@ func (k kubeDir) putObject(kind, namespace, name string, obj any) error {
 }
 
 func (k kubeDir) remove(kind, namespace, name string) error {
-	return os.Remove(k.file(kind, namespace, name))
+	if err := os.Remove(k.file(kind, namespace, name)); err != nil || k.also == nil {
+		return err
+	}
+	return k.also.Gone(kind, namespace, name)
 }
 
 func (k kubeDir) putPod(p *Pod) error {
@@ -57,6 +66,9 @@ func (k kubeDir) putPod(p *Pod) error {
 	if len(p.IPs) > 0 {
 		pod.Status.Phase = corev1.PodRunning
 		pod.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
+		if p.unready {
+			pod.Status.Conditions[0].Status = corev1.ConditionFalse
+		}
 		pod.Status.PodIP = p.IPs[0].String()
 		for _, ip := range p.IPs {
 			pod.Status.PodIPs = append(pod.Status.PodIPs, corev1.PodIP{IP: ip.String()})

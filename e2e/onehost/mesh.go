@@ -34,6 +34,8 @@ type Options struct {
 	Env    []string      // added to each proxy's environment
 	NoCNI  bool          // start no agents and no proxies (a test starts them itself)
 	NoWire bool          // leave the wire alone: no Capture, which costs CPU for every packet
+
+	ControlPlane ControlPlane // in our control plane's place; nil: ours
 }
 
 // Mesh is a running mesh. Close ends it and removes all it made.
@@ -57,7 +59,7 @@ func New(ctx context.Context, o Options) (_ *Mesh, err error) {
 		o.Nodes = 2
 	}
 	m := &Mesh{Opts: o, KubeDir: filepath.Join(o.Dir, "kube")}
-	m.kube = kubeDir{m.KubeDir}
+	m.kube = kubeDir{path: m.KubeDir, also: o.ControlPlane}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, m.Close())
@@ -96,11 +98,11 @@ func New(ctx context.Context, o Options) (_ *Mesh, err error) {
 }
 
 func (m *Mesh) startAll(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
-	defer cancel()
 	if err := m.StartControlPlane(ctx); err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
 	for _, n := range m.Nodes {
 		if err := n.StartAgent(ctx); err != nil {
 			return err
@@ -158,12 +160,18 @@ func (m *Mesh) RootCert() string { return filepath.Join(m.controlPlaneDir(), "ro
 
 // ControlPlaneAddr is where the proxies look for the control plane: an address
 // of FabricNS.
-func (m *Mesh) ControlPlaneAddr() netip.AddrPort {
+func (m *Mesh) ControlPlaneAddr() netip.AddrPort { return ControlPlaneAddr() }
+
+// ControlPlaneAddr is the same in every mesh.
+func ControlPlaneAddr() netip.AddrPort {
 	return netip.AddrPortFrom(controlPlaneAddrs()[0].Addr(), xdsPort)
 }
 
 // StartControlPlane starts the control plane and waits until it serves.
 func (m *Mesh) StartControlPlane(ctx context.Context) error {
+	if m.Opts.ControlPlane != nil {
+		return m.Opts.ControlPlane.Start(ctx, m)
+	}
 	args := []string{
 		"--kube-dir", m.KubeDir, "--listen", ":" + strconv.Itoa(xdsPort), "--state-dir", m.controlPlaneDir(),
 		"--node-tokens", m.tokensFile(), "--hosts", controlPlaneAddrs()[0].Addr().String(),

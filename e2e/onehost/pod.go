@@ -37,6 +37,7 @@ type Pod struct {
 	node        *Node
 	containerID string
 	bare        bool // made by AddBare
+	unready     bool // SetReady
 }
 
 // NetnsName is the pod's name for `ip netns exec`.

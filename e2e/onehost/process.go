@@ -21,6 +21,7 @@ type process struct {
 	cmd  *exec.Cmd
 	done chan struct{} // closed when it has been reaped
 	err  error         // valid after done
+	hard bool          // stop kills it
 }
 
 // command says what to run. An entry of env replaces one of the same name
@@ -59,6 +60,9 @@ func start(ns *netns.NS, logDir string, c command) (*process, error) {
 func (p *process) stop(grace time.Duration) error {
 	if p == nil {
 		return nil
+	}
+	if p.hard {
+		return p.kill()
 	}
 	err := p.cmd.Process.Signal(os.Interrupt)
 	if errors.Is(err, os.ErrProcessDone) {

@@ -95,6 +95,20 @@ func (m *Mesh) ProxyMemory() ([]int64, error) {
 	return all, nil
 }
 
+// PeakMemory is the most, in bytes, that a process has had resident.
+func PeakMemory(pid int) (int64, error) {
+	b, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "status"))
+	if err != nil {
+		return 0, err
+	}
+	_, rest, _ := strings.Cut(string(b), "VmHWM:")
+	var kib int64
+	if _, err := fmt.Sscanf(rest, "%d kB", &kib); err != nil {
+		return 0, fmt.Errorf("VmHWM of process %d: %w", pid, err)
+	}
+	return kib << 10, nil
+}
+
 // cpu reads the process's CPU clock, to the nanosecond and with the threads
 // that have ended. Its number is made of the process's (clock_getcpuclockid(3)).
 func (p *process) cpu() (float64, error) { return CPU(p.cmd.Process.Pid) }

@@ -1,0 +1,412 @@
+//go:build istiod
+
+package istiod
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/structpb"
+	"istio.io/istio/pkg/workloadapi"
+	"istio.io/istio/pkg/workloadapi/security"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"sigs.k8s.io/yaml"
+
+	"github.com/warren-mesh/warren/ca/mtls"
+	"github.com/warren-mesh/warren/e2e/onehost"
+	"github.com/warren-mesh/warren/xds/translate"
+)
+
+const (
+	addressType = "type.googleapis.com/istio.workload.Address"
+	policyType  = "type.googleapis.com/istio.security.Authorization"
+)
+
+// difference is one that is meant to be there.
+type difference struct {
+	line string // matches whole lines of a comparison
+	why  string
+}
+
+// accepted are the differences between what Warren's control plane and istiod tell a
+// proxy about the same objects. A test that no longer sees one fails: it is to be taken
+// out then.
+var accepted = []difference{}
+
+// TestDifferential has both translate what xds/translate's own tests are made of, as an
+// API server stores it, and compares everything that a proxy is sent, field by field.
+func TestDifferential(t *testing.T) {
+	files, err := filepath.Glob("../../xds/translate/testdata/*.yaml")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no objects: %v", err)
+	}
+	i := bare(t)
+	seen := make(map[string]bool)
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".yaml"), func(t *testing.T) {
+			objects := i.load(t, file)
+			defer i.unload(t, objects)
+			i.compare(t, seen)
+		})
+	}
+	for _, d := range accepted {
+		if !seen[d.line] && !t.Failed() {
+			t.Errorf("there is no difference %q any more: take it out", d.line)
+		}
+	}
+}
+
+// bare is istiod without a mesh around it.
+func bare(t *testing.T) *istiod {
+	t.Helper()
+	o := onehost.Options{Prefix: fmt.Sprintf("wd%d", os.Getpid()%100000), Bins: bins, Dir: t.TempDir(), NoCNI: true, NoWire: true, Nodes: 1}
+	m, err := onehost.New(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := m.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	i := &istiod{env: []string{"AMBIENT_ENABLE_DRY_RUN_AUTHORIZATION_POLICY=true"}}
+	if err := i.Start(t.Context(), m); err != nil {
+		t.Fatal(err)
+	}
+	return i
+}
+
+// load stores the objects of a file. What the API server does not take is left out: it
+// exists nowhere.
+func (i *istiod) load(t *testing.T, file string) (stored []*unstructured.Unstructured) {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []*unstructured.Unstructured
+	spaces := map[string]bool{}
+	for doc := range strings.SplitSeq(string(text), "\n---\n") {
+		obj := &unstructured.Unstructured{}
+		if err := yaml.Unmarshal([]byte(doc), &obj.Object); err != nil {
+			t.Fatal(err)
+		}
+		fill(obj)
+		if obj.GetKind() == "Namespace" {
+			spaces[obj.GetName()] = true
+		} else if ns := obj.GetNamespace(); ns != "" && !spaces[ns] {
+			spaces[ns] = true
+			all = append(all, &unstructured.Unstructured{Object: map[string]any{"apiVersion": "v1", "kind": "Namespace", "metadata": map[string]any{"name": ns}}})
+		}
+		all = append(all, obj)
+	}
+	slices.SortStableFunc(all, func(a, b *unstructured.Unstructured) int { return rank(a) - rank(b) })
+	for _, obj := range all {
+		doc, err := yaml.Marshal(obj.Object)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := i.Put(doc); err != nil {
+			t.Logf("left out: %v", err)
+			continue
+		}
+		stored = append(stored, obj)
+	}
+	return stored
+}
+
+// rank puts namespaces first, and a namespace's own definition after an empty one.
+func rank(o *unstructured.Unstructured) int {
+	switch {
+	case o.GetKind() != "Namespace":
+		return 2
+	case len(o.GetLabels()) > 0:
+		return 1
+	}
+	return 0
+}
+
+// fill adds what an API server demands and a translation does not look at.
+func fill(o *unstructured.Unstructured) {
+	switch o.GetKind() {
+	case "Pod":
+		if list, _, _ := unstructured.NestedSlice(o.Object, "spec", "containers"); len(list) == 0 {
+			_ = unstructured.SetNestedSlice(o.Object, []any{map[string]any{"name": "app", "image": "app"}}, "spec", "containers")
+		}
+		for _, c := range o.Object["spec"].(map[string]any)["containers"].([]any) {
+			c := c.(map[string]any)
+			for field, value := range map[string]string{"name": "app", "image": "app"} {
+				if c[field] == nil {
+					c[field] = value
+				}
+			}
+		}
+	case "EndpointSlice":
+		if o.Object["addressType"] == nil {
+			o.Object["addressType"] = "IPv4"
+		}
+	}
+	// The API server has its own.
+	unstructured.RemoveNestedField(o.Object, "metadata", "creationTimestamp")
+	unstructured.RemoveNestedField(o.Object, "metadata", "uid")
+}
+
+func (i *istiod) unload(t *testing.T, stored []*unstructured.Unstructured) {
+	t.Helper()
+	for _, o := range slices.Backward(stored) {
+		var err error
+		if o.GetKind() == "Namespace" { // nobody would finish its removal
+			err = i.Put(fmt.Appendf(nil, "apiVersion: v1\nkind: Namespace\nmetadata: {name: %s}\n", o.GetName()))
+		} else {
+			err = i.Gone(o.GetKind(), o.GetNamespace(), o.GetName())
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// compare waits until istiod has come to what it makes of the objects, for as long as
+// there are differences that nobody accepted.
+func (i *istiod) compare(t *testing.T, seen map[string]bool) {
+	t.Helper()
+	var lines, left []string
+	deadline := time.Now().Add(30 * time.Second)
+	for {
+		theirs, err := i.fetch(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		ours, err := i.translated(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		lines, left = differences(ours, theirs), nil
+		for _, line := range lines {
+			if accept(line) == nil {
+				left = append(left, line)
+			}
+		}
+		// A change that is on its way looks like agreement: what is expected to differ must.
+		if len(left) == 0 || time.Now().After(deadline) {
+			t.Logf("%d resources here, %d at istiod, %d differences accepted", len(ours), len(theirs), len(lines)-len(left))
+			break
+		}
+		time.Sleep(500 * time.Millisecond) // istiod gathers changes for 100 ms
+	}
+	for _, line := range lines {
+		if d := accept(line); d != nil {
+			seen[d.line] = true
+		}
+	}
+	for _, line := range left {
+		t.Error(line)
+	}
+}
+
+func accept(line string) *difference {
+	for n := range accepted {
+		if regexp.MustCompile("^(?:" + accepted[n].line + ")$").MatchString(line) {
+			return &accepted[n]
+		}
+	}
+	return nil
+}
+
+// fetch asks istiod for everything, as a proxy does.
+func (i *istiod) fetch(ctx context.Context) (map[string]proto.Message, error) {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	roots := func() ([]byte, error) { return os.ReadFile(i.mesh.RootCert()) }
+	token, err := os.ReadFile(i.mesh.Nodes[0].TokenFile())
+	if err != nil {
+		return nil, err
+	}
+	conn, err := grpc.NewClient("passthrough:///"+i.mesh.ControlPlaneAddr().String(), grpc.WithTransportCredentials(credentials.NewTLS(tlsConfig(roots))),
+		grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) { return i.mesh.DialFabric(ctx, addr) }))
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	stream, err := discovery.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(
+		metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+strings.TrimSpace(string(token)), "clusterid", "Kubernetes"))
+	if err != nil {
+		return nil, err
+	}
+	node := &corev3.Node{Id: "ztunnel~10.0.0.1~proxy-node1.istio-system~istio-system.svc.cluster.local", Metadata: &structpb.Struct{Fields: map[string]*structpb.Value{
+		"NAMESPACE": structpb.NewStringValue(rootNamespace), "NAME": structpb.NewStringValue("proxy-node1"), "CLUSTER_ID": structpb.NewStringValue("Kubernetes"),
+	}}}
+	all := make(map[string]proto.Message)
+	for _, typeURL := range []string{addressType, policyType} {
+		if err := stream.Send(&discovery.DeltaDiscoveryRequest{Node: node, TypeUrl: typeURL}); err != nil {
+			return nil, err
+		}
+		r, err := stream.Recv()
+		if err != nil {
+			return nil, err
+		}
+		for _, res := range r.GetResources() {
+			var m proto.Message = &workloadapi.Address{}
+			if typeURL == policyType {
+				m = &security.Authorization{}
+			}
+			if err := proto.Unmarshal(res.GetResource().GetValue(), m); err != nil {
+				return nil, err
+			}
+			all[kindOf(m)+" "+res.GetName()] = m
+		}
+	}
+	return all, nil
+}
+
+func tlsConfig(roots func() ([]byte, error)) *tls.Config {
+	return mtls.ToServer(roots, "istiod.istio-system.svc", "")
+}
+
+func kindOf(m proto.Message) string {
+	switch m := m.(type) {
+	case *workloadapi.Address:
+		if m.GetService() != nil {
+			return "service"
+		}
+		return "workload"
+	default:
+		return "policy"
+	}
+}
+
+// translated is what Warren's control plane tells proxies about what the API server has
+// now.
+func (i *istiod) translated(ctx context.Context) (map[string]proto.Message, error) {
+	var o translate.Objects
+	err := errors.Join(
+		list(ctx, i, "Pod", &o.Pods), list(ctx, i, "Namespace", &o.Namespaces), list(ctx, i, "Service", &o.Services), list(ctx, i, "EndpointSlice", &o.EndpointSlices),
+		list(ctx, i, "Node", &o.Nodes), list(ctx, i, "AuthorizationPolicy", &o.AuthorizationPolicies), list(ctx, i, "PeerAuthentication", &o.PeerAuthentications),
+		list(ctx, i, "ServiceEntry", &o.ServiceEntries), list(ctx, i, "WorkloadEntry", &o.WorkloadEntries), list(ctx, i, "Gateway", &o.Gateways),
+		list(ctx, i, "GatewayClass", &o.GatewayClasses),
+	)
+	if err != nil {
+		return nil, err
+	}
+	model, err := translate.All(o, translate.Options{DryRunPolicies: true})
+	if err != nil {
+		return nil, err
+	}
+	all := make(map[string]proto.Message)
+	for _, w := range model.Workloads {
+		all["workload "+w.ResourceName()] = &workloadapi.Address{Type: &workloadapi.Address_Workload{Workload: w.ToProto()}}
+	}
+	for _, s := range model.Services {
+		all["service "+s.ResourceName()] = &workloadapi.Address{Type: &workloadapi.Address_Service{Service: s.ToProto()}}
+	}
+	for _, p := range model.Policies {
+		all["policy "+p.ResourceName()] = p.ToProto()
+	}
+	return all, nil
+}
+
+func list[T any](ctx context.Context, i *istiod, kind string, to *[]*T) error {
+	l, err := i.dyn.Resource(kinds[kind].GroupVersionResource).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return fmt.Errorf("list %s: %w", kind, err)
+	}
+	for _, item := range l.Items {
+		o := new(T)
+		b, err := json.Marshal(item.Object)
+		if err == nil {
+			err = json.Unmarshal(b, o)
+		}
+		if err != nil {
+			return fmt.Errorf("%s %s: %w", kind, item.GetName(), err)
+		}
+		*to = append(*to, o)
+	}
+	return nil
+}
+
+// differences has a line for each field that differs: what, where, ours, theirs.
+func differences(ours, theirs map[string]proto.Message) (lines []string) {
+	names := slices.Sorted(maps.Keys(ours))
+	for name := range theirs {
+		if _, both := ours[name]; !both {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		a, b := plain(ours[name]), plain(theirs[name])
+		switch {
+		case a == nil:
+			lines = append(lines, name+": only at istiod")
+		case b == nil:
+			lines = append(lines, name+": only here")
+		default:
+			lines = append(lines, fields(name+": ", "", a, b)...)
+		}
+	}
+	return lines
+}
+
+// plain is a message as JSON has it, nil for none.
+func plain(m proto.Message) any {
+	if m == nil {
+		return nil
+	}
+	b, err := protojson.Marshal(m)
+	if err != nil {
+		return err.Error()
+	}
+	var v any
+	_ = json.Unmarshal(b, &v)
+	return v
+}
+
+func fields(name, path string, a, b any) (lines []string) {
+	x, xok := a.(map[string]any)
+	y, yok := b.(map[string]any)
+	if !xok || !yok {
+		if left, right := text(a), text(b); left != right {
+			return []string{name + strings.TrimPrefix(path, ".") + " here " + left + ", at istiod " + right}
+		}
+		return nil
+	}
+	keys := slices.Collect(maps.Keys(x))
+	for k := range y {
+		if _, both := x[k]; !both {
+			keys = append(keys, k)
+		}
+	}
+	slices.Sort(keys)
+	for _, k := range keys {
+		lines = append(lines, fields(name, path+"."+k, x[k], y[k])...)
+	}
+	return lines
+}
+
+func text(v any) string {
+	if v == nil {
+		return "nothing"
+	}
+	b, _ := json.Marshal(v)
+	return string(b)
+}
