@@ -29,6 +29,7 @@ type Proxy struct {
 	Name string
 	Path string
 	Env  []string // added to its environment
+	play *crowd   // what it follows beside the world's file; nil: nothing
 }
 
 // bed is two nodes with one kind of proxy.
@@ -66,7 +67,7 @@ func newBed(ctx context.Context, c Config, index int, proxy Proxy, pods int) (_ 
 			"XDS_ADDRESS=", "LOCAL_XDS_PATH=" + world, "RUST_LOG=info",
 			// So that cold tunnels do not stay for the rest of the run.
 			fmt.Sprintf("POOL_UNUSED_RELEASE_TIMEOUT=%ds", int(coldRest.Seconds())),
-		}, proxy.Env...),
+		}, append(crowdEnv(proxy.play), proxy.Env...)...),
 	})
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
@@ -218,7 +219,7 @@ func (b *bed) play() error {
 			return err
 		}
 	}
-	stopCA, err := playCA(b.Mesh)
+	stopCA, err := playCA(b.Mesh, b.proxy.play)
 	if err != nil {
 		return err
 	}

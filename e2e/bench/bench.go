@@ -43,6 +43,9 @@ func List(c Config, out io.Writer) {
 		fmt.Fprintf(out, "%-26s %s\n", l.id, l.title)
 	}
 	fmt.Fprintf(out, "%-26s %s\n", addsID, addsTitle)
+	for _, n := range crowdSizes {
+		fmt.Fprintf(out, "%-26s %s\n", crowdID(n), crowdTitle(n))
+	}
 }
 
 func (c *Config) check() (err error) {
@@ -112,6 +115,7 @@ func Run(ctx context.Context, c Config, out io.Writer) (err error) {
 		}
 		failed = errors.Join(b.measureAll(ctx, few, subjects), b.crowded(ctx, many, subjects))
 	}
+	failed = errors.Join(failed, b.close(0), b.crowds(ctx))
 	if c.wanted(addsID) && !c.NoOurs && ctx.Err() == nil {
 		failed = errors.Join(failed, b.close(0), b.adds(ctx))
 	}

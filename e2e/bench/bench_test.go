@@ -63,7 +63,7 @@ func TestSmoke(t *testing.T) {
 	jsonFile, htmlFile := filepath.Join(dir, "report.json"), filepath.Join(dir, "report.html")
 	if err := fs.Parse([]string{
 		"-bin", bins, "-rounds", "1", "-warm", "50ms", "-length", "100ms", "-idle", "50", "-crowd", "3", "-alone=false",
-		"-json", jsonFile, "-html", htmlFile, "-only", "hbone/(bulk-(up|down)/8|rr-1/16|rr-1-beside|new|idle)|same-node/rr-1/1$|plain-.*/rr-1/16|pods/rr-1/16",
+		"-json", jsonFile, "-html", htmlFile, "-only", "hbone/(bulk-(up|down)/8|rr-1/16|rr-1-beside|new|idle)|same-node/rr-1/1$|plain-.*/rr-1/16|pods/rr-1/16|xds/100$",
 	}); err != nil {
 		t.Fatal(err)
 	}
@@ -81,7 +81,7 @@ func TestSmoke(t *testing.T) {
 	if err := json.Unmarshal(text, &r); err != nil {
 		t.Fatal(err)
 	}
-	const want = 11
+	const want = 12
 	if len(r.Loads) != want {
 		t.Errorf("%d loads, want %d:\n%s", len(r.Loads), want, out.String())
 	}

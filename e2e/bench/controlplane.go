@@ -33,8 +33,9 @@ func (everyone) Authenticate(context.Context) (server.Caller, error) {
 func (everyone) Allowed(server.Caller, spiffeid.ID) error { return nil }
 
 // playCA serves CreateCertificate where the bed's proxies look for it, until
-// stop is called. Its root is where they look for that.
-func playCA(m *onehost.Mesh) (stop func(), err error) {
+// stop is called. Its root is where they look for that. world, which may be nil,
+// is served at the same place.
+func playCA(m *onehost.Mesh, world *crowd) (stop func(), err error) {
 	td := spiffeid.RequireTrustDomainFromString("cluster.local")
 	now := time.Now()
 	files, err := authority.Create(td, now)
@@ -72,6 +73,9 @@ func playCA(m *onehost.Mesh) (stop func(), err error) {
 	}
 	g := grpc.NewServer(grpc.Creds(credentials.NewTLS(mtls.ServerAuth(func() (*tls.Certificate, error) { return cert, nil }))))
 	issuer.Register(g)
+	if world != nil {
+		world.register(g)
+	}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
