@@ -1,14 +1,10 @@
 package proxy
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 
-	"github.com/warren-mesh/warren/proxy/hbone"
-	"github.com/warren-mesh/warren/proxy/relay"
 	"github.com/warren-mesh/warren/proxy/route"
 	"github.com/warren-mesh/warren/proxy/sockopt"
 	"github.com/warren-mesh/warren/proxy/track"
@@ -74,10 +70,7 @@ func (p *pod) decideOutbound(app *net.TCPConn, src, dst netip.AddrPort) (*connec
 	if err != nil {
 		return nil, none, nil, err
 	}
-	switch {
-	case d.Protocol == route.DoubleHBONE:
-		return nil, none, nil, fmt.Errorf("%s is in another network: %w", dst, route.ErrUnsupported)
-	case d.Hostname != "":
+	if d.Hostname != "" {
 		return nil, none, nil, fmt.Errorf("workload with hostname %s instead of an address: %w", d.Hostname, route.ErrUnsupported)
 	}
 	c, err := p.track(track.Facts{
@@ -105,51 +98,4 @@ func outboundLabels(self *workload.Workload, d route.Decision) labels {
 	}
 	l.withService(d.Service)
 	return l
-}
-
-// dialOut carries a decision out.
-func (c *connection) dialOut(d route.Decision, self *workload.Workload) (relay.Far, error) {
-	if d.Protocol == route.TCP {
-		if err := c.reserve(); err != nil {
-			return nil, err
-		}
-		far, err := c.p.sockets.Connect(c.ctx, netip.Addr{}, d.Dial)
-		if err != nil {
-			return nil, &upstreamError{err}
-		}
-		return relay.TCP(far), nil
-	}
-	// A warm tunnel would do without; the pod may have lost its identity since.
-	if _, err := c.p.identity(c.ctx, self); err != nil {
-		return nil, err
-	}
-	key := hbone.Key{Src: self.Identity(), Expected: joinIDs(d.Expected), Dst: d.Dial, SrcIP: c.guard.Facts.Src.Addr()}
-	far, err := c.p.pool.Open(c.ctx, key, hbone.Request{Authority: d.Authority, Header: connectHeader(c.guard.Facts.Src, self, d)})
-	if err != nil {
-		return nil, c.openError(d, err)
-	}
-	return far, nil
-}
-
-func (c *connection) openError(d route.Decision, err error) error {
-	if errors.Is(err, hbone.ErrClosed) {
-		if context.Cause(c.p.hard) != nil {
-			return errDrain
-		}
-		return errors.New("pool draining")
-	}
-	return tunnelError(d.Dial, err)
-}
-
-// connectHeader is what the peer is told about who calls whom.
-func connectHeader(client netip.AddrPort, self *workload.Workload, d route.Decision) [][2]string {
-	host := ""
-	if d.ServiceAddressed && d.Service != nil {
-		host = d.Service.Hostname
-	}
-	return [][2]string{
-		{"baggage", route.BaggageOf(self).String()},
-		{"forwarded", route.Forwarded(client, host)},
-		{"traceparent", newTrace().String()},
-	}
 }

@@ -1,0 +1,83 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/warren-mesh/warren/proxy/hbone"
+	"github.com/warren-mesh/warren/proxy/relay"
+	"github.com/warren-mesh/warren/proxy/route"
+	"github.com/warren-mesh/warren/xds/workload"
+)
+
+// dialOut carries a decision out: it returns once the destination has accepted.
+func (c *connection) dialOut(d route.Decision, self *workload.Workload) (relay.Far, error) {
+	switch d.Protocol {
+	case route.TCP:
+		return c.dialTCP(d)
+	case route.HBONE:
+		return c.dialHBONE(d, self)
+	default:
+		return nil, fmt.Errorf("%s to %s: %w", d.Protocol, d.Dial, route.ErrUnsupported)
+	}
+}
+
+// dialTCP connects to what takes bytes as they are.
+func (c *connection) dialTCP(d route.Decision) (relay.Far, error) {
+	if err := c.reserve(); err != nil {
+		return nil, err
+	}
+	far, err := c.p.sockets.Connect(c.ctx, netip.Addr{}, d.Dial)
+	if err != nil {
+		return nil, &upstreamError{err}
+	}
+	return relay.TCP(far), nil
+}
+
+// dialHBONE opens a stream through a tunnel to a workload or a waypoint.
+func (c *connection) dialHBONE(d route.Decision, self *workload.Workload) (relay.Far, error) {
+	far, err := c.openStream(d, self)
+	if err != nil {
+		return nil, err
+	}
+	return far, nil
+}
+
+// openStream has the decision's peer accept a CONNECT.
+func (c *connection) openStream(d route.Decision, self *workload.Workload) (*hbone.Stream, error) {
+	// A warm tunnel would do without; the pod may have lost its identity since.
+	if _, err := c.p.identity(c.ctx, self); err != nil {
+		return nil, err
+	}
+	key := hbone.Key{Src: self.Identity(), Expected: joinIDs(d.Expected), Dst: d.Dial, SrcIP: c.guard.Facts.Src.Addr()}
+	s, err := c.p.pool.Open(c.ctx, key, hbone.Request{Authority: d.Authority, Header: connectHeader(c.guard.Facts.Src, self, d)})
+	if err != nil {
+		return nil, c.openError(d, err)
+	}
+	return s, nil
+}
+
+func (c *connection) openError(d route.Decision, err error) error {
+	if errors.Is(err, hbone.ErrClosed) {
+		if context.Cause(c.p.hard) != nil {
+			return errDrain
+		}
+		return errors.New("pool draining")
+	}
+	return tunnelError(d.Dial, err)
+}
+
+// connectHeader is what the peer is told about who calls whom.
+func connectHeader(client netip.AddrPort, self *workload.Workload, d route.Decision) [][2]string {
+	host := ""
+	if d.ServiceAddressed && d.Service != nil {
+		host = d.Service.Hostname
+	}
+	return [][2]string{
+		{"baggage", route.BaggageOf(self).String()},
+		{"forwarded", route.Forwarded(client, host)},
+		{"traceparent", newTrace().String()},
+	}
+}
