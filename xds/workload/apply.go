@@ -12,6 +12,7 @@ type viewEditor struct {
 	byUID  *cowEditor[string, *Workload]
 	byAddr *cowEditor[NetworkAddr, []*Workload]
 	local  *cowEditor[localKey, []*Workload]
+	byName *cowEditor[NamespacedHostname, []*Workload]
 
 	services *cowEditor[NamespacedHostname, *Service]
 	byHost   *cowEditor[string, []*Service]
@@ -30,7 +31,7 @@ type viewEditor struct {
 
 func edit(v *View) *viewEditor {
 	return &viewEditor{
-		byUID: editMap(v.byUID), byAddr: editMap(v.byAddr), local: editMap(v.local),
+		byUID: editMap(v.byUID), byAddr: editMap(v.byAddr), local: editMap(v.local), byName: editMap(v.byName),
 		services: editMap(v.services), byHost: editMap(v.byHost), byVIP: editMap(v.byVIP),
 		byCIDR: editMap(v.byCIDR.services), lengths: v.byCIDR.lengths,
 		endpoints: editMap(v.endpoints), changes: map[NamespacedHostname]endpointChanges{},
@@ -40,7 +41,7 @@ func edit(v *View) *viewEditor {
 
 func (e *viewEditor) view() *View {
 	return &View{
-		byUID: e.byUID.m, byAddr: e.byAddr.m, local: e.local.m,
+		byUID: e.byUID.m, byAddr: e.byAddr.m, local: e.local.m, byName: e.byName.m,
 		services: e.services.m, byHost: e.byHost.m, byVIP: e.byVIP.m,
 		byCIDR:    cidrIndex{services: e.byCIDR.m, lengths: e.lengths},
 		endpoints: e.endpoints.m,
@@ -103,6 +104,9 @@ func (e *viewEditor) addWorkload(w *Workload) {
 			listAdd(e.byAddr, NetworkAddr{Network: w.Network, Addr: a}, w, byRank)
 		}
 	}
+	if w.Hostname != "" {
+		listAdd(e.byName, w.hostKey(), w, byRank)
+	}
 	listAdd(e.local, w.localKey(), w, func(a, b *Workload) int { return strings.Compare(a.UID, b.UID) })
 	for key, ports := range w.Services {
 		e.change(key, w.UID, Endpoint{Workload: w, Ports: ports})
@@ -119,6 +123,9 @@ func (e *viewEditor) removeWorkload(uid string) {
 		for _, a := range w.Addresses {
 			listRemove(e.byAddr, NetworkAddr{Network: w.Network, Addr: a}, w)
 		}
+	}
+	if w.Hostname != "" {
+		listRemove(e.byName, w.hostKey(), w)
 	}
 	listRemove(e.local, w.localKey(), w)
 	for key := range w.Services {
@@ -137,6 +144,11 @@ func (e *viewEditor) change(key NamespacedHostname, uid string, ep Endpoint) {
 
 func (w *Workload) localKey() localKey {
 	return localKey{namespace: w.Namespace, name: w.Name, serviceAccount: w.ServiceAccount}
+}
+
+// hostKey is lower case, as gateways' addresses are.
+func (w *Workload) hostKey() NamespacedHostname {
+	return NamespacedHostname{Namespace: w.Namespace, Hostname: strings.ToLower(w.Hostname)}
 }
 
 // rank orders workloads that claim one address. A pod of the mesh is the surest

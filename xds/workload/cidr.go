@@ -1,6 +1,7 @@
 package workload
 
 import (
+	"iter"
 	"net/netip"
 	"slices"
 )
@@ -21,22 +22,9 @@ type lengthCount struct{ bits, prefixes int }
 
 // find ranks by own namespace, then length of prefix, then canonical.
 func (c *cidrIndex) find(a NetworkAddr, clientNamespace string) *Service {
-	l := c.lengths[a.Network]
-	if l == nil {
-		return nil
-	}
-	lengths := l.v6
-	if a.Addr.Is4() {
-		lengths = l.v4
-	}
 	var best *Service
-	for _, n := range lengths {
-		p, err := a.Addr.Prefix(n.bits)
-		if err != nil {
-			continue
-		}
-		list, _ := c.services.get(NetworkPrefix{Network: a.Network, Prefix: p})
-		s := choose(list, clientNamespace)
+	for _, n := range c.lengthsFor(a) {
+		s := choose(c.at(a, n.bits), clientNamespace)
 		if s == nil {
 			continue
 		}
@@ -48,6 +36,40 @@ func (c *cidrIndex) find(a NetworkAddr, clientNamespace string) *Service {
 		}
 	}
 	return best
+}
+
+// around goes through all services with a range around an address, the narrowest first.
+func (c *cidrIndex) around(a NetworkAddr) iter.Seq[*Service] {
+	return func(yield func(*Service) bool) {
+		for _, n := range c.lengthsFor(a) {
+			for _, s := range c.at(a, n.bits) {
+				if !yield(s) {
+					return
+				}
+			}
+		}
+	}
+}
+
+func (c *cidrIndex) lengthsFor(a NetworkAddr) []lengthCount {
+	l := c.lengths[a.Network]
+	switch {
+	case l == nil:
+		return nil
+	case a.Addr.Is4():
+		return l.v4
+	}
+	return l.v6
+}
+
+// at are the services of the range of a length around an address.
+func (c *cidrIndex) at(a NetworkAddr, bits int) []*Service {
+	p, err := a.Addr.Prefix(bits)
+	if err != nil {
+		return nil
+	}
+	list, _ := c.services.get(NetworkPrefix{Network: a.Network, Prefix: p})
+	return list
 }
 
 // count changes how many prefixes of a length there are by delta.

@@ -1,6 +1,9 @@
 package workload
 
-import "fmt"
+import (
+	"fmt"
+	"net/netip"
+)
 
 // The enumerations have the numbers of the wire and, as String, the names of the
 // proxy's dump.
@@ -64,6 +67,11 @@ const (
 )
 
 func (f IPFamilies) String() string { return name(familyNames[:], f) }
+
+// Has says whether an address is of one of the families.
+func (f IPFamilies) Has(a netip.Addr) bool {
+	return !(f == IPv4Only && !a.Is4() || f == IPv6Only && a.Is4())
+}
 
 // Visibility says which clients may resolve a service.
 type Visibility uint8

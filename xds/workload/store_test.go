@@ -46,6 +46,9 @@ func contents(v *View) map[string]any {
 	for k, l := range v.local.all() {
 		m[fmt.Sprint("local ", k)] = uids(l)
 	}
+	for k, l := range v.byName.all() {
+		m["hostname "+k.String()] = uids(l)
+	}
 	for k, s := range v.services.all() {
 		m["service "+k.String()] = s.ResourceName()
 	}
@@ -130,6 +133,52 @@ func viewOf(b Batch) *View {
 
 // TestRandomBatches compares a store that was changed step by step with one that
 // was given the result at once, and checks that no earlier view changed.
+// A workload's own hostname finds it in its namespace only, whatever case it was
+// written in, and as long as it has it.
+func TestWorkloadByHostname(t *testing.T) {
+	s := NewStore()
+	named := func(host string) func(*Workload) { return func(w *Workload) { w.Hostname = host } }
+	find := func(ns, host string) string {
+		if w := s.View().WorkloadByHostname(NamespacedHostname{ns, host}); w != nil {
+			return w.UID
+		}
+		return ""
+	}
+	s.Apply(Batch{Workloads: []*Workload{wl("a", named("DB.example")), wl("x//Pod/b", named("db.example")), wl("c")}})
+	if got := find("app", "db.example"); got != "x//Pod/b" {
+		t.Errorf("of two: %q", got)
+	}
+	if got := find("other", "db.example") + find("app", ""); got != "" {
+		t.Errorf("found %q", got)
+	}
+	s.Apply(Batch{Workloads: []*Workload{wl("x//Pod/b", named("new.example"))}})
+	if got := find("app", "db.example") + " " + find("app", "new.example"); got != "a x//Pod/b" {
+		t.Errorf("after a change: %q", got)
+	}
+	s.Apply(Batch{RemovedAddresses: []string{"a", "x//Pod/b"}})
+	if got := find("app", "db.example") + find("app", "new.example"); got != "" {
+		t.Errorf("after removal: %q", got)
+	}
+}
+
+// ServicesAt is everybody's, an exact address's before a range's.
+func TestServicesAt(t *testing.T) {
+	s := NewStore()
+	hidden := svc("a/hidden", "10.96.0.1")
+	hidden.Visibility = NamespacePrivate
+	s.Apply(Batch{Services: []*Service{hidden, svc("b/exact", "10.96.0.1"), svc("c/narrow", "10.96.0.0/24"), svc("d/wide", "10.0.0.0/8"), svc("e/other", "10.97.0.0/16")}})
+	var got []string
+	for x := range s.View().ServicesAt(at("10.96.0.1")) {
+		got = append(got, x.Hostname)
+	}
+	if want := []string{"hidden", "exact", "narrow", "wide"}; !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	for range s.View().ServicesAt(at("10.96.0.1")) {
+		break // and it stops when it is told to
+	}
+}
+
 func TestRandomBatches(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	pick := func(n int) int { return random.IntN(n) }

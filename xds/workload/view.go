@@ -12,8 +12,9 @@ import (
 // changed.
 type View struct {
 	byUID  cowMap[string, *Workload]
-	byAddr cowMap[NetworkAddr, []*Workload] // ranked, the best first
-	local  cowMap[localKey, []*Workload]    // by UID
+	byAddr cowMap[NetworkAddr, []*Workload]        // ranked, the best first
+	local  cowMap[localKey, []*Workload]           // by UID
+	byName cowMap[NamespacedHostname, []*Workload] // by hostname; ranked
 
 	services cowMap[NamespacedHostname, *Service]
 	byHost   cowMap[string, []*Service]      // by namespace
@@ -49,6 +50,15 @@ func (v *View) WorkloadByUID(uid string) *Workload {
 // likeliest live one is returned: see rank.
 func (v *View) WorkloadByAddr(a NetworkAddr) *Workload {
 	if list, _ := v.byAddr.get(a); len(list) > 0 {
+		return list[0]
+	}
+	return nil
+}
+
+// WorkloadByHostname finds the workload that has a hostname of its own in a
+// namespace; of several as WorkloadByAddr does.
+func (v *View) WorkloadByHostname(n NamespacedHostname) *Workload {
+	if list, _ := v.byName.get(n); len(list) > 0 {
 		return list[0]
 	}
 	return nil
@@ -91,11 +101,36 @@ func (v *View) Service(key NamespacedHostname) *Service {
 // among those visible to them the one of their own namespace, else the canonical
 // one, else the first. An exact address goes before any range.
 func (v *View) ServiceByVIP(a NetworkAddr, clientNamespace string) *Service {
-	list, _ := v.byVIP.get(a)
-	if s := choose(list, clientNamespace); s != nil {
+	if s := v.ServiceByExactVIP(a, clientNamespace); s != nil {
 		return s
 	}
+	return v.ServiceByRange(a, clientNamespace)
+}
+
+// ServiceByExactVIP is ServiceByVIP without ranges.
+func (v *View) ServiceByExactVIP(a NetworkAddr, clientNamespace string) *Service {
+	list, _ := v.byVIP.get(a)
+	return choose(list, clientNamespace)
+}
+
+// ServiceByRange is ServiceByVIP with ranges only: of those of one's own namespace,
+// else of all, the narrowest.
+func (v *View) ServiceByRange(a NetworkAddr, clientNamespace string) *Service {
 	return v.byCIDR.find(a, clientNamespace)
+}
+
+// ServicesAt goes through the services of an address, whoever may see them: those
+// of exactly this address, then those of a range around it.
+func (v *View) ServicesAt(a NetworkAddr) iter.Seq[*Service] {
+	return func(yield func(*Service) bool) {
+		list, _ := v.byVIP.get(a)
+		for _, s := range list {
+			if !yield(s) {
+				return
+			}
+		}
+		v.byCIDR.around(a)(yield)
+	}
 }
 
 // ServiceByHost finds the service that clients of a namespace mean by a hostname
