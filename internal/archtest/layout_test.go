@@ -64,6 +64,8 @@ func kinds() map[string]kind {
 		"proxy/dns":          adapter,
 		"proxy/socks5":       adapter,
 		"proxy/admin":        adapter,
+		"proxy/resolve":      adapter,
+		"proxy/proxyproto":   pure,
 
 		"xds/workload":     pure,
 		"xds/client":       adapter,
