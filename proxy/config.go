@@ -49,11 +49,16 @@ type Config struct {
 	DrainDeadline   time.Duration // for connections that live when the proxy ends
 	SameNode        bool          // between two pods of this node: from socket to socket, without TLS
 	ResponseBaggage bool          // send and read baggage about workloads
-	PolicyInfoLog   bool          // log decisions of policies at info instead of debug
-	Log             LogConfig
-	Threads         int   // how many run Go code at once; 0: as CPU and the machine say
-	CPU             CPUs  // what Threads is found by
-	MemoryLimit     int64 // bytes, Go's soft limit; found, not set
+	// LocalhostTunnel: applications that take PROXY protocol are reached on loopback.
+	LocalhostTunnel bool
+	// Nameservers are asked about the hostnames of workloads; empty: those of the
+	// proxy's own resolv.conf.
+	Nameservers   []netip.AddrPort
+	PolicyInfoLog bool // log decisions of policies at info instead of debug
+	Log           LogConfig
+	Threads       int   // how many run Go code at once; 0: as CPU and the machine say
+	CPU           CPUs  // what Threads is found by
+	MemoryLimit   int64 // bytes, Go's soft limit; found, not set
 
 	Admin, Stats, Ready netip.AddrPort // listeners in the proxy's own namespace
 }
@@ -133,6 +138,7 @@ func Defaults() Config {
 		DrainDeadline:   5 * time.Second,
 		SameNode:        true,
 		ResponseBaggage: true,
+		LocalhostTunnel: true,
 		Log:             LogConfig{Filter: "info"},
 		Admin:           netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), AdminPort),
 		Stats:           netip.AddrPortFrom(netip.IPv6Unspecified(), StatsPort),

@@ -19,8 +19,10 @@ func (c *connection) dialOut(d route.Decision, self *workload.Workload) (relay.F
 		return c.dialTCP(d)
 	case route.HBONE:
 		return c.dialHBONE(d, self)
+	case route.DoubleHBONE:
+		return c.dialDouble(d, self)
 	default:
-		return nil, fmt.Errorf("%s to %s: %w", d.Protocol, d.Dial, route.ErrUnsupported)
+		return nil, fmt.Errorf("%s: nobody dials %s", d.Dial, d.Protocol)
 	}
 }
 
@@ -52,7 +54,7 @@ func (c *connection) openStream(d route.Decision, self *workload.Workload) (*hbo
 		return nil, err
 	}
 	key := hbone.Key{Src: self.Identity(), Expected: joinIDs(d.Expected), Dst: d.Dial, SrcIP: c.guard.Facts.Src.Addr()}
-	s, err := c.p.pool.Open(c.ctx, key, hbone.Request{Authority: d.Authority, Header: connectHeader(c.guard.Facts.Src, self, d)})
+	s, err := c.p.pool.Open(c.ctx, key, hbone.Request{Authority: c.hbone, Header: connectHeader(c.guard.Facts.Src, self, d)})
 	if err != nil {
 		return nil, c.openError(d, err)
 	}

@@ -255,6 +255,7 @@ func (e *environ) tunnels(c *Config) {
 		e.bad("SAME_NODE", "%q is neither splice nor mtls", v)
 	}
 	c.ResponseBaggage = e.boolean("ENABLE_RESPONSE_BAGGAGE", c.ResponseBaggage)
+	c.LocalhostTunnel = e.boolean("LOCALHOST_APP_TUNNEL", c.LocalhostTunnel)
 	c.PolicyInfoLog = e.boolean("AUTHZ_POLICY_INFO_LOGGING", false)
 }
 
@@ -294,5 +295,4 @@ func (e *environ) notThere(c Config) {
 	if strings.EqualFold(c.Metadata["DNS_CAPTURE"], "true") {
 		e.bad("ISTIO_META_DNS_CAPTURE", "the DNS proxy is not there yet; unset it, or say false, and leave DNS capture off at the node agent")
 	}
-	e.boolean("LOCALHOST_APP_TUNNEL", true) // of use when application tunnels are
 }

@@ -98,7 +98,7 @@ func (t *tunnel) serve(in *hbone.Incoming) {
 	}
 	ctx, cancel := giveUpWith(c.ctx, in)
 	defer cancel()
-	app, err := dialInbound(ctx, t.p, c, t.p.sockets.Connect, r.target, t.transparent)
+	app, err := t.dial(ctx, r)
 	if err == nil && !stop() {
 		_ = app.Close() // cut, and answered, in this moment
 		err = context.Cause(c.ctx)
@@ -125,9 +125,9 @@ func cutStatus(reason error) int {
 
 // resolved is a CONNECT whose target is known.
 type resolved struct {
-	conn   *connection
-	self   *workload.Workload
-	target netip.AddrPort
+	conn *connection
+	self *workload.Workload
+	route.InboundDecision
 }
 
 func (t *tunnel) resolve(in *hbone.Incoming) (resolved, *route.Refusal) {
@@ -170,7 +170,7 @@ func (t *tunnel) resolve(in *hbone.Incoming) (resolved, *route.Refusal) {
 	}
 	l.withService(service)
 	c.open(l)
-	return resolved{conn: c, self: self, target: d.Target}, nil
+	return resolved{c, self, d}, nil
 }
 
 // source describes the client for telemetry. A gateway of another network speaks
@@ -187,11 +187,7 @@ func (t *tunnel) source(in *hbone.Incoming, view *workload.View) (party, string)
 	if !t.p.s.cfg.ResponseBaggage {
 		return party{}, ""
 	}
-	b := route.ParseBaggage(in.Header("baggage"))
-	return party{
-		workload: b.WorkloadName, canonicalService: b.Service, canonicalRevision: b.Version, namespace: b.Namespace,
-		app: b.Service, version: b.Version, cluster: b.Cluster, region: b.Region, zone: b.Zone,
-	}, ""
+	return partyTold(route.ParseBaggage(in.Header(route.HeaderBaggage))), ""
 }
 
 // serviceOf guesses for telemetry which service was addressed: the one that the

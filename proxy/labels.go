@@ -3,6 +3,7 @@ package proxy
 import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/warren-mesh/warren/proxy/route"
 	"github.com/warren-mesh/warren/proxy/track"
 	"github.com/warren-mesh/warren/xds/workload"
 )
@@ -25,6 +26,14 @@ func partyOf(w *workload.Workload) party {
 		workload: w.WorkloadName, canonicalService: w.CanonicalName, canonicalRevision: w.CanonicalRevision,
 		namespace: w.Namespace, app: w.CanonicalName, version: w.CanonicalRevision, cluster: w.ClusterID,
 		region: w.Locality.Region, zone: w.Locality.Zone,
+	}
+}
+
+// partyTold is who the other side says that it is.
+func partyTold(b route.Baggage) party {
+	return party{
+		workload: b.WorkloadName, canonicalService: b.Service, canonicalRevision: b.Version, namespace: b.Namespace,
+		app: b.Service, version: b.Version, cluster: b.Cluster, region: b.Region, zone: b.Zone,
 	}
 }
 

@@ -37,6 +37,7 @@ type metrics struct {
 
 	certs, certFailures prometheus.Counter
 	sameNode            prometheus.Counter
+	lookups             *lookups
 
 	xdsEnds, xdsMessages, xdsBytes *prometheus.CounterVec
 
@@ -59,6 +60,8 @@ func newMetrics(tracked *track.Registry, lost func() int, version string) *metri
 
 		sameNode: counter("warren_same_node_connections_total", "Connections whose bytes went from socket to socket on this node (unstable)."),
 
+		lookups: newLookups(),
+
 		xdsEnds:     counters("istio_xds_connection_terminations_total", "Ends of connections to the control plane (unstable).", "reason"),
 		xdsMessages: counters("istio_xds_message_total", "Responses of the control plane (unstable).", "url"),
 		xdsBytes:    counters("istio_xds_message_bytes_total", "Bytes of resources in them (unstable).", "url"),
@@ -74,7 +77,7 @@ func newMetrics(tracked *track.Registry, lost func() int, version string) *metri
 	dropped := prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "warren_log_lines_dropped_total", Help: "Log lines that were dropped because the log was not read fast enough (unstable).",
 	}, func() float64 { return float64(lost()) })
-	m.registry.MustRegister(build, dropped, m.started, m.stopped, m.active, m.pending, m.certs, m.certFailures, m.sameNode,
+	m.registry.MustRegister(build, dropped, m.started, m.stopped, m.active, m.pending, m.certs, m.certFailures, m.sameNode, m.lookups.vec,
 		m.xdsEnds, m.xdsMessages, m.xdsBytes, connectionCollector{m},
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), collectors.NewGoCollector())
 	return m

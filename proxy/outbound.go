@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"fmt"
 	"net"
 	"net/netip"
 
@@ -70,8 +69,8 @@ func (p *pod) decideOutbound(app *net.TCPConn, src, dst netip.AddrPort) (*connec
 	if err != nil {
 		return nil, none, nil, err
 	}
-	if d.Hostname != "" {
-		return nil, none, nil, fmt.Errorf("workload with hostname %s instead of an address: %w", d.Hostname, route.ErrUnsupported)
+	if d, err = p.withAddress(p.hard, d, self, dst); err != nil {
+		return nil, none, nil, err
 	}
 	c, err := p.track(track.Facts{
 		Pod: p.uid, Direction: track.Outbound, Src: src, Dst: d.Dial, Protocol: d.Protocol.String(), Original: dst.String(),
@@ -80,11 +79,13 @@ func (p *pod) decideOutbound(app *net.TCPConn, src, dst netip.AddrPort) (*connec
 		return nil, none, nil, err
 	}
 	c.clientNear = true
-	c.srcPod, c.hbone = self.Name, d.Authority
+	c.srcPod, c.hbone = self.Name, d.Authority.String()
 	if d.Destination != nil {
 		c.dstPod = d.Destination.Name
 	}
-	c.open(outboundLabels(self, d))
+	if d.Protocol != route.DoubleHBONE { // who is there will be known when it is
+		c.open(outboundLabels(self, d))
+	}
 	return c, d, self, nil
 }
 

@@ -55,8 +55,8 @@ func (p *pod) neighbour(client netip.AddrPort, d route.Decision, self *workload.
 	if dst == nil || dst.UID != d.Destination.UID || dst.Protocol != workload.HBONE {
 		return nil
 	}
-	in, refusal := route.Inbound(view, dst, d.Dial, d.Authority)
-	if refusal != nil || route.IllegalPort(in.Target.Port()) {
+	in, refusal := route.Inbound(view, dst, d.Dial, d.Authority.String())
+	if refusal != nil || in.Proxied || route.IllegalPort(in.Target.Port()) {
 		return nil // the destination's own listener is to say so
 	}
 	// A pod of the same name that has ended is served for a while longer. A
@@ -129,7 +129,7 @@ func (c *connection) connectHere(n *neighbour, d route.Decision, self *workload.
 	if err != nil {
 		return nil, nil, errStatus(http.StatusServiceUnavailable)
 	}
-	in.dst, in.hbone, in.srcPod, in.dstPod, in.here = d.Dial, d.Authority, self.Name, n.self.Name, true
+	in.dst, in.hbone, in.srcPod, in.dstPod, in.here = d.Dial, c.hbone, self.Name, n.self.Name, true
 	in.clientNear, in.bytes = true, c.bytes // one flow, counted once, told by both
 	in.open(inboundLabels(self, n.self, d))
 	if err := n.p.authorize(in, n.self); err != nil {

@@ -21,6 +21,7 @@ import (
 	"github.com/warren-mesh/warren/proxy/hbone"
 	"github.com/warren-mesh/warren/proxy/ready"
 	"github.com/warren-mesh/warren/proxy/relay"
+	"github.com/warren-mesh/warren/proxy/resolve"
 	"github.com/warren-mesh/warren/proxy/sockopt"
 	"github.com/warren-mesh/warren/proxy/track"
 	"github.com/warren-mesh/warren/xds/client"
@@ -66,7 +67,8 @@ type Server struct {
 	gate    *hbone.Gate
 	share   *share
 	proven  pairs
-	waiting *ready.Set // the sockets of connections
+	names   *resolve.Resolver // of workloads' hostnames
+	waiting *ready.Set        // the sockets of connections
 	relay   *relay.Relay
 	ready   *admin.Readiness
 	pods    *pods
@@ -101,7 +103,7 @@ func New(cfg Config, o Options) (s *Server, err error) {
 		share: newShare(files), cfg: cfg, version: o.Version, born: time.Now(), logs: l, log: l.scope("proxy"), rbacLog: l.scope("rbac"), store: workload.NewStore(),
 		tracked: track.New(maxConnections, maxPodConnections), budget: hbone.NewBudget(windowBudget),
 		ready: admin.NewReadiness(taskState, taskProxy, taskPods), asked: make(chan struct{}), started: make(chan struct{}),
-		podsChanged: make(chan struct{}, 1), fetched: make(map[string]bool),
+		podsChanged: make(chan struct{}, 1), fetched: make(map[string]bool), names: resolve.New(resolve.Config{Servers: cfg.Nameservers}),
 	}
 	defer func() {
 		if err != nil {
@@ -129,6 +131,7 @@ func (s *Server) Close() {
 	if err := s.closeSources(); err != nil {
 		s.log.Warn("a source of certificates did not close", "err", err)
 	}
+	s.names.Close()
 	if s.waiting != nil {
 		_ = s.waiting.Close()
 	}

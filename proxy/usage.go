@@ -24,6 +24,7 @@ pods           INPOD_UDS INPOD_PORT_REUSE PACKET_MARK ENABLE_ORIG_SRC IPV6_ENABL
 tunnels        HTTP2_STREAM_WINDOW_SIZE HTTP2_CONNECTION_WINDOW_SIZE HTTP2_FRAME_SIZE
                POOL_MAX_STREAMS_PER_CONNECTION POOL_UNUSED_RELEASE_TIMEOUT
                ENABLE_RESPONSE_BAGGAGE TLS_RECORDS (own, or stock: those of crypto/tls)
+               LOCALHOST_APP_TUNNEL (true: waypoints that take PROXY protocol, on loopback)
 process        CONNECTION_TERMINATION_DEADLINE TERMINATION_GRACE_PERIOD_SECONDS
                ZTUNNEL_WORKER_THREADS SAME_NODE (splice, or mtls: TLS between two pods of
                this node as well) and, unless that says how many threads, in this order:
@@ -33,8 +34,7 @@ process        CONNECTION_TERMINATION_DEADLINE TERMINATION_GRACE_PERIOD_SECONDS
 logs           RUST_LOG (info, or info,access=debug) LOG_FORMAT (plain or json)
                AUTHZ_POLICY_INFO_LOGGING
 
-of no effect   LOCALHOST_APP_TUNNEL,
-               PREFERED_SERVICE_NAMESPACE and ISTIO_META_DNS_PROXY_ADDR (of features that
+of no effect   PREFERED_SERVICE_NAMESPACE and ISTIO_META_DNS_PROXY_ADDR (of features that
                are not there yet)
 refused        when asked for, as not there yet: PROXY_MODE=dedicated PROXY_WORKLOAD_INFO
                ENABLE_PROXY=false LOCAL_XDS UNSTABLE_ENABLE_SOCKS5 CRL_PATH

@@ -23,9 +23,9 @@ type wire struct {
 func (w *wire) take(conn net.Conn) error {
 	w.local, w.remote = conn.LocalAddr(), conn.RemoteAddr()
 	w.room, w.dead = make(chan struct{}, 1), make(chan struct{})
-	c, ok := conn.(*net.TCPConn)
+	c, ok := conn.(ready.Conn)
 	if !ok {
-		return fmt.Errorf("hbone: a tunnel needs a TCP connection, not %T", conn)
+		return fmt.Errorf("hbone: a tunnel needs a socket, not %T", conn)
 	}
 	return w.sock.Take(c)
 }

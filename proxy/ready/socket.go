@@ -2,9 +2,9 @@ package ready
 
 import (
 	"fmt"
-	"net"
 	"os"
 	"sync/atomic"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -26,9 +26,16 @@ const (
 	oneUser = 1
 )
 
+// Conn is a connection of package net that is a stream of the kernel's: a
+// *net.TCPConn or a *net.UnixConn.
+type Conn interface {
+	SyscallConn() (syscall.RawConn, error)
+	Close() error
+}
+
 // Take makes k the owner of c's connection and closes c, which must not be in
 // use by anybody; on error c is closed all the same, and so is the connection.
-func (k *Socket) Take(c *net.TCPConn) error {
+func (k *Socket) Take(c Conn) error {
 	raw, err := c.SyscallConn()
 	if err != nil { // c is no connection
 		return fmt.Errorf("ready: %w", err)

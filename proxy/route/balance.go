@@ -9,6 +9,7 @@ type balancer struct {
 	service *workload.Service
 	port    uint16 // of the service
 	random  func(n uint64) uint64
+	purpose purpose
 }
 
 // Draws before a scan. With half of the endpoints unusable, 8 draws fail once in
@@ -19,7 +20,8 @@ const draws = 8
 // the service's preferences; ok is false when there is none.
 func (b *balancer) pick(set *workload.EndpointSet) (workload.Endpoint, bool) {
 	list := set.All()
-	if _, ok := b.service.Ports.Target(b.port); !ok || len(list) == 0 {
+	// A waypoint's application may take tunnels at a port that its service lacks.
+	if _, ok := b.service.Ports.Target(b.port); !ok && b.purpose != asWaypoint || len(list) == 0 {
 		return workload.Endpoint{}, false
 	}
 	if set.Uniform() && !b.ranked() {
@@ -128,10 +130,19 @@ func (b *balancer) usable(e *workload.Endpoint) bool {
 	if !b.service.Usable(w.Status) {
 		return false
 	}
-	if len(w.Addresses) == 0 && w.Hostname == "" && (w.NetworkGateway == nil || w.Network == b.client.Network) {
+	if !b.reachable(w) {
 		return false
 	}
 	return b.target(*e) != 0
+}
+
+// reachable: it has an address, or its network a gateway. Gateways themselves are
+// dialed whatever network they are in.
+func (b *balancer) reachable(w *workload.Workload) bool {
+	if b.purpose != asGateway && w.Network != b.client.Network {
+		return w.NetworkGateway != nil
+	}
+	return len(w.Addresses) > 0 || w.Hostname != ""
 }
 
 // target is the port that the endpoint listens on, 0 if it has none.

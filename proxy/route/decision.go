@@ -50,18 +50,19 @@ type Decision struct {
 	Protocol Protocol
 	// Dial is where the proxy connects to.
 	Dial netip.AddrPort
-	// Authority is the target of the CONNECT; empty for TCP.
-	Authority string
+	// Authority is the target of the CONNECT; zero for TCP.
+	Authority Authority
 	// Expected are the identities of which the peer must present one. For TCP it
 	// is empty. Shared: it must not be changed.
 	Expected []spiffeid.ID
 
 	// InnerAuthority and InnerExpected are those of the inner tunnel of
 	// DoubleHBONE.
-	InnerAuthority string
+	InnerAuthority Authority
 	InnerExpected  []spiffeid.ID
 
-	// Destination is the workload that the bytes are for; nil when unknown.
+	// Destination is the workload that the connection goes to, which is the waypoint
+	// where there is one; nil when unknown.
 	Destination *workload.Workload
 	// Service is what the client addressed, or nil.
 	Service *workload.Service
@@ -70,12 +71,22 @@ type Decision struct {
 	ServiceAddressed bool
 	// Waypoint: Dial is a waypoint, which decides about the rest.
 	Waypoint bool
-	// Hostname is to be resolved for the destination's address, if not empty;
-	// Dial and Authority then lack it.
+	// Hostname is to be resolved for the address to dial, if not empty; Dial, and
+	// Authority if it is an address, then lack it. See Resolved.
 	Hostname string
 
 	// Reason is why, in words for logs.
 	Reason string
+}
+
+// Resolved is the decision with the address that Hostname has.
+func (d Decision) Resolved(a netip.Addr) Decision {
+	d.Dial = netip.AddrPortFrom(a, d.Dial.Port())
+	if d.Authority.Port != 0 && d.Authority.Host == "" && !d.Authority.Addr.IsValid() {
+		d.Authority.Addr = a
+	}
+	d.Hostname = ""
+	return d
 }
 
 // Errors of Outbound, wrapped with their particulars.
@@ -83,7 +94,8 @@ var (
 	ErrNoHealthyUpstream = errors.New("no healthy upstream")
 	ErrRecursive         = errors.New("attempted recursive call to ourselves")
 	ErrNoRoute           = errors.New("no valid routing destination for workload")
-	ErrUnsupported       = errors.New("not supported yet")
+	ErrUnknownWaypoint   = errors.New("unknown waypoint")
+	ErrUnknownGateway    = errors.New("unknown network gateway")
 )
 
 // InboundDecision is where a tunnelled connection goes.
@@ -95,6 +107,10 @@ type InboundDecision struct {
 	Service *workload.Service
 	// Authority is what was asked for.
 	Authority Authority
+	// Proxied: the application expects a PROXY protocol header before the bytes.
+	// Told is the destination that it is to name.
+	Proxied bool
+	Told    netip.AddrPort
 }
 
 // Refusal is an answer other than 200 to a CONNECT.

@@ -14,11 +14,9 @@ func TestInbound(t *testing.T) {
 		s.Ports = workload.NewPortMap(workload.Port{Service: 80, Target: 15006})
 	})
 	self := pod("self", "app", ips("10.0.0.1", "fd00::1"), endpointOf(web, workload.Port{Service: 81, Target: 9091}))
-	tunnel := pod("tunnel", "app", func(w *workload.Workload) { w.ApplicationTunnel = &workload.ApplicationTunnel{Port: 1} })
 	v := apply(workload.Batch{Services: []*workload.Service{web, hidden, loop}, Workloads: []*workload.Workload{self}})
 	for _, tt := range []struct {
 		name      string
-		self      *workload.Workload
 		dst       string
 		authority string
 		want      string // target
@@ -43,13 +41,9 @@ func TestInbound(t *testing.T) {
 		{name: "hidden hostname", authority: "hidden.other.svc.cluster.local:80", status: 503, err: "no service or workload for hostname: hidden.other.svc.cluster.local"},
 		{name: "no port", authority: "10.0.0.1", status: 400, err: `no valid authority pseudo header: authority "10.0.0.1" has no port`},
 		{name: "empty", authority: "", status: 400, err: `no valid authority pseudo header: authority "" has no port`},
-		{name: "application tunnel", self: tunnel, authority: "10.0.0.1:80", status: 503, err: "not supported yet: workload Kubernetes//Pod/app/tunnel has an application tunnel"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			me, dst := self, ap("10.0.0.1:15008")
-			if tt.self != nil {
-				me = tt.self
-			}
 			if tt.dst != "" {
 				dst = ap(tt.dst)
 			}
@@ -70,6 +64,74 @@ func TestInbound(t *testing.T) {
 	}
 	if _, refusal := Inbound(v, nil, ap("10.0.0.1:15008"), "10.0.0.1:80"); refusal == nil || refusal.Status != 503 {
 		t.Errorf("without a workload: %v", refusal)
+	}
+}
+
+// TestInboundWaypoint: a waypoint in the mesh is asked for what it guards.
+func TestInboundWaypoint(t *testing.T) {
+	v, pods, _ := waypointWorld()
+	headless := service("headless", "app", "10.96.0.99", func(s *workload.Service) { s.VIPs = nil })
+	both := service("both", "app", "10.96.0.98", func(s *workload.Service) {
+		s.VIPs = []workload.NetworkAddr{{Network: "n2", Addr: ap("10.0.0.1:1").Addr()}, {Addr: ap("[fd96::1]:1").Addr()}, {Addr: ap("10.96.0.98:1").Addr()}, {Addr: ap("10.96.0.97:1").Addr()}}
+	})
+	hidden := service("hidden", "secret", "10.96.0.96", behind(named("infra", "wp.infra.svc.cluster.local")), func(s *workload.Service) { s.Visibility = workload.NamespacePrivate })
+	ranged := service("ranged", "app", "10.96.0.95", behind(named("infra", "wp.infra.svc.cluster.local")), func(s *workload.Service) {
+		s.VIPs, s.CIDRs = nil, []workload.NetworkPrefix{{Prefix: netip.MustParsePrefix("192.0.2.0/24")}}
+	})
+	store := workload.NewStore()
+	store.Apply(workload.Batch{Services: append(v.Services(), headless, both, hidden, ranged), Workloads: v.Workloads()})
+	v = store.View()
+	at := func(name string, mods ...func(*workload.Workload)) *workload.Workload {
+		w := *pods[name]
+		for _, m := range mods {
+			m(&w)
+		}
+		return &w
+	}
+	for _, tt := range []struct {
+		name      string
+		self      *workload.Workload
+		authority string
+		want      string // target
+		told      string // by PROXY protocol; empty: none
+		status    int
+		err       string
+	}{
+		{name: "its service", self: at("wp-a"), authority: "10.96.0.1:80", want: "10.0.1.1:80"},
+		{name: "its workload", self: at("wp-a"), authority: "10.0.0.2:80", want: "10.0.1.1:80"},
+		{name: "a service that has it by address", self: at("wp-a"), authority: "10.96.0.2:80", want: "10.0.1.1:80"},
+		{name: "a service of whose weighted ones it is one", self: at("wp-b"), authority: "10.96.0.8:80", want: "10.0.1.2:80"},
+		{name: "a service that only others see", self: at("wp-a"), authority: "10.96.0.96:80", want: "10.0.1.1:80"},
+		{name: "an address in a range of its service", self: at("wp-a"), authority: "192.0.2.7:80", want: "10.0.1.1:80"},
+		{name: "another's service", self: at("wp-b"), authority: "10.96.0.1:80", status: 400, err: "ip mismatch: 10.0.1.2 != 10.96.0.1"},
+		{name: "another's workload", self: at("wp-b"), authority: "10.0.0.2:80", status: 400, err: "ip mismatch: 10.0.1.2 != 10.0.0.2"},
+		{name: "a workload without a waypoint", self: at("wp-a"), authority: "10.0.0.1:80", status: 400, err: "ip mismatch: 10.0.1.1 != 10.0.0.1"},
+		{name: "an address that nobody has", self: at("wp-a"), authority: "203.0.113.1:80", status: 400, err: "ip mismatch: 10.0.1.1 != 203.0.113.1"},
+		{name: "a port of the proxy", self: at("wp-a"), authority: "10.96.0.1:15006", status: 503, err: "attempted recursive call to ourselves"},
+
+		{name: "tunnel", self: at("wp-a", inTunnel(workload.TunnelNone, 15088)), authority: "10.96.0.1:80", want: "10.0.1.1:15088"},
+		{name: "tunnel, and anything", self: at("wp-a", inTunnel(workload.TunnelNone, 15088)), authority: "203.0.113.1:80", want: "10.0.1.1:15088"},
+		{name: "tunnel on the port that was asked for", self: at("wp-a", inTunnel(workload.TunnelNone, 0)), authority: "203.0.113.1:80", want: "10.0.1.1:80"},
+		{name: "tunnel to the proxy", self: at("wp-a", inTunnel(workload.TunnelNone, 15001)), authority: "10.96.0.1:80", status: 503, err: "attempted recursive call to ourselves"},
+		{name: "PROXY", self: at("wp-c"), authority: "10.96.0.10:80", want: "10.0.1.3:15088", told: "10.96.0.10:80"},
+		{name: "PROXY v6", self: at("wp-c"), authority: "[fd96::7]:80", want: "10.0.1.3:15088", told: "[fd96::7]:80"},
+		{name: "PROXY by hostname", self: at("wp-c"), authority: "both.app.svc.cluster.local:80", want: "10.0.1.3:15088", told: "10.96.0.98:80"},
+		{name: "PROXY by hostname and named port", self: at("wp-c"), authority: "both.app.svc.cluster.local:81", want: "10.0.1.3:15088", told: "10.96.0.98:81"},
+		{name: "PROXY by hostname without address", self: at("wp-c"), authority: "headless.app.svc.cluster.local:80", status: 503,
+			err: "service app/headless.app.svc.cluster.local has no address that the application could be told by PROXY protocol"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			got, refusal := Inbound(v, tt.self, netip.AddrPortFrom(tt.self.Addresses[0], 15008), tt.authority)
+			if tt.status != 0 {
+				if refusal == nil || refusal.Status != tt.status || refusal.Error() != tt.err {
+					t.Errorf("refusal %v, want %d %s", refusal, tt.status, tt.err)
+				}
+				return
+			}
+			if refusal != nil || got.Target != ap(tt.want) || got.Proxied != (tt.told != "") || got.Proxied && got.Told != ap(tt.told) {
+				t.Errorf("%+v, refusal %v; want %s told %s", got, refusal, tt.want, tt.told)
+			}
+		})
 	}
 }
 

@@ -17,14 +17,17 @@ const (
 	reasonServicePass = "service passes connections through"
 	reasonService     = "endpoint of a service"
 	reasonWorkload    = "workload addressed directly"
+	reasonWaypoint    = "to be judged by a waypoint"
+	reasonGateway     = "in another network, by its gateway"
 )
 
 // Outbound decides about a connection that an application of self made: client is
 // the application's address, origDst where it connected to.
 //
 // A service's address goes to one of its endpoints, a workload's to that workload,
-// and anything else where it was going. A service is looked for before a workload:
-// an address that is both is the service's.
+// and anything else where it was going; what has a waypoint goes to that, and what
+// is in another network to its gateway. A service of exactly that address is looked
+// for before a workload, one of a range around it after.
 func Outbound(v *workload.View, self *workload.Workload, opts Options, client, origDst netip.AddrPort) (Decision, error) {
 	if self == nil {
 		return Decision{}, fmt.Errorf("route: %w: the client's own workload is not known", ErrNoRoute)
@@ -35,54 +38,54 @@ func Outbound(v *workload.View, self *workload.Workload, opts Options, client, o
 	if Recursive(origDst) {
 		return Decision{}, ErrRecursive
 	}
-	to := netip.AddrPortFrom(origDst.Addr().Unmap(), origDst.Port())
-	addr := workload.NetworkAddr{Network: self.Network, Addr: to.Addr()}
-	if s := v.ServiceByVIP(addr, self.Namespace); s != nil {
-		return toService(v, self, s, opts, to)
+	q := query{v: v, self: self, opts: opts, client: client, random: opts.Rand}
+	q.to = netip.AddrPortFrom(origDst.Addr().Unmap(), origDst.Port())
+	if q.random == nil {
+		q.random = rand.Uint64N
 	}
-	if w := v.WorkloadByAddr(addr); w != nil {
-		if w.Waypoint != nil {
-			return Decision{}, unsupported("workload", w.UID, "waypoint", w.Waypoint)
-		}
-		return direct(w, nil, to.Addr(), to.Port(), reasonWorkload), nil
+	s, w := byAddress(v, workload.NetworkAddr{Network: self.Network, Addr: q.to.Addr()}, self.Namespace)
+	switch {
+	case s != nil:
+		return q.toService(s)
+	case w != nil:
+		return q.toWorkload(w)
 	}
-	return Decision{Protocol: TCP, Dial: to, Reason: reasonPassthrough}, nil
+	return Decision{Protocol: TCP, Dial: q.to, Reason: reasonPassthrough}, nil
 }
 
-// toService decides about a connection to one of a service's own addresses.
-func toService(v *workload.View, self *workload.Workload, s *workload.Service, opts Options, to netip.AddrPort) (Decision, error) {
-	if s.Waypoint != nil {
-		return Decision{}, unsupported("service", s.ResourceName(), "waypoint", s.Waypoint)
+// toWorkload decides about a connection to a workload's own address.
+func (q *query) toWorkload(w *workload.Workload) (Decision, error) {
+	if w.Waypoint != nil && !q.isGateway(w.Waypoint) {
+		return q.toWaypoint(w.Waypoint, nil)
 	}
-	for i := range s.WeightedWaypoints {
-		if w := &s.WeightedWaypoints[i]; w.Weight > 0 {
-			return Decision{}, unsupported("service", s.ResourceName(), "waypoint", &w.Destination)
-		}
+	return direct(w, nil, q.to.Addr(), q.to.Port(), reasonWorkload), nil
+}
+
+// toService decides about a connection to one of a service's own addresses. The
+// waypoints of its endpoints are for those who address these.
+func (q *query) toService(s *workload.Service) (Decision, error) {
+	if g := q.waypointOf(s); g != nil {
+		return q.toWaypoint(g, s)
 	}
 	if s.Mode() == workload.LBPassthrough {
-		return Decision{Protocol: TCP, Dial: to, Service: s, ServiceAddressed: true, Reason: reasonServicePass}, nil
+		return Decision{Protocol: TCP, Dial: q.to, Service: s, ServiceAddressed: true, Reason: reasonServicePass}, nil
 	}
-	random := opts.Rand
-	if random == nil {
-		random = rand.Uint64N
-	}
-	b := balancer{client: self, service: s, port: to.Port(), random: random}
-	e, ok := b.pick(v.Endpoints(s))
+	b := balancer{client: q.self, service: s, port: q.to.Port(), random: q.random}
+	e, ok := b.pick(q.v.Endpoints(s))
 	if !ok {
-		return Decision{}, fmt.Errorf("%w: %s", ErrNoHealthyUpstream, to)
+		return Decision{}, fmt.Errorf("%w: %s: %s", ErrNoHealthyUpstream, q.to, b.why(q.v.Endpoints(s)))
 	}
-	if e.Workload.Network != self.Network {
-		return Decision{}, unsupported("workload", e.Workload.UID, "network gateway", e.Workload.NetworkGateway)
+	if e.Workload.Network != q.self.Network {
+		return q.throughGateway(e.Workload, s, s)
 	}
-	ip, ok := endpointIP(e.Workload, s, to.Addr())
-	switch {
-	case ok:
-	case e.Workload.Hostname != "":
-		return Decision{}, fmt.Errorf("%w: workload %s is reached by hostname %q", ErrUnsupported, e.Workload.UID, e.Workload.Hostname)
-	default:
-		return Decision{}, fmt.Errorf("%w: %s", ErrNoRoute, e.Workload.UID)
+	ip, ok := chooseIP(e.Workload, s.IPFamilies, q.to.Addr())
+	d := direct(e.Workload, s, ip, b.target(e), reasonService)
+	if !ok {
+		if d.Hostname = e.Workload.Hostname; d.Hostname == "" {
+			return Decision{}, fmt.Errorf("%w: %s has no address of the families of service %s", ErrNoRoute, e.Workload.UID, s.ResourceName())
+		}
 	}
-	return direct(e.Workload, s, ip, b.target(e), reasonService), nil
+	return d, nil
 }
 
 // direct is a connection straight to a workload.
@@ -92,7 +95,7 @@ func direct(w *workload.Workload, s *workload.Service, ip netip.Addr, port uint1
 	if w.Protocol == workload.HBONE {
 		d.Protocol = HBONE
 		d.Dial = netip.AddrPortFrom(ip, HBONEPort)
-		d.Authority = to.String()
+		d.Authority = Authority{Addr: ip, Port: port}
 		d.Expected = expected(w, s)
 	}
 	return d
@@ -108,15 +111,15 @@ func expected(w *workload.Workload, s *workload.Service) []spiffeid.ID {
 	return slices.Concat(s.SANs(), own)
 }
 
-// endpointIP chooses among an endpoint's addresses: the one that was asked for,
-// else one of the service's families, rather of the family that was asked for.
-func endpointIP(w *workload.Workload, s *workload.Service, asked netip.Addr) (netip.Addr, bool) {
+// chooseIP chooses among a workload's addresses: the one that was asked for, else
+// one of the families, rather of the family that was asked for.
+func chooseIP(w *workload.Workload, families workload.IPFamilies, asked netip.Addr) (netip.Addr, bool) {
 	if w.HasAddr(asked) {
 		return asked, true
 	}
 	var first netip.Addr
 	for _, a := range w.Addresses {
-		if a.Is4() && s.IPFamilies == workload.IPv6Only || a.Is6() && s.IPFamilies == workload.IPv4Only {
+		if !families.Has(a) {
 			continue
 		}
 		if a.Is4() == asked.Is4() {
@@ -127,11 +130,4 @@ func endpointIP(w *workload.Workload, s *workload.Service, asked netip.Addr) (ne
 		}
 	}
 	return first, first.IsValid()
-}
-
-func unsupported(kind, name, what string, g *workload.GatewayAddress) error {
-	if g == nil {
-		return fmt.Errorf("%w: %s is in another network and has no gateway", ErrNoRoute, name)
-	}
-	return fmt.Errorf("%w: %s %s is behind %s %s", ErrUnsupported, kind, name, what, g)
 }

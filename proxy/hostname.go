@@ -1,0 +1,94 @@
+package proxy
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"sync"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/warren-mesh/warren/proxy/resolve"
+	"github.com/warren-mesh/warren/proxy/route"
+	"github.com/warren-mesh/warren/xds/workload"
+)
+
+// withAddress finds the address that a decision lacks because its destination, or
+// the gateway on the way to it, has a hostname instead. dst is where the client
+// connected to.
+func (p *pod) withAddress(ctx context.Context, d route.Decision, self *workload.Workload, dst netip.AddrPort) (route.Decision, error) {
+	if d.Hostname == "" {
+		return d, nil
+	}
+	p.s.metrics.lookedUp(self, d.Hostname)
+	list, err := p.s.names.Resolve(ctx, d.Hostname, p.families(d, self, dst))
+	if err != nil {
+		return d, fmt.Errorf("no ip addresses were resolved for workload: %s: %w", d.Destination.UID, err)
+	}
+	d = d.Resolved(list[rand.IntN(len(list))])
+	if route.Recursive(d.Dial) {
+		return d, errRecursive
+	}
+	return d, nil
+}
+
+// families are those that the pod has, as far as that is known, and that the
+// service allows of its endpoints.
+func (p *pod) families(d route.Decision, self *workload.Workload, dst netip.AddrPort) resolve.Families {
+	f := resolve.Families{IPv4: true, IPv6: p.s.cfg.IPv6, Prefer4: dst.Addr().Is4()}
+	if len(self.Addresses) > 0 {
+		f.IPv4 = slices.ContainsFunc(self.Addresses, netip.Addr.Is4)
+		f.IPv6 = f.IPv6 && slices.ContainsFunc(self.Addresses, netip.Addr.Is6)
+	}
+	if s := d.Service; s != nil && !d.Waypoint && d.Protocol != route.DoubleHBONE {
+		f.IPv4 = f.IPv4 && s.IPFamilies != workload.IPv6Only
+		f.IPv6 = f.IPv6 && s.IPFamilies != workload.IPv4Only
+	}
+	return f
+}
+
+// maxLookupSeries bounds the metric of lookups.
+const maxLookupSeries = 4096
+
+// lookups counts who had which hostname looked up.
+type lookups struct {
+	vec  *prometheus.CounterVec
+	mu   sync.Mutex
+	seen map[[2]string]struct{} // UID and hostname
+}
+
+func newLookups() *lookups {
+	names := append(slices.Clone(labelNames[1:9]), "hostname")
+	return &lookups{
+		vec: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "istio_on_demand_dns_total", Help: "Connections for which a workload's hostname was looked up, cached answers included (unstable).",
+		}, names),
+		seen: make(map[[2]string]struct{}),
+	}
+}
+
+// lookedUp counts a lookup, beyond a number of series without saying whose.
+func (m *metrics) lookedUp(self *workload.Workload, hostname string) {
+	l := m.lookups
+	k := [2]string{self.UID, hostname}
+	l.mu.Lock()
+	_, ok := l.seen[k]
+	if !ok && len(l.seen) < maxLookupSeries {
+		l.seen[k], ok = struct{}{}, true
+	}
+	l.mu.Unlock()
+	src := partyOf(self)
+	src.principal = principal(self.Identity())
+	if !ok {
+		src, hostname = party{}, unknown
+	}
+	values := append(src.appendTo(nil), hostname)
+	for i := range values {
+		if values[i] == "" {
+			values[i] = unknown
+		}
+	}
+	l.vec.WithLabelValues(values...).Inc()
+}

@@ -1,0 +1,133 @@
+package proxy_test
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"testing"
+
+	"github.com/miekg/dns"
+
+	"github.com/warren-mesh/warren/proxy"
+	"github.com/warren-mesh/warren/xds/workload"
+)
+
+// names is a resolver on loopback with addresses for names.
+type names struct {
+	addr netip.AddrPort
+	mu   sync.Mutex
+	zone map[string]netip.Addr
+}
+
+func serveNames(t *testing.T) *names {
+	t.Helper()
+	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := &names{addr: pc.LocalAddr().(*net.UDPAddr).AddrPort(), zone: map[string]netip.Addr{}}
+	up := make(chan struct{})
+	s := &dns.Server{PacketConn: pc, Handler: n, NotifyStartedFunc: func() { close(up) }}
+	ended := make(chan struct{})
+	go func() { defer close(ended); _ = s.ActivateAndServe() }()
+	<-up
+	t.Cleanup(func() { s.Shutdown(); <-ended })
+	return n
+}
+
+func (n *names) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
+	m := new(dns.Msg).SetReply(q)
+	n.mu.Lock()
+	a, ok := n.zone[q.Question[0].Name]
+	n.mu.Unlock()
+	kind := "A"
+	if a.Is6() {
+		kind = "AAAA"
+	}
+	switch {
+	case !ok:
+		m.Rcode = dns.RcodeNameError
+	case dns.TypeToString[q.Question[0].Qtype] == kind:
+		rr, _ := dns.NewRR(fmt.Sprintf("%s 60 %s %s", q.Question[0].Name, kind, a))
+		m.Answer = append(m.Answer, rr)
+	}
+	w.WriteMsg(m)
+}
+
+// A workload, a waypoint or a gateway that has a hostname instead of an address is
+// found by DNS.
+func TestHostnames(t *testing.T) {
+	resolver := serveNames(t)
+	m := newMesh(t, 2, func(c *proxy.Config) { c.Nameservers = []netip.AddrPort{resolver.addr} })
+	client := m.nodes[0].meshPod("client")
+	outside := m.nodes[1].pod("outside")
+	outside.echo(8080)
+	var wp *gateway
+	wp = m.nodes[1].gateway("waypoint", func(string) hop { return hop{raw: outside.addr(8080)} })
+	wp.change(func(w *workload.Workload) { w.Addresses, w.Hostname = nil, "wp.example" })
+	resolver.zone["db.example."], resolver.zone["six.example."] = outside.IP4, outside.IP6
+	resolver.zone["wp.example."], resolver.zone["self.example."] = wp.IP4, netip.MustParseAddr("127.0.0.1")
+	var b workload.Batch
+	add := func(name, vip, host string, change ...func(*workload.Service)) {
+		s := hosted(name, vip, change...)
+		b.Services = append(b.Services, s)
+		b.Workloads = append(b.Workloads, &workload.Workload{
+			UID: "Kubernetes/networking.istio.io/ServiceEntry/default/" + name, Name: name, Namespace: "default", Hostname: host,
+			Services: map[workload.NamespacedHostname]workload.PortMap{s.Key(): nil}, WorkloadName: name,
+		})
+	}
+	own := func(s *workload.Service) { s.Ports = workload.NewPortMap(workload.Port{Service: 80, Target: 15001}) }
+	add("db", "240.240.0.1", "db.example")
+	add("six", "240.240.0.2", "six.example")
+	add("nope", "240.240.0.3", "nope.example")
+	add("self", "240.240.0.4", "self.example", own)
+	add("odd", "240.240.0.5", "not a name")
+	add("judged", "240.240.0.6", "nope.example", func(s *workload.Service) {
+		s.Waypoint = &workload.GatewayAddress{Hostname: workload.NamespacedHostname{Namespace: "default", Hostname: "wp.example"}, HBONEPort: 15008}
+	})
+	m.apply(b)
+	for _, tt := range []struct{ to, workload, dst string }{
+		{"240.240.0.1:80", "db", outside.addr(8080)},
+		{"240.240.0.2:80", "six", netip.AddrPortFrom(outside.IP6, 8080).String()},
+		{"240.240.0.6:80", "waypoint", wp.addr(15008)},
+	} {
+		mark := m.nodes[0].logs.mark()
+		client.mustCall(tt.to)
+		m.nodes[0].logs.access(t, mark, map[string]string{"direction": "outbound", "dst.workload": tt.workload, "dst.addr": tt.dst, "error": ""})
+	}
+	for _, tt := range []struct{ to, err string }{
+		{"240.240.0.3:80", "no ip addresses were resolved for workload: Kubernetes/networking.istio.io/ServiceEntry/default/nope: nope.example: no A/AAAA records: the name does not exist"},
+		{"240.240.0.4:80", "attempted recursive call to ourselves"},
+		{"240.240.0.5:80", `"not a name" is no hostname that can be resolved`},
+	} {
+		mark := m.nodes[0].logs.mark()
+		client.mustFail(tt.to)
+		m.nodes[0].logs.access(t, mark, map[string]string{"direction": "outbound", "error": tt.err})
+	}
+	if got := m.nodes[0].metric(t, "istio_on_demand_dns_total", "hostname", "db.example"); got != 1 {
+		t.Errorf("lookups of db.example: %v", got)
+	}
+}
+
+// metric is the value of a counter with that label.
+func (n *node) metric(t *testing.T, name, label, value string) float64 {
+	t.Helper()
+	families, err := n.srv.Gatherer().Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() != name {
+			continue
+		}
+		for _, m := range f.GetMetric() {
+			for _, l := range m.GetLabel() {
+				if l.GetName() == label && l.GetValue() == value {
+					return m.GetCounter().GetValue()
+				}
+			}
+		}
+	}
+	return 0
+}

@@ -1,0 +1,129 @@
+package route
+
+import (
+	"fmt"
+	"net/netip"
+
+	"github.com/warren-mesh/warren/xds/workload"
+)
+
+// purpose is what an endpoint is wanted for.
+type purpose uint8
+
+const (
+	asEndpoint purpose = iota
+	asWaypoint
+	asGateway // of a network
+)
+
+func (p purpose) String() string {
+	return [...]string{"service", "waypoint", "network gateway"}[p]
+}
+
+// lookup finds what a gateway's address names: a service, else a workload.
+func lookup(v *workload.View, g *workload.GatewayAddress, namespace string) (*workload.Service, *workload.Workload) {
+	if g.Address.Addr.IsValid() {
+		return byAddress(v, g.Address, namespace)
+	}
+	if s := v.Service(g.Hostname); s != nil {
+		return s, nil
+	}
+	return nil, v.WorkloadByHostname(g.Hostname)
+}
+
+// byAddress finds what clients of a namespace mean by an address: the service of
+// exactly that address, else the workload, else the service of a range around it.
+func byAddress(v *workload.View, a workload.NetworkAddr, namespace string) (*workload.Service, *workload.Workload) {
+	if s := v.ServiceByExactVIP(a, namespace); s != nil {
+		return s, nil
+	}
+	if w := v.WorkloadByAddr(a); w != nil {
+		return nil, w
+	}
+	return v.ServiceByRange(a, namespace), nil
+}
+
+// found is where a waypoint or a network's gateway is reached.
+type found struct {
+	workload *workload.Workload
+	service  *workload.Service // of which it is an endpoint, or nil
+	dial     netip.AddrPort    // without address where it is in another network, or hostname is set
+	hostname string            // to be resolved
+}
+
+// find chooses the workload behind a gateway's address. One that cannot be found
+// is an error: what it is to guard is not reached without it.
+func (q *query) find(g *workload.GatewayAddress, p purpose) (found, error) {
+	port := g.HBONEPort
+	if port == 0 {
+		port = HBONEPort
+	}
+	asked := q.to.Addr()
+	if g.Address.Addr.IsValid() {
+		asked = g.Address.Addr
+	}
+	s, w := lookup(q.v, g, q.self.Namespace)
+	f := found{service: s, workload: w}
+	families := workload.Automatic
+	switch {
+	case s != nil:
+		b := balancer{client: q.self, service: s, port: port, random: q.random, purpose: p}
+		e, ok := b.pick(q.v.Endpoints(s))
+		if !ok {
+			return found{}, fmt.Errorf("%w: %s %s: %s", ErrNoHealthyUpstream, p, g, b.why(q.v.Endpoints(s)))
+		}
+		f.workload, port, families = e.Workload, b.target(e), s.IPFamilies
+	case w == nil:
+		return found{}, fmt.Errorf("%w: %s: no service and no workload has this address; is its Gateway there and ready?", unknownOf(p), g)
+	}
+	if p == asWaypoint && f.workload.Network != q.self.Network {
+		return f, nil
+	}
+	ip, ok := chooseIP(f.workload, families, asked)
+	if !ok {
+		if f.hostname = f.workload.Hostname; f.hostname == "" {
+			return found{}, fmt.Errorf("%w: %s: workload %s has no address that could be used", unknownOf(p), g, f.workload.UID)
+		}
+	}
+	f.dial = netip.AddrPortFrom(ip, port)
+	return f, nil
+}
+
+func unknownOf(p purpose) error {
+	if p == asGateway {
+		return ErrUnknownGateway
+	}
+	return ErrUnknownWaypoint
+}
+
+// throughGateway is a connection to a workload of another network: a tunnel to it
+// within a tunnel to that network's gateway. w is the endpoint, or the waypoint,
+// that was chosen, of is the service in which it was found; s is what the client
+// addressed: a gateway knows services only, and by name.
+//
+// The far end is one of many that the gateway chooses from, so the identities that
+// the service lists are what counts. Where it lists none, that of w is.
+func (q *query) throughGateway(w *workload.Workload, of, s *workload.Service) (Decision, error) {
+	switch {
+	case s == nil:
+		return Decision{}, fmt.Errorf("%w: no service for target address: %s: in network %q only services can be reached", ErrNoRoute, q.to, w.Network)
+	case w.NetworkGateway == nil:
+		return Decision{}, fmt.Errorf("%w: %s is in network %q, for which no gateway is known", ErrNoRoute, w.UID, w.Network)
+	}
+	gw, err := q.find(w.NetworkGateway, asGateway)
+	if err != nil {
+		return Decision{}, fmt.Errorf("%w (on the way to %s in network %q)", err, s.ResourceName(), w.Network)
+	}
+	inner := w.Identities()
+	if of != nil && len(of.SANs()) > 0 {
+		inner = of.SANs()
+	}
+	if len(inner) == 0 {
+		return Decision{}, fmt.Errorf("%w: no identity is known of %s in network %q", ErrNoRoute, w.UID, w.Network)
+	}
+	a := Authority{Host: s.Hostname, Port: q.to.Port()}
+	return Decision{
+		Protocol: DoubleHBONE, Dial: gw.dial, Hostname: gw.hostname, Authority: a, Expected: expected(gw.workload, gw.service),
+		InnerAuthority: a, InnerExpected: inner, Destination: w, Service: s, ServiceAddressed: true, Reason: reasonGateway,
+	}, nil
+}

@@ -1,0 +1,87 @@
+package route
+
+import "github.com/warren-mesh/warren/xds/workload"
+
+// waypointOf is the waypoint that a connection to an address of s goes through,
+// one of several by weight; nil when there is none, or when the client is one of
+// them: what a waypoint sends on is not sent back.
+func (q *query) waypointOf(s *workload.Service) *workload.GatewayAddress {
+	g := q.weighed(s)
+	if g != nil && q.servesWaypoint(s) {
+		return nil
+	}
+	return g
+}
+
+// weighed draws among the weighted waypoints. Where all weights are 0 there are none.
+func (q *query) weighed(s *workload.Service) *workload.GatewayAddress {
+	total := uint64(0)
+	for i := range s.WeightedWaypoints {
+		total += uint64(s.WeightedWaypoints[i].Weight)
+	}
+	if total == 0 {
+		return s.Waypoint
+	}
+	n := q.random(total)
+	for i := range s.WeightedWaypoints {
+		w := &s.WeightedWaypoints[i]
+		if n < uint64(w.Weight) {
+			return &w.Destination
+		}
+		n -= uint64(w.Weight)
+	}
+	return s.Waypoint // not reached: n was below total
+}
+
+// servesWaypoint says whether the client is a waypoint of s, of whatever weight.
+func (q *query) servesWaypoint(s *workload.Service) bool {
+	if q.isGateway(s.Waypoint) {
+		return true
+	}
+	for i := range s.WeightedWaypoints {
+		if q.isGateway(&s.WeightedWaypoints[i].Destination) {
+			return true
+		}
+	}
+	return false
+}
+
+// isGateway says whether the client is, or is one endpoint of, what g names.
+func (q *query) isGateway(g *workload.GatewayAddress) bool {
+	if g == nil {
+		return false
+	}
+	s, w := lookup(q.v, g, q.self.Namespace)
+	if s == nil {
+		return w != nil && q.isSelf(w)
+	}
+	if q.self.UID != "" {
+		_, ok := q.v.Endpoints(s).Get(q.self.UID)
+		return ok
+	}
+	for _, e := range q.v.Endpoints(s).All() {
+		if q.isSelf(e.Workload) {
+			return true
+		}
+	}
+	return false
+}
+
+// toWaypoint is a connection to what has waypoint g. s is the service that the
+// client addressed, or nil. The waypoint is told where the client connected to;
+// its own waypoints, if it has any, are not for what it is sent: there is no
+// going in circles.
+func (q *query) toWaypoint(g *workload.GatewayAddress, s *workload.Service) (Decision, error) {
+	f, err := q.find(g, asWaypoint)
+	if err != nil {
+		return Decision{}, err
+	}
+	if f.workload.Network != q.self.Network {
+		return q.throughGateway(f.workload, f.service, s)
+	}
+	return Decision{
+		Protocol: HBONE, Dial: f.dial, Hostname: f.hostname, Authority: Authority{Addr: q.to.Addr(), Port: q.to.Port()},
+		Expected: expected(f.workload, f.service), Destination: f.workload, Service: s, ServiceAddressed: s != nil,
+		Waypoint: true, Reason: reasonWaypoint,
+	}, nil
+}
