@@ -35,7 +35,7 @@ func TestOptions(t *testing.T) {
 			"ValidatingAdmissionPolicy//warren-nodeagent-taints-warren-system", "ValidatingAdmissionPolicyBinding//warren-nodeagent-taints-warren-system",
 		}},
 		{set: "controlPlane.podDisruptionBudget=false", fewer: []string{"PodDisruptionBudget/warren-system/warren-controlplane"}},
-		{set: "controlPlane.policyStatus=false controlPlane.extraHosts[0]=mesh.example controlPlane.trustedNodeAccounts[0]=istio-system/ztunnel"},
+		{set: "controlPlane.policyStatus=false controlPlane.waypointStatus=false controlPlane.allocateAddresses=false controlPlane.extraHosts[0]=mesh.example controlPlane.trustedNodeAccounts[0]=istio-system/ztunnel"},
 		{set: "controlPlane.enabled=false controlPlane.address=istiod.istio-system.svc:15012", fewer: []string{
 			"ClusterRole//warren-controlplane-warren-system", "ClusterRoleBinding//warren-controlplane-warren-system",
 			"Deployment/warren-system/warren-controlplane", "NetworkPolicy/warren-system/warren-controlplane",

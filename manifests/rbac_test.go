@@ -87,20 +87,20 @@ func TestRBACNames(t *testing.T) {
 			switch r.Resources[0] {
 			case "secrets", "configmaps", "leases", "daemonsets":
 				if !slices.Equal(r.Verbs, []string{"create"}) { // which cannot be narrowed
-					got[r.Resources[0]] = r.ResourceNames
+					got[r.Resources[0]] = append(got[r.Resources[0]], r.ResourceNames...)
 				}
 			}
 		}
 	}
 	want := map[string][]string{
-		"secrets": {"cacerts", "istio-ca-secret"}, "configmaps": {"istio-ca-root-cert"},
+		"secrets": {"cacerts", "istio-ca-secret", "warren-ca-before"}, "configmaps": {"istio-ca-root-cert"},
 		"leases": {"warren-controlplane-leader"}, "daemonsets": {"warren-nodeagent"},
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
 	}
 	for name, file := range map[string]string{
-		"cacerts": "xds/controlplane", "istio-ca-secret": "xds/controlplane", "istio-ca-root-cert": "xds/controlplane", "warren-controlplane-leader": "xds/controlplane",
+		"cacerts": "xds/controlplane", "istio-ca-secret": "xds/controlplane", "warren-ca-before": "xds/controlplane", "istio-ca-root-cert": "xds/controlplane", "warren-controlplane-leader": "xds/controlplane",
 	} {
 		if !sourcesContain(t, file, strconv.Quote(name)) {
 			t.Errorf("no source in %s says %q", file, name)
@@ -315,10 +315,12 @@ func others(t *testing.T, where string, d ast.Decl, add func(group, resource str
 			if id, ok := n.Fun.(*ast.Ident); ok && id.Name == "add" && len(texts(n.Args)) == 3 {
 				add(texts(n.Args)[0], texts(n.Args)[1], "list", "watch")
 			}
-			// Dynamic clients write the status of policies and nothing else.
+			// Dynamic clients write the status of a few kinds and nothing else.
 			if sel, ok := n.Fun.(*ast.SelectorExpr); ok && sel.Sel.Name == "Resource" && len(n.Args) == 1 {
-				if strings.HasSuffix(where, "/policystatus.go") {
+				if strings.HasSuffix(where, "/controlplane/status.go") {
 					add("security.istio.io", "authorizationpolicies", "get", "patch/status")
+					add("networking.istio.io", "serviceentries", "get", "patch/status")
+					add("", "services", "get", "patch/status")
 				} else if !strings.HasSuffix(where, "xds/kube/custom.go") {
 					t.Errorf("%s: which resource is this?", where)
 				}

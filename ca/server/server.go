@@ -68,9 +68,14 @@ type Observer interface {
 	Answered(code codes.Code, took time.Duration)
 }
 
+// Signer is an *authority.Authority, or something that has one at each time.
+type Signer interface {
+	Sign(csr []byte, id spiffeid.ID, ttl time.Duration, now time.Time) (authority.Leaf, error)
+}
+
 // Config is what a Server needs. The first four are required.
 type Config struct {
-	Authority     *authority.Authority
+	Authority     Signer
 	TrustDomain   spiffeid.TrustDomain // of all identities that may be asked for
 	Authenticator Authenticator
 	Authorizer    Authorizer

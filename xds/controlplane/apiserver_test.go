@@ -222,6 +222,10 @@ func needs() (cluster, own []rbacv1.PolicyRule) {
 			rule("security.istio.io", "peerauthentications", "list", "watch"),
 			rule("security.istio.io", "authorizationpolicies/status", "patch"),
 			rule("networking.istio.io", "serviceentries workloadentries", "list", "watch"),
+			rule("networking.istio.io", "serviceentries", "get"),
+			rule("networking.istio.io", "serviceentries/status", "patch"),
+			rule("", "services", "get"),
+			rule("", "services/status", "patch"),
 			rule("gateway.networking.k8s.io", "gateways gatewayclasses", "list", "watch"),
 			rule("", "configmaps", "create"),
 			named("", "configmaps", []string{"istio-ca-root-cert"}, "list", "watch", "patch"),
@@ -229,6 +233,7 @@ func needs() (cluster, own []rbacv1.PolicyRule) {
 		}, []rbacv1.PolicyRule{
 			rule("", "secrets", "create"),
 			named("", "secrets", []string{pluggedSecret, ownSecret}, "get"),
+			named("", "secrets", []string{beforeSecret}, "get", "update"),
 			rule("coordination.k8s.io", "leases", "create"),
 			named("coordination.k8s.io", "leases", []string{leaseName}, "get", "update"),
 		}
@@ -507,4 +512,89 @@ func waitUntil(end time.Time, ok func() bool) bool {
 		time.Sleep(100 * time.Millisecond)
 	}
 	return true
+}
+
+// A real API server takes what is written into the status of Services and ServiceEntries
+// with the rights that there are; two replicas write no address twice.
+func TestRealStatus(t *testing.T) {
+	s := startAPIServer(t)
+	s.mesh()
+	s.defineIstio()
+	one, two := s.controlPlane(), s.controlPlane()
+	for _, p := range []*plane{one, two} {
+		eventually(t, "readiness", func() bool { ok, _ := p.ready(); return ok })
+	}
+	seen := map[string]string{}
+	const n = 30
+	for i := range n {
+		e := serviceEntry(fmt.Sprintf("e%d", i), fmt.Sprintf("h%d.example", i))
+		e.SetUID("")
+		e.SetGeneration(0)
+		eventually(t, "a definition", func() bool {
+			_, err := s.dynamic.Resource(entryGVR).Namespace("app").Create(t.Context(), e, metav1.CreateOptions{})
+			return err == nil || apierrors.IsAlreadyExists(err)
+		})
+	}
+	given := func(name string) (out []string) {
+		o, err := s.dynamic.Resource(entryGVR).Namespace("app").Get(t.Context(), name, metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		list, _, _ := unstructured.NestedSlice(o.Object, "status", "addresses")
+		for _, a := range list {
+			out = append(out, fmt.Sprint(a.(map[string]any)["value"]))
+		}
+		return out
+	}
+	for i := range n {
+		name := fmt.Sprintf("e%d", i)
+		eventually(t, "addresses of "+name, func() bool { return len(given(name)) == 2 })
+		for _, a := range given(name) {
+			if other := seen[a]; other != "" {
+				t.Errorf("%s is %s's and %s's", a, other, name)
+			}
+			seen[a] = name
+		}
+	}
+	served := func(p *plane) bool {
+		_, r, _ := p.cp.model.policies()
+		with := 0
+		for _, svc := range r.Services {
+			if len(svc.VIPs) == 2 && strings.HasSuffix(svc.Hostname, ".example") {
+				with++
+			}
+		}
+		return with == n
+	}
+	for _, p := range []*plane{one, two} {
+		eventually(t, "addresses in the model", func() bool { return served(p) })
+	}
+	// Of the next leader they are the same, and one that is set free is taken off nobody.
+	leader, other := one, two
+	if two.cp.cluster.leader.leads.Load() {
+		leader, other = two, one
+	}
+	leader.stop()
+	eventually(t, "another leader", func() bool { return other.cp.cluster.leader.leads.Load() })
+	if _, err := s.dynamic.Resource(entryGVR).Namespace("app").Patch(t.Context(), "e0", types.MergePatchType, []byte(`{"spec":{"hosts":["h0.example","more.example"]}}`), metav1.PatchOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "addresses of another host", func() bool { return len(given("e0")) == 4 })
+	for a, name := range seen {
+		if !slices.Contains(given(name), a) {
+			t.Errorf("%s lost %s", name, a)
+		}
+	}
+	if _, err := s.kubernetes.CoreV1().Services("app").Patch(t.Context(), "web", types.MergePatchType, []byte(`{"metadata":{"labels":{"istio.io/use-waypoint":"wp"}}}`), metav1.PatchOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "what became of the waypoint", func() bool {
+		svc, err := s.kubernetes.CoreV1().Services("app").Get(t.Context(), "web", metav1.GetOptions{})
+		return err == nil && slices.ContainsFunc(svc.Status.Conditions, func(c metav1.Condition) bool {
+			return c.Type == conditionBound && c.Status == "False" && c.Reason == "WaypointIsNotReady"
+		})
+	})
+	if strings.Contains(other.log.String(), "cannot write") {
+		t.Error(other.log.String())
+	}
 }

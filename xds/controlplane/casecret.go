@@ -31,8 +31,9 @@ const (
 
 const (
 	secretTimeout = 15 * time.Second
-	// secretEvery is how often a Secret is compared with what is signed with.
-	secretEvery = time.Minute
+	// secretEvery is how often a Secret is compared with what is signed with. A replica that
+	// is restarted because of another Secret is not to be there before it was seen.
+	secretEvery = 2 * time.Second
 )
 
 // caSecret keeps the authority in a Secret.
@@ -41,12 +42,15 @@ type caSecret struct {
 	namespace string
 	td        spiffeid.TrustDomain
 	policy    authority.Policy
+	overlap   time.Duration
 	log       *slog.Logger
 
-	mu     sync.Mutex
-	loaded authority.Files // what is signed with
-	own    bool            // it came from ownSecret
-	differ string          // why what is in the API server is something else; empty for the same
+	mu      sync.Mutex
+	loaded  authority.Files // what is or will be signed with: what was last in the Secret, and could be used
+	own     bool            // it came from ownSecret
+	differ  string          // why what is in the API server is something else; empty for the same
+	signing authority.Files // what is signed with, and the roots that go with it
+	note    string          // what there is to say of a replacement; empty for none
 }
 
 // load reads the authority, or makes one where there is none. Of several replicas that
@@ -66,14 +70,18 @@ func (s *caSecret) load(ctx context.Context, now time.Time) (*authority.Authorit
 	if name == "" {
 		return nil, fmt.Errorf("secret %s/%s: gone again after it was made", s.namespace, ownSecret)
 	}
-	ca, err := authority.Load(files, s.policy, now)
+	before, err := s.readBefore(ctx)
+	if err != nil {
+		return nil, err
+	}
+	ca, used, note, err := s.choose(files, before, now)
 	if err != nil {
 		return nil, fmt.Errorf("secret %s/%s: %w", s.namespace, name, err)
 	}
 	s.mu.Lock()
-	s.loaded, s.own = files, name == ownSecret
+	s.loaded, s.own, s.signing, s.note = files, name == ownSecret, used, note
 	s.mu.Unlock()
-	s.log.Info("the CA's key is that of a Secret", "secret", s.namespace+"/"+name, "expires", ca.NotAfter().UTC().Format(time.RFC3339))
+	s.log.Info("the CA's key is that of a Secret", "secret", s.namespace+"/"+name, "expires", ca.NotAfter().UTC().Format(time.RFC3339), "note", note)
 	return ca, nil
 }
 
@@ -143,10 +151,9 @@ func (s *caSecret) write(ctx context.Context, files authority.Files) error {
 	return nil
 }
 
-// watch compares the Secret with what is signed with until ctx ends. One that was
-// deleted is put back, if it was ours: a replica that starts would begin another mesh.
-// One that was changed is not taken before the next start, and said to be another.
-func (s *caSecret) watch(ctx context.Context) {
+// watch compares the Secret with what is signed with until ctx ends, and has use called
+// with what is to be used instead.
+func (s *caSecret) watch(ctx context.Context, use func(*authority.Authority)) {
 	tick := time.NewTicker(secretEvery)
 	defer tick.Stop()
 	for {
@@ -154,18 +161,24 @@ func (s *caSecret) watch(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			s.compare(ctx)
+			if ca := s.compare(ctx, time.Now()); ca != nil {
+				use(ca)
+			}
 		}
 	}
 }
 
-func (s *caSecret) compare(ctx context.Context) {
+// compare returns what is to be used from now on, nil for what is used already. A Secret
+// that was deleted is put back, if it was ours: a replica that starts would begin another
+// mesh. One with something else in it replaces what is used, step by step; see replacement.
+func (s *caSecret) compare(ctx context.Context, now time.Time) *authority.Authority {
 	ctx, cancel := context.WithTimeout(ctx, secretTimeout)
 	defer cancel()
 	files, name, err := s.read(ctx)
 	s.mu.Lock()
 	loaded, own, told := s.loaded, s.own, s.differ
 	s.mu.Unlock()
+	var ca *authority.Authority
 	differ := ""
 	switch {
 	case err != nil && name == "":
@@ -179,15 +192,18 @@ func (s *caSecret) compare(ctx context.Context) {
 		}
 	case name == "":
 		differ = fmt.Sprintf("secret %s/%s is gone", s.namespace, pluggedSecret)
-	case digest(files) != digest(loaded):
-		differ = fmt.Sprintf("secret %s/%s has changed", s.namespace, name)
+	default:
+		if ca, err = s.replace(ctx, files, name, now); err != nil {
+			differ = fmt.Sprintf("secret %s/%s has changed, and is not used: %v", s.namespace, name, err)
+		}
 	}
 	if differ != "" && differ != told {
-		s.log.Error("this replica signs with a CA that is not the one in the API server: restart it to take that, or put the old one back", "reason", differ)
+		s.log.Error("this replica signs with a CA that is not the one in the API server: mend that, or put the old one back", "reason", differ)
 	}
 	s.mu.Lock()
 	s.differ = differ
 	s.mu.Unlock()
+	return ca
 }
 
 // differs says why the Secret is not what is signed with.
@@ -195,6 +211,13 @@ func (s *caSecret) differs() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.differ
+}
+
+// replacing says how far the replacement of a CA is, empty for none.
+func (s *caSecret) replacing() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.note
 }
 
 func digest(f authority.Files) [sha256.Size]byte {

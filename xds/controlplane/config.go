@@ -44,6 +44,8 @@ type Config struct {
 	TrustedNodeAccounts []string // service accounts of nodes' proxies, as namespace/name
 	RootConfigMap       string   // that every namespace gets; empty: none
 	PolicyStatus        bool     // write into policies what became of them
+	WaypointStatus      bool     // write into what is bound to a waypoint what became of that
+	AllocateAddresses   bool     // give addresses to hosts of ServiceEntries that have none
 
 	TrustDomain   string
 	ClusterID     string
@@ -65,6 +67,8 @@ type Config struct {
 
 	TTL    time.Duration // of certificates that ask for none
 	MaxTTL time.Duration
+	// How long a CA that was replaced goes on signing, and then goes on being trusted.
+	CAOverlap time.Duration
 }
 
 // Defaults is a Config that lacks only where the objects are: the folder, the state and
@@ -74,6 +78,8 @@ func Defaults() Config {
 		TrustedNodeAccounts: kubeauth.DefaultTrusted(),
 		RootConfigMap:       "istio-ca-root-cert",
 		PolicyStatus:        true,
+		WaypointStatus:      true,
+		AllocateAddresses:   true,
 
 		TrustDomain:   "cluster.local",
 		ClusterID:     "Kubernetes",
@@ -84,6 +90,7 @@ func Defaults() Config {
 		MetricsListen: defaultMetrics,
 		TTL:           24 * time.Hour,
 		MaxTTL:        90 * 24 * time.Hour,
+		CAOverlap:     24 * time.Hour,
 	}
 }
 
@@ -105,6 +112,7 @@ func (c *Config) RegisterFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&c.MetricsListen, "metrics-listen", c.MetricsListen, "address of /metrics; empty for none")
 	fs.DurationVar(&c.TTL, "ca-ttl", c.TTL, "lifetime of certificates whose requests ask for none")
 	fs.DurationVar(&c.MaxTTL, "max-ttl", c.MaxTTL, "longest lifetime that a request may ask for")
+	fs.DurationVar(&c.CAOverlap, "ca-overlap", c.CAOverlap, "with --kubernetes: when the CA's Secret is replaced, how long the old CA goes on signing while the new one's root becomes known, and how long it goes on being trusted after; as long as proxies' certificates live, or 0 to take the new one at once, which cuts pods off from each other until they renew")
 }
 
 func (c *Config) registerWorldFlags(fs *pflag.FlagSet) {
@@ -117,6 +125,8 @@ func (c *Config) registerWorldFlags(fs *pflag.FlagSet) {
 	fs.StringSliceVar(&c.TrustedNodeAccounts, "trusted-node-accounts", c.TrustedNodeAccounts, "with --kubernetes: service accounts (namespace/name) of the nodes' proxies, which may read the mesh and have certificates for the pods on their node")
 	fs.StringVar(&c.RootConfigMap, "root-configmap", c.RootConfigMap, "with --kubernetes: ConfigMap with the CA's root that is kept in every namespace; empty for none")
 	fs.BoolVar(&c.PolicyStatus, "policy-status", c.PolicyStatus, "with --kubernetes: write into AuthorizationPolicies what the proxies make of them")
+	fs.BoolVar(&c.WaypointStatus, "waypoint-status", c.WaypointStatus, "with --kubernetes: write into Services and ServiceEntries with the label istio.io/use-waypoint whether traffic goes through it")
+	fs.BoolVar(&c.AllocateAddresses, "allocate-addresses", c.AllocateAddresses, "with --kubernetes: give hosts of ServiceEntries that have no address one of 240.240.0.0/16 and one of 2001:2::/48, in the entry's status")
 }
 
 // Validate returns all mistakes at once.
@@ -148,6 +158,9 @@ func (c *Config) Validate() error {
 	}
 	if c.MaxTTL < c.TTL {
 		bad("max-ttl", "%s is less than --ca-ttl %s", c.MaxTTL, c.TTL)
+	}
+	if c.CAOverlap < 0 {
+		bad("ca-overlap", "%s is less than zero", c.CAOverlap)
 	}
 	return errors.Join(errs...)
 }
@@ -270,6 +283,8 @@ func (c Config) LogValue() slog.Value {
 		slog.Any("trusted-node-accounts", c.TrustedNodeAccounts),
 		slog.String("root-configmap", c.RootConfigMap),
 		slog.Bool("policy-status", c.PolicyStatus),
+		slog.Bool("waypoint-status", c.WaypointStatus),
+		slog.Bool("allocate-addresses", c.AllocateAddresses),
 		slog.String("trust-domain", c.TrustDomain),
 		slog.String("cluster-id", c.ClusterID),
 		slog.String("domain", c.Domain),
@@ -285,5 +300,6 @@ func (c Config) LogValue() slog.Value {
 		slog.String("metrics-listen", c.MetricsListen),
 		slog.Duration("ca-ttl", c.TTL),
 		slog.Duration("max-ttl", c.MaxTTL),
+		slog.Duration("ca-overlap", c.CAOverlap),
 	)
 }

@@ -56,6 +56,9 @@ func (p *ControlPlane) notes() []string {
 		if why := p.cluster.secret.differs(); why != "" {
 			notes = append(notes, "this replica signs with a CA that is not the one in the API server: "+why)
 		}
+		if note := p.cluster.secret.replacing(); note != "" {
+			notes = append(notes, note)
+		}
 	}
 	return notes
 }

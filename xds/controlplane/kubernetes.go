@@ -53,8 +53,8 @@ func connect(cfg *rest.Config) (c clients, err error) {
 type cluster struct {
 	secret   *caSecret
 	leader   *leader
-	rootMaps *rootMaps     // nil for none
-	status   *policyStatus // nil for none
+	rootMaps *rootMaps // nil for none
+	statuses []*statusWriter
 }
 
 // useKubernetes takes everything from an API server.
@@ -84,16 +84,24 @@ func (p *ControlPlane) useClients(c clients, td spiffeid.TrustDomain) error {
 	}
 	p.feed = kubeFeed{feeder}
 	k := &cluster{secret: &caSecret{
-		client: c.kubernetes, namespace: p.cfg.Namespace, td: td, policy: p.cfg.lifetimes(), log: p.log,
+		client: c.kubernetes, namespace: p.cfg.Namespace, td: td, policy: p.cfg.lifetimes(), overlap: p.cfg.CAOverlap, log: p.log,
 	}}
 	var duties []func(context.Context)
 	if p.cfg.RootConfigMap != "" {
-		k.rootMaps = &rootMaps{client: c.kubernetes, name: p.cfg.RootConfigMap, roots: p.roots, world: feeder.Read, log: p.log}
+		k.rootMaps = &rootMaps{client: c.kubernetes, name: p.cfg.RootConfigMap, roots: p.roots, world: feeder.Read, log: p.log, again: make(chan struct{}, 1)}
 		duties = append(duties, k.rootMaps.run)
 	}
 	if p.cfg.PolicyStatus {
-		k.status = &policyStatus{client: c.dynamic, model: p.model, problems: feeder.Problems, log: p.log}
-		duties = append(duties, k.status.run)
+		k.statuses = append(k.statuses, policyStatus(c.dynamic, p.model, feeder.Problems, p.log))
+	}
+	if p.cfg.WaypointStatus {
+		k.statuses = append(k.statuses, waypointStatus(c.dynamic, p.model, p.log))
+	}
+	if p.cfg.AllocateAddresses {
+		k.statuses = append(k.statuses, addressStatus(c.dynamic, p.model, p.log))
+	}
+	for _, s := range k.statuses {
+		duties = append(duties, s.run)
 	}
 	k.leader = newLeader(c.kubernetes, p.cfg.Namespace, p.log, duties...)
 	p.cluster = k

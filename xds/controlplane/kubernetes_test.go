@@ -39,7 +39,12 @@ const (
 	within = 60 * time.Second
 )
 
-var policyGVR = schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: policyResource}
+var (
+	policyGVR  = schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: policyResource}
+	entryGVR   = schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: entryResource}
+	gatewayGVR = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "gateways"}
+	serviceGVR = schema.GroupVersionResource{Version: "v1", Resource: "services"}
+)
 
 // world is the fakes of an API server.
 type world struct {
@@ -51,8 +56,12 @@ type world struct {
 
 func newWorld(t *testing.T, objects ...runtime.Object) *world {
 	w := &world{t: t, client: fake.NewClientset(objects...), dynamic: dynamicfake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(),
-		map[schema.GroupVersionResource]string{policyGVR: "AuthorizationPolicyList"})}
-	w.client.Resources = []*metav1.APIResourceList{{GroupVersion: "security.istio.io/v1", APIResources: []metav1.APIResource{{Name: policyResource}}}}
+		map[schema.GroupVersionResource]string{policyGVR: "AuthorizationPolicyList", entryGVR: "ServiceEntryList", gatewayGVR: "GatewayList"})}
+	w.client.Resources = []*metav1.APIResourceList{
+		{GroupVersion: "security.istio.io/v1", APIResources: []metav1.APIResource{{Name: policyResource}}},
+		{GroupVersion: "networking.istio.io/v1", APIResources: []metav1.APIResource{{Name: entryResource}}},
+		{GroupVersion: "gateway.networking.k8s.io/v1", APIResources: []metav1.APIResource{{Name: "gateways"}}},
+	}
 	w.client.PrependReactor("*", "*", func(a clienttesting.Action) (bool, runtime.Object, error) {
 		if w.away.Load() {
 			return true, nil, apierrors.NewTooManyRequests("slow down", 1)
@@ -113,7 +122,13 @@ func meshObjects() []runtime.Object {
 // startOn starts a control plane on a world, with a leader that is elected quickly.
 func startOn(t *testing.T, w *world) *plane {
 	t.Helper()
+	return startWith(t, w, func(*Config) {})
+}
+
+func startWith(t *testing.T, w *world, change func(*Config)) *plane {
+	t.Helper()
 	cfg := Defaults()
+	change(&cfg)
 	cfg.Kubernetes, cfg.Namespace = true, ownNS
 	cfg.Listen, cfg.HealthListen, cfg.MetricsListen = "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
 	p := &plane{t: t, cfg: cfg, log: &lockedBuffer{}}
@@ -341,7 +356,7 @@ func TestSecretChangesWhileRunning(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.compare(t.Context())
+	s.compare(t.Context(), time.Now())
 	if why := s.differs(); why != "" {
 		t.Errorf("differs: %s", why)
 	}
@@ -349,19 +364,19 @@ func TestSecretChangesWhileRunning(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.away.Store(true)
-	s.compare(t.Context())
+	s.compare(t.Context(), time.Now())
 	w.away.Store(false)
 	if why := s.differs(); why != "" {
 		t.Errorf("an API server that is away makes it differ: %s", why)
 	}
-	s.compare(t.Context())
+	s.compare(t.Context(), time.Now())
 	again, err := w.secret(log).load(t.Context(), time.Now())
 	if err != nil || string(again.RootsPEM()) != string(ca.RootsPEM()) {
 		t.Errorf("another root after the Secret was gone: %v", err)
 	}
 	put(t, w, ownSecret, map[string][]byte{"ca-cert.pem": []byte("x"), "ca-key.pem": []byte("y")})
-	s.compare(t.Context())
-	if why := s.differs(); !strings.Contains(why, "has changed") {
+	s.compare(t.Context(), time.Now())
+	if why := s.differs(); !strings.Contains(why, "is not used") {
 		t.Errorf("differs = %q", why)
 	}
 	if n := strings.Count(log.String(), "level=ERROR"); n != 1 {

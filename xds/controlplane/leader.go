@@ -102,7 +102,7 @@ func (t *term) begin(ctx context.Context) {
 		return
 	}
 	t.leads.Store(true)
-	t.log.Info("this replica leads: it writes root ConfigMaps and the status of policies", "lease", t.namespace+"/"+leaseName, "id", t.id)
+	t.log.Info("this replica leads: it writes root ConfigMaps and the status of objects", "lease", t.namespace+"/"+leaseName, "id", t.id)
 	for _, duty := range t.duties {
 		t.busy.Go(func() { duty(ctx) })
 	}

@@ -44,9 +44,18 @@ type rootMaps struct {
 	roots  func() string // PEM; empty while there is no CA
 	world  func() (translate.Objects, <-chan struct{})
 	log    *slog.Logger
+	again  chan struct{} // capacity 1: the roots have changed
 	writes counts
 
 	restraint restraint
+}
+
+// changed has every ConfigMap looked at.
+func (r *rootMaps) changed() {
+	select {
+	case r.again <- struct{}{}:
+	default:
+	}
 }
 
 // counts are of what was written, and of what could not be.
@@ -149,8 +158,9 @@ func onlyRoot(obj any) (any, error) {
 	return kept, nil
 }
 
-// follow looks at every namespace that comes.
+// follow looks at every namespace that comes, and at all when the roots change.
 func (r *rootRun) follow(ctx context.Context) {
+	all := false
 	for {
 		objects, changed := r.world()
 		now := make(map[string]bool, len(objects.Namespaces))
@@ -164,7 +174,7 @@ func (r *rootRun) follow(ctx context.Context) {
 		r.namespaces = now
 		r.mu.Unlock()
 		for ns := range now {
-			if !before[ns] {
+			if all || !before[ns] {
 				r.queue.Add(ns)
 			}
 		}
@@ -173,10 +183,13 @@ func (r *rootRun) follow(ctx context.Context) {
 				r.restraint.forget(ns)
 			}
 		}
+		all = false
 		select {
 		case <-ctx.Done():
 			return
 		case <-changed:
+		case <-r.again:
+			all = true
 		}
 	}
 }

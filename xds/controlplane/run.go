@@ -52,9 +52,10 @@ type ControlPlane struct {
 	metrics   *metrics
 	http      []httpServer
 
-	ca     atomic.Pointer[authority.Authority] // nil while it is not known
-	noCA   atomic.Pointer[string]              // why it is not
-	secure *grpc.Server                        // nil before the CA is known
+	ca      atomic.Pointer[authority.Authority] // nil while it is not known
+	noCA    atomic.Pointer[string]              // why it is not
+	secure  *grpc.Server                        // nil before the CA is known
+	serving *serving                            // likewise
 }
 
 // New checks the config and opens the listeners, which Run closes. The authority of a
@@ -125,12 +126,16 @@ func (p *ControlPlane) useFolder(td spiffeid.TrustDomain) error {
 
 // issueBy makes the server of the TLS port, whose own certificate the authority signs.
 func (p *ControlPlane) issueBy(ca *authority.Authority) error {
-	cert, err := newServing(func(now time.Time) (*tls.Certificate, error) { return ca.Serving(p.cfg.hosts(), servingTTL, now) }, p.log, time.Now())
+	p.ca.Store(ca)
+	cert, err := newServing(func(now time.Time) (*tls.Certificate, error) {
+		return p.ca.Load().Serving(p.cfg.hosts(), servingTTL, now)
+	}, p.log, time.Now())
 	if err != nil {
 		return err
 	}
+	p.serving = cert
 	issuer, err := caserver.New(caserver.Config{
-		Authority: ca, TrustDomain: p.td, Authenticator: p.callers, Authorizer: p.callers, Log: p.log, Observer: p.metrics,
+		Authority: newest{&p.ca}, TrustDomain: p.td, Authenticator: p.callers, Authorizer: p.callers, Log: p.log, Observer: p.metrics,
 	})
 	if err != nil {
 		return err
@@ -139,8 +144,26 @@ func (p *ControlPlane) issueBy(ca *authority.Authority) error {
 		mtls.ServerAuth(func() (*tls.Certificate, error) { return cert.certificate(time.Now()) }))))...)
 	p.ads.Register(p.secure)
 	issuer.Register(p.secure)
-	p.ca.Store(ca)
 	return nil
+}
+
+// newest signs with the authority that there is when it is asked.
+type newest struct {
+	*atomic.Pointer[authority.Authority]
+}
+
+// Sign implements caserver.Signer.
+func (n newest) Sign(csr []byte, id spiffeid.ID, ttl time.Duration, now time.Time) (authority.Leaf, error) {
+	return n.Load().Sign(csr, id, ttl, now)
+}
+
+// replaceCA has another authority sign from now on, and its roots be trusted.
+func (p *ControlPlane) replaceCA(ca *authority.Authority) {
+	p.ca.Store(ca)
+	p.serving.renew()
+	if p.cluster.rootMaps != nil {
+		p.cluster.rootMaps.changed()
+	}
 }
 
 // publish hands a snapshot to both servers.
@@ -206,7 +229,7 @@ func (p *ControlPlane) serveSecure(ctx context.Context, group *errgroup.Group) e
 	p.serveGRPC(ctx, group, p.secure, p.ads, p.listeners.secure)
 	p.log.Info("serving xDS and CA", "addr", p.Addr().String())
 	if p.cluster != nil {
-		p.cluster.secret.watch(ctx)
+		p.cluster.secret.watch(ctx, p.replaceCA)
 	}
 	return nil
 }

@@ -87,6 +87,13 @@ func (s *serving) certificate(now time.Time) (*tls.Certificate, error) {
 	return s.cert, nil
 }
 
+// renew has the next handshake find another certificate.
+func (s *serving) renew() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.renewAt = time.Time{}
+}
+
 func (s *serving) renewLocked(now time.Time) error {
 	cert, err := s.issue(now)
 	if err != nil {

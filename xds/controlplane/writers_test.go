@@ -205,29 +205,29 @@ func TestWithCondition(t *testing.T) {
 		}
 	}
 	set([]any{theirs})
-	list, changed := withCondition(p, good, now)
+	list, changed := withCondition(p, conditionType, good, now)
 	want := []any{theirs, map[string]any{"type": conditionType, "status": "True", "reason": "Accepted", "message": "attached to ztunnel", "lastTransitionTime": "2026-01-01T00:00:00Z", "observedGeneration": "1"}}
 	if !changed || !reflect.DeepEqual(list, want) {
 		t.Errorf("conditions = %v", list)
 	}
 	set(list)
-	if _, changed := withCondition(p, good, now.Add(time.Hour)); changed {
+	if _, changed := withCondition(p, conditionType, good, now.Add(time.Hour)); changed {
 		t.Error("written again")
 	}
 	// Another reason is no transition; another status is.
-	list, changed = withCondition(p, condition{accepted: true, reason: reasonUnsupported, message: "m"}, now.Add(time.Hour))
+	list, changed = withCondition(p, conditionType, condition{accepted: true, reason: reasonUnsupported, message: "m"}, now.Add(time.Hour))
 	if c := list[1].(map[string]any); !changed || len(list) != 2 || c["lastTransitionTime"] != "2026-01-01T00:00:00Z" || c["message"] != "m" {
 		t.Errorf("conditions = %v", list)
 	}
-	list, _ = withCondition(p, condition{reason: reasonUnsupported, message: "m"}, now.Add(time.Hour))
+	list, _ = withCondition(p, conditionType, condition{reason: reasonUnsupported, message: "m"}, now.Add(time.Hour))
 	if c := list[1].(map[string]any); c["lastTransitionTime"] != "2026-01-01T01:00:00Z" || c["status"] != "False" {
 		t.Errorf("conditions = %v", list)
 	}
 	p.SetGeneration(2)
-	if _, changed := withCondition(p, good, now); !changed {
+	if _, changed := withCondition(p, conditionType, good, now); !changed {
 		t.Error("a new generation is not observed")
 	}
-	if list, changed := withCondition(p, condition{}, now); !changed || len(list) != 1 {
+	if list, changed := withCondition(p, conditionType, condition{}, now); !changed || len(list) != 1 {
 		t.Errorf("conditions = %v, want theirs alone", list)
 	}
 }
@@ -236,15 +236,15 @@ func TestWithCondition(t *testing.T) {
 func TestSaid(t *testing.T) {
 	good := condition{accepted: true, reason: reasonAccepted, message: messageAccepted}
 	p := typedPolicy("p", nil)
-	if said(p, good) || !said(p, condition{}) {
+	if said(p.Status.Conditions, conditionType, p.Generation, good) || !said(p.Status.Conditions, conditionType, p.Generation, condition{}) {
 		t.Error("said without conditions")
 	}
 	p.Status.Conditions = []*metav1alpha1.IstioCondition{{Type: conditionType, Status: "True", Reason: reasonAccepted, Message: messageAccepted, ObservedGeneration: 1}}
-	if !said(p, good) || said(p, condition{}) {
+	if !said(p.Status.Conditions, conditionType, p.Generation, good) || said(p.Status.Conditions, conditionType, p.Generation, condition{}) {
 		t.Error("not said")
 	}
 	p.Generation = 2
-	if said(p, good) {
+	if said(p.Status.Conditions, conditionType, p.Generation, good) {
 		t.Error("said of an older generation")
 	}
 }
@@ -262,7 +262,7 @@ func TestPolicyStatus(t *testing.T) {
 		t.Fatal(err)
 	}
 	m := newModel(translate.Options{}, func(*server.Snapshot) {}, slog.New(slog.DiscardHandler))
-	s := &policyStatus{client: w.dynamic, model: m, problems: feeder.Problems, log: slog.New(slog.DiscardHandler)}
+	s := policyStatus(w.dynamic, m, feeder.Problems, slog.New(slog.DiscardHandler))
 	begin(t, func(ctx context.Context) { _ = feeder.Run(ctx) })
 	<-feeder.Synced()
 	begin(t, func(ctx context.Context) { _ = m.run(ctx, kubeFeed{feeder}) })

@@ -139,8 +139,15 @@ func namespaceOf(n *corev1.Namespace) *corev1.Namespace {
 // nodeOf keeps labels, which say where a node is.
 func nodeOf(n *corev1.Node) *corev1.Node { return &corev1.Node{ObjectMeta: metadata(&n.ObjectMeta)} }
 
+// serviceOf keeps of the status what somebody made of the mesh's labels.
 func serviceOf(s *corev1.Service) *corev1.Service {
-	return &corev1.Service{ObjectMeta: metadata(&s.ObjectMeta), Spec: s.Spec}
+	out := &corev1.Service{ObjectMeta: metadata(&s.ObjectMeta), Spec: s.Spec}
+	for _, c := range s.Status.Conditions {
+		if strings.HasPrefix(c.Type, "istio.io/") {
+			out.Status.Conditions = append(out.Status.Conditions, c)
+		}
+	}
+	return out
 }
 
 // sliceOf keeps who is behind a service and whether they are ready.
@@ -179,7 +186,7 @@ func sameNamespace(a, b *corev1.Namespace) bool {
 func sameNode(a, b *corev1.Node) bool { return sameMeta(&a.ObjectMeta, &b.ObjectMeta) }
 
 func sameService(a, b *corev1.Service) bool {
-	return sameMeta(&a.ObjectMeta, &b.ObjectMeta) && equality.Semantic.DeepEqual(&a.Spec, &b.Spec)
+	return sameMeta(&a.ObjectMeta, &b.ObjectMeta) && equality.Semantic.DeepEqual(&a.Spec, &b.Spec) && equality.Semantic.DeepEqual(&a.Status, &b.Status)
 }
 
 func sameSlice(a, b *discoveryv1.EndpointSlice) bool {

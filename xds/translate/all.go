@@ -17,6 +17,7 @@ type builder struct {
 	opts     Options
 	network  string
 	problems []Problem
+	bindings []Binding
 
 	namespaces map[string]*corev1.Namespace
 	nodes      map[string]*corev1.Node
@@ -47,6 +48,7 @@ type Result struct {
 	// mesh that are on it and have not finished, whether they have an address yet or
 	// not. A node's proxy may have certificates for these and no others.
 	Placements map[string]map[spiffeid.ID]bool
+	Bindings   []Binding // of Services and ServiceEntries that are bound to waypoints
 	Problems   []Problem
 }
 
@@ -89,7 +91,7 @@ func All(o Objects, opts Options) (Result, error) {
 		}
 	}
 	slices.SortFunc(out.Workloads, func(a, b *workload.Workload) int { return cmp.Compare(a.UID, b.UID) })
-	out.Problems = b.problems
+	out.Problems, out.Bindings = b.problems, b.bindings
 	return out, nil
 }
 

@@ -33,7 +33,31 @@ type bound struct {
 	by      *metav1.ObjectMeta // of the object or the namespace
 	own     bool               // by is the object
 	report  reporter
+
+	refused, why string // what came of it; refused is empty for a binding that holds, and for one that does not count
 }
+
+// refuse notes why a binding does not hold.
+func (u *bound) refuse(label, reason, why, consequence string) {
+	u.refused, u.why = reason, why+consequence
+	u.report(labelField(label), u.why)
+}
+
+// Binding is what became of the binding of a Service or ServiceEntry to a waypoint.
+type Binding struct {
+	Kind, Namespace, Name string
+	Bound                 bool
+	Reason                string // a word, as in the conditions that istiod writes
+	Message               string
+}
+
+const (
+	reasonBound        = "WaypointAccepted"
+	reasonNotReady     = "WaypointIsNotReady"
+	reasonDenied       = "AttachmentDenied"
+	reasonOtherTraffic = "UnsupportedTrafficType"
+	reasonForbidden    = "CrossNamespaceWaypointForbidden"
+)
 
 // use is the binding of an object, nil for one that is bound to nothing.
 func (b *builder) use(kind string, o *metav1.ObjectMeta) *bound {
@@ -73,13 +97,13 @@ func (b *builder) attach(use *bound, namespace, purpose, label, consequence stri
 	w := b.waypoint(use.gateway)
 	switch {
 	case w == nil:
-		use.report(labelField(label), fmt.Sprintf("there is no Gateway %s%s", use.gateway, consequence))
+		use.refuse(label, reasonNotReady, fmt.Sprintf("there is no Gateway %s", use.gateway), consequence)
 	case w.address == nil:
-		use.report(labelField(label), fmt.Sprintf("Gateway %s has no address yet, see its status%s", use.gateway, consequence))
+		use.refuse(label, reasonNotReady, fmt.Sprintf("Gateway %s has no address yet, see its status", use.gateway), consequence)
 	case !w.admits(namespace):
-		use.report(labelField(label), fmt.Sprintf("Gateway %s does not admit namespace %s, see allowedRoutes of its listener%s", use.gateway, namespace, consequence))
+		use.refuse(label, reasonDenied, fmt.Sprintf("Gateway %s does not admit namespace %s, see allowedRoutes of its listener", use.gateway, namespace), consequence)
 	case !w.serves(purpose) && use.own:
-		use.report(labelField(label), fmt.Sprintf("Gateway %s is for %s, see its label %s%s", use.gateway, w.purpose, labelWaypointFor, consequence))
+		use.refuse(label, reasonOtherTraffic, fmt.Sprintf("Gateway %s is for %s, see its label %s", use.gateway, w.purpose, labelWaypointFor), consequence)
 	case w.serves(purpose):
 		return w
 	}
@@ -92,50 +116,62 @@ func (b *builder) bindService(s *workload.Service, kind string, o *metav1.Object
 	if use == nil {
 		return
 	}
+	binding := Binding{Kind: kind, Namespace: o.Namespace, Name: o.Name}
 	w := b.attach(use, o.Namespace, forService, labelUseWaypoint, directly)
-	if w == nil {
-		return
+	if w != nil && s.Visibility == workload.NamespacePrivate && w.namespace != s.Namespace {
+		use.refuse(labelUseWaypoint, reasonForbidden, fmt.Sprintf("Gateway %s is in another namespace, to which the service is not exported", use.gateway), directly)
+		w = nil
 	}
-	if s.Visibility == workload.NamespacePrivate && w.namespace != s.Namespace {
-		use.report(labelField(labelUseWaypoint), fmt.Sprintf("Gateway %s is in another namespace, to which the service is not exported%s", use.gateway, directly))
-		return
+	if w != nil {
+		s.Waypoint = w.address
+		canary := ""
+		s.WeightedWaypoints, canary = b.weighted(use, w, o.Namespace)
+		s.IngressUseWaypoint = b.ingressUses(kind, o)
+		binding.Bound, binding.Reason, binding.Message = true, reasonBound, "traffic goes through Gateway "+w.name+canary
+		if !s.IngressUseWaypoint {
+			binding.Message += "; that of gateways at the edge does not, see label " + labelIngressWaypoint
+		}
+	} else {
+		binding.Reason, binding.Message = use.refused, use.why
 	}
-	s.Waypoint = w.address
-	s.WeightedWaypoints = b.weighted(use, w, o.Namespace)
-	s.IngressUseWaypoint = b.ingressUses(kind, o)
+	if binding.Reason != "" {
+		b.bindings = append(b.bindings, binding)
+	}
 }
 
 // weighted shares a service's traffic between its waypoint and another one, as the object
-// or namespace that binds it says. Nil leaves all to the waypoint.
-func (b *builder) weighted(use *bound, primary *waypoint, namespace string) []workload.WeightedWaypoint {
+// or namespace that binds it says. Nil leaves all to the waypoint. What it says of it is
+// empty without a canary, or something to put behind the waypoint's name.
+func (b *builder) weighted(use *bound, primary *waypoint, namespace string) (_ []workload.WeightedWaypoint, said string) {
 	name := use.by.Labels[labelCanary]
 	if name == "" || name == noWaypoint {
-		return nil
+		return nil, ""
 	}
 	canary := *use
 	canary.own = true // it must serve, whoever names it
 	canary.gateway = objectName(orElse(use.by.Labels[labelCanaryNamespace], namespace), name)
 	if canary.gateway == primary.name {
-		use.report(labelField(labelCanary), fmt.Sprintf("Gateway %s is the waypoint itself%s", primary.name, onlyPrimary))
-		return nil
+		canary.refuse(labelCanary, "", fmt.Sprintf("Gateway %s is the waypoint itself", primary.name), onlyPrimary)
+		return nil, "; canary: " + canary.why
 	}
 	weight := 0
 	if text, ok := use.by.Annotations[annotationCanary]; ok {
 		n, err := strconv.Atoi(text)
 		if err != nil || n < 0 || n > maxCanaryWeight {
-			use.report(annotationField(annotationCanary), fmt.Sprintf("%q is not a number from 0 to 100%s", text, onlyPrimary))
-			return nil
+			why := fmt.Sprintf("%q is not a number from 0 to 100%s", text, onlyPrimary)
+			use.report(annotationField(annotationCanary), why)
+			return nil, "; canary: " + why
 		}
 		weight = n
 	}
 	other := b.attach(&canary, namespace, forService, labelCanary, onlyPrimary)
 	if other == nil {
-		return nil
+		return nil, "; canary: " + canary.why
 	}
 	return []workload.WeightedWaypoint{
 		{Destination: *primary.address, Weight: uint32(maxCanaryWeight - weight)},
 		{Destination: *other.address, Weight: uint32(weight)},
-	}
+	}, fmt.Sprintf(", %d %% of it through Gateway %s", weight, other.name)
 }
 
 // ingressUses says whether gateways at the edge send a service's traffic through its

@@ -38,12 +38,8 @@ type entry struct {
 // entries reads the ServiceEntries, the oldest first, and returns those that have a host
 // of their own, by namespace and name.
 func (b *builder) entries(list []*networkingv1.ServiceEntry, h *hosts) []*entry {
-	list = slices.Clone(list)
-	slices.SortFunc(list, func(a, b *networkingv1.ServiceEntry) int {
-		return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
-	})
 	var out []*entry
-	for _, se := range list {
+	for _, se := range oldestFirst(list) {
 		if e := b.entry(se, h); e != nil {
 			out = append(out, e)
 		}

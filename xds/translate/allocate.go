@@ -1,0 +1,221 @@
+package translate
+
+import (
+	"cmp"
+	"encoding/binary"
+	"fmt"
+	"hash/fnv"
+	"net/netip"
+	"slices"
+
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
+)
+
+// The blocks that hosts without an address are given theirs from, as by istiod: the end
+// of IPv4's reserved block, and a part of IPv6's for benchmarks. Nothing real is there.
+var (
+	autoV4 = netip.MustParsePrefix("240.240.0.0/16")
+	autoV6 = netip.MustParsePrefix("2001:2::/48")
+)
+
+// autoSize is how many addresses of a block are given out: of IPv4's all but the first
+// and the last, and of IPv6's as many.
+const autoSize = 1<<16 - 2
+
+// Allocation is what the status of a ServiceEntry should say of the addresses of its hosts.
+type Allocation struct {
+	Entry     *networkingv1.ServiceEntry
+	Addresses []HostAddress // all of them, also those that it says already
+}
+
+// HostAddress is an address that stands for a host.
+type HostAddress struct {
+	Host    string // as the ServiceEntry writes it
+	Address netip.Addr
+}
+
+// Allocate gives an IPv4 and an IPv6 address to every host of a ServiceEntry that has no
+// address of its own, and returns the entries whose status does not say so yet. What is
+// said stays, so that clients which resolved a name go on: unless two say the same, and
+// then it is the older one's; or somebody wrote the address into a spec, which counts
+// more. A host's address is looked for from a place that its name decides: who comes
+// again gets the one from before, and one that becomes free is not at once another's.
+func Allocate(entries []*networkingv1.ServiceEntry) ([]Allocation, []Problem) {
+	a := allocator{owners: make(map[netip.Addr]string)}
+	entries = oldestFirst(entries)
+	for _, se := range entries {
+		a.reserve(se)
+	}
+	said := make([]map[hostFamily]netip.Addr, len(entries))
+	for i, se := range entries {
+		said[i] = a.keep(se)
+	}
+	var out []Allocation
+	for i, se := range entries {
+		if hosts := autoHosts(se); len(hosts) > 0 {
+			if list := a.give(se, hosts, said[i]); !saysAddresses(se, list) {
+				out = append(out, Allocation{se, list})
+			}
+		}
+	}
+	return out, a.problems
+}
+
+func oldestFirst(list []*networkingv1.ServiceEntry) []*networkingv1.ServiceEntry {
+	list = slices.Clone(list)
+	slices.SortFunc(list, func(a, b *networkingv1.ServiceEntry) int {
+		return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+	})
+	return list
+}
+
+// autoHosts are the hosts of a ServiceEntry that are to be given addresses, each once, as
+// they are written. A wildcard has none, unless a waypoint resolves what it stands for.
+func autoHosts(se *networkingv1.ServiceEntry) []string {
+	if !allocates(se) || se.DeletionTimestamp != nil || len(se.Spec.GetHosts()) > maxHosts {
+		return nil
+	}
+	var out []string
+	seen := make(map[string]bool)
+	for _, text := range se.Spec.GetHosts() {
+		host, err := hostPattern(text)
+		if err != nil || seen[host] || wildcard(host) && !dynamic(se) {
+			continue
+		}
+		seen[host] = true
+		out = append(out, text)
+	}
+	return out
+}
+
+// hostFamily is what has one address: a host, as hostPattern reads it, in one of IPv4 and IPv6.
+type hostFamily struct {
+	host string
+	six  bool
+}
+
+// allocator is one run of Allocate.
+type allocator struct {
+	owners   map[netip.Addr]string // who has an address: namespace/name, or a spec
+	blocks   []netip.Prefix        // that specs have
+	full     [2]bool               // by family: nothing is left
+	problems []Problem
+}
+
+// reserve notes addresses that somebody wrote down.
+func (a *allocator) reserve(se *networkingv1.ServiceEntry) {
+	list := se.Spec.GetAddresses()
+	for _, text := range list[:min(len(list), maxEndpoints)] {
+		p, err := block(text)
+		switch {
+		case err != nil || !p.Overlaps(autoV4) && !p.Overlaps(autoV6):
+		case p.IsSingleIP():
+			a.owners[p.Addr()] = "spec.addresses of " + objectName(se.Namespace, se.Name)
+		case !slices.Contains(a.blocks, p):
+			a.blocks = append(a.blocks, p)
+		}
+	}
+}
+
+// keep notes what a status says, and returns what of it counts. What an entry has that is
+// not to have any, for now, is not given to another.
+func (a *allocator) keep(se *networkingv1.ServiceEntry) map[hostFamily]netip.Addr {
+	owner := objectName(se.Namespace, se.Name)
+	out := make(map[hostFamily]netip.Addr)
+	list := se.Status.GetAddresses()
+	for _, said := range list[:min(len(list), 2*maxHosts)] {
+		ip, err := address(said.GetValue())
+		if err != nil || !a.free(ip) {
+			continue
+		}
+		host, err := hostPattern(said.GetHost())
+		key := hostFamily{host, ip.Is6()}
+		if _, twice := out[key]; err == nil && !twice {
+			out[key] = ip
+			a.owners[ip] = owner
+		}
+	}
+	return out
+}
+
+func (a *allocator) free(ip netip.Addr) bool {
+	return a.owners[ip] == "" && !slices.ContainsFunc(a.blocks, func(p netip.Prefix) bool { return p.Contains(ip) })
+}
+
+// give returns the addresses of all hosts of an entry.
+func (a *allocator) give(se *networkingv1.ServiceEntry, hosts []string, said map[hostFamily]netip.Addr) []HostAddress {
+	owner := objectName(se.Namespace, se.Name)
+	var out []HostAddress
+	for _, text := range hosts {
+		host, _ := hostPattern(text) // it was read before
+		for _, family := range []netip.Prefix{autoV4, autoV6} {
+			six := family.Addr().Is6()
+			ip, ok := said[hostFamily{host, six}]
+			if !ok {
+				ip, ok = a.next(family, owner+"/"+host)
+			}
+			if !ok {
+				a.problems = append(a.problems, Problem{Kind: "ServiceEntry", Namespace: se.Namespace, Name: se.Name, Field: "spec.hosts",
+					Reason: fmt.Sprintf("%s has no address: all of %s are given out; write one into spec.addresses", host, family)})
+				continue
+			}
+			a.owners[ip] = owner
+			out = append(out, HostAddress{text, ip})
+		}
+	}
+	return out
+}
+
+// next is the first free address of a block from where a name begins.
+func (a *allocator) next(family netip.Prefix, name string) (netip.Addr, bool) {
+	full := &a.full[0]
+	if family.Addr().Is6() {
+		full = &a.full[1]
+	}
+	if *full {
+		return netip.Addr{}, false
+	}
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(name)) // never fails
+	begin := h.Sum32() % autoSize
+	for i := range uint32(autoSize) {
+		if ip := nth(family, 1+(begin+i)%autoSize); a.free(ip) {
+			return ip, true
+		}
+	}
+	*full = true
+	return netip.Addr{}, false
+}
+
+// nth is the address of a block at a place below 2^16.
+func nth(p netip.Prefix, n uint32) netip.Addr {
+	if p.Addr().Is4() {
+		b := p.Addr().As4()
+		binary.BigEndian.PutUint16(b[2:], uint16(n))
+		return netip.AddrFrom4(b)
+	}
+	b := p.Addr().As16()
+	binary.BigEndian.PutUint16(b[14:], uint16(n))
+	return netip.AddrFrom16(b)
+}
+
+// saysAddresses reports whether a status says these addresses and no others, in any order.
+func saysAddresses(se *networkingv1.ServiceEntry, want []HostAddress) bool {
+	list := se.Status.GetAddresses()
+	if len(list) != len(want) {
+		return false
+	}
+	left := make(map[HostAddress]int, len(want))
+	for _, w := range want {
+		left[w]++
+	}
+	for _, said := range list {
+		ip, err := address(said.GetValue())
+		if k := (HostAddress{said.GetHost(), ip}); err != nil || left[k] == 0 {
+			return false
+		} else {
+			left[k]--
+		}
+	}
+	return true
+}
