@@ -54,11 +54,7 @@ func addressStatus(client dynamic.Interface, m *model, log *slog.Logger) *status
 func (a *addresses) wanted() (map[string]wantedStatus, <-chan struct{}) {
 	entries, changed := a.entries()
 	list, problems := translate.Allocate(a.withWritten(entries, time.Now()))
-	for _, p := range problems[:min(len(problems), maxProblemLines)] {
-		if !slices.Contains(a.told, p) {
-			a.log.Error("a host is given no address", "namespace", p.Namespace, "name", p.Name, "err", p.Reason)
-		}
-	}
+	tellUnaddressed(a.log, a.told, problems)
 	a.told = problems
 	out := make(map[string]wantedStatus, len(list))
 	for _, entry := range list {
@@ -111,10 +107,7 @@ func (a *addresses) change(to translate.Allocation) func(*unstructured.Unstructu
 
 // note remembers what was written.
 func (a *addresses) note(to translate.Allocation) {
-	w := written{uid: to.Entry.UID, at: time.Now()}
-	for _, h := range to.Addresses {
-		w.status = append(w.status, &apinetworking.ServiceEntryAddress{Host: h.Host, Value: h.Address.String()})
-	}
+	w := written{uid: to.Entry.UID, at: time.Now(), status: statusOf(to)}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.written[to.Entry.Namespace+"/"+to.Entry.Name] = w

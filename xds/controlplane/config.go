@@ -126,7 +126,7 @@ func (c *Config) registerWorldFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&c.RootConfigMap, "root-configmap", c.RootConfigMap, "with --kubernetes: ConfigMap with the CA's root that is kept in every namespace; empty for none")
 	fs.BoolVar(&c.PolicyStatus, "policy-status", c.PolicyStatus, "with --kubernetes: write into AuthorizationPolicies what the proxies make of them")
 	fs.BoolVar(&c.WaypointStatus, "waypoint-status", c.WaypointStatus, "with --kubernetes: write into Services and ServiceEntries with the label istio.io/use-waypoint whether traffic goes through it")
-	fs.BoolVar(&c.AllocateAddresses, "allocate-addresses", c.AllocateAddresses, "with --kubernetes: give hosts of ServiceEntries that have no address one of 240.240.0.0/16 and one of 2001:2::/48, in the entry's status")
+	fs.BoolVar(&c.AllocateAddresses, "allocate-addresses", c.AllocateAddresses, "give hosts of ServiceEntries that have no address one of 240.240.0.0/16 and one of 2001:2::/48; with --kubernetes they are kept in the entry's status")
 }
 
 // Validate returns all mistakes at once.

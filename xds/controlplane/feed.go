@@ -27,7 +27,19 @@ type feed interface {
 }
 
 // fileFeed is a folder.
-type fileFeed struct{ *file.Feeder }
+type fileFeed struct {
+	*file.Feeder
+	addresses *fileAddresses // nil: hosts without addresses are given none
+}
+
+// Read implements feed.
+func (f fileFeed) Read() (translate.Objects, <-chan struct{}) {
+	objects, changed := f.Feeder.Read()
+	if f.addresses != nil {
+		objects = f.addresses.fill(objects)
+	}
+	return objects, changed
+}
 
 // Untaken implements feed.
 func (f fileFeed) Untaken() []string { return texts(f.Feeder.Untaken()) }

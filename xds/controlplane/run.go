@@ -120,7 +120,11 @@ func (p *ControlPlane) useFolder(td spiffeid.TrustDomain) error {
 	}
 	p.ca.Store(ca)
 	p.callers = nodesByToken(tokens, p.model)
-	p.feed = fileFeed{file.Feed(p.cfg.KubeDir, p.log)}
+	files := fileFeed{Feeder: file.Feed(p.cfg.KubeDir, p.log)}
+	if p.cfg.AllocateAddresses {
+		files.addresses = &fileAddresses{log: p.log}
+	}
+	p.feed = files
 	return nil
 }
 

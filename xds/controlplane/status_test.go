@@ -239,3 +239,51 @@ func TestWaypointStatus(t *testing.T) {
 	put()
 	eventually(t, "nothing", func() bool { c, others := said(serviceGVR, "s"); return c == nil && others == 1 })
 }
+
+// Hosts in a folder are given addresses, too, and keep them while others come and go, and
+// over a restart.
+func TestAddressesOfAFolder(t *testing.T) {
+	p := start(t, nil)
+	entry := func(name string) {
+		p.write(name+".yaml", "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: "+name+", namespace: app}\nspec: {hosts: ["+name+".example], resolution: DNS, ports: [{number: 80, name: http, protocol: HTTP}]}\n")
+	}
+	vips := func(name string) (out []string) {
+		_, r, _ := p.cp.model.policies()
+		for _, s := range r.Services {
+			if s.Hostname == name+".example" {
+				for _, v := range s.VIPs {
+					out = append(out, v.Addr.String())
+				}
+			}
+		}
+		return out
+	}
+	entry("m")
+	eventually(t, "addresses", func() bool { return len(vips("m")) == 2 })
+	before := vips("m")
+	for _, name := range []string{"a", "z"} {
+		entry(name)
+		eventually(t, "addresses of another", func() bool { return len(vips(name)) == 2 })
+	}
+	if now := vips("m"); !slices.Equal(now, before) {
+		t.Errorf("had %v, has %v", before, now)
+	}
+	objects, _ := p.cp.feed.Read()
+	raw, _ := p.cp.feed.(fileFeed).Feeder.Read() // without what was given before
+	again := (&fileAddresses{log: slog.New(slog.DiscardHandler)}).fill(raw)
+	if len(again.ServiceEntries) != 3 {
+		t.Fatal(again.ServiceEntries)
+	}
+	for i, e := range again.ServiceEntries {
+		if !slices.Equal(addressTexts(e), addressTexts(objects.ServiceEntries[i])) {
+			t.Errorf("%s had %v, has %v", e.Name, objects.ServiceEntries[i].Status.GetAddresses(), e.Status.GetAddresses())
+		}
+	}
+}
+
+func addressTexts(e *networkingv1.ServiceEntry) (out []string) {
+	for _, a := range e.Status.GetAddresses() {
+		out = append(out, a.GetValue())
+	}
+	return out
+}
