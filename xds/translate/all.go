@@ -3,6 +3,7 @@ package translate
 import (
 	"cmp"
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -28,6 +29,7 @@ type builder struct {
 	slices     map[string][]*discoveryv1.EndpointSlice // by the pods that they name
 	policies   *policyIndex
 	peers      *peerIndex
+	owners     map[netip.Addr]string // pods that are ready, by address
 }
 
 // reporter notes a problem with one object.
@@ -77,6 +79,7 @@ func All(o Objects, opts Options) (Result, error) {
 		b.place(pod, id, out.Placements)
 		if w := b.workload(pod); w != nil {
 			out.Workloads = append(out.Workloads, w)
+			b.ownAddresses(w)
 		}
 	}
 	for _, slice := range sorted(o.EndpointSlices) {
@@ -118,6 +121,7 @@ func (b *builder) index(o Objects) {
 		b.network = root.Labels[labelNetwork]
 	}
 	b.waypoints = newWaypointIndex(o.Gateways, o.GatewayClasses)
+	b.owners = make(map[netip.Addr]string)
 	b.slices = make(map[string][]*discoveryv1.EndpointSlice)
 	for _, slice := range sorted(o.EndpointSlices) {
 		for i := range slice.Endpoints {

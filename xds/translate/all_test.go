@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -126,6 +127,35 @@ status: {podIPs: [{ip: 10.0.0.1}]}
 		}
 		if got := len(r.Workloads[0].Services); got != want {
 			t.Errorf("slice in %s: the pod is in %d services, want %d", namespace, got, want)
+		}
+	}
+}
+
+// An address that two pods have is told of, unless one of them goes, has none of its own
+// or is not ready.
+func TestTwoPodsOneAddress(t *testing.T) {
+	for name, c := range map[string]struct {
+		spec, meta, ip, ready string
+		problems              int
+	}{
+		"both":            {"", "", "10.0.0.1", "True", 1},
+		"another address": {"", "", "10.0.0.2", "True", 0},
+		"not ready":       {"", "", "10.0.0.1", "False", 0},
+		"going":           {"", ", deletionTimestamp: 2026-01-01T00:00:00Z", "10.0.0.1", "True", 0},
+		"the node's":      {", hostNetwork: true", "", "10.0.0.1", "True", 0},
+	} {
+		const pod = `apiVersion: v1
+kind: Pod
+metadata: {name: %s, namespace: app%s}
+spec: {nodeName: n%s}
+status: {phase: Running, podIPs: [{ip: %s}], conditions: [{type: Ready, status: "%s"}]}
+`
+		r, err := All(parseObjects(t, fmt.Sprintf(pod+"---\n"+pod, "a", "", "", "10.0.0.1", "True", "b", c.meta, c.spec, c.ip, c.ready)), Options{})
+		if err != nil || len(r.Workloads) != 2 || len(r.Problems) != c.problems {
+			t.Errorf("%s: %d workloads, problems %v, %v", name, len(r.Workloads), r.Problems, err)
+		}
+		if len(r.Problems) > 0 && (r.Problems[0].Name != "b" || !strings.Contains(r.Problems[0].Reason, "10.0.0.1 is also that of pod app/a")) {
+			t.Errorf("%s: %v", name, r.Problems)
 		}
 	}
 }

@@ -98,7 +98,7 @@ func (s Selectors) matches(pod, namespace labels.Set) bool {
 type RedirectOptions struct {
 	BypassInbound     bool     // inbound plaintext goes straight to the app
 	DNS               *bool    // overrides the node's setting; nil leaves it
-	VirtualInterfaces []string // interfaces whose forwarded traffic counts as outbound
+	VirtualInterfaces []string // interfaces whose forwarded traffic counts as outbound, as written: cni/redirect says of which names that can be
 }
 
 // Eligibility says whether a pod is to be in the mesh.
@@ -214,8 +214,6 @@ func redirectOptions(annotations map[string]string) (RedirectOptions, []string) 
 			warnings = append(warnings, fmt.Sprintf("annotation %s: more than %d interfaces: %q and later ones ignored",
 				AnnotationVirtualIface, maxVirtualInterfaces, name))
 			return o, warnings
-		case !validInterface(name):
-			warnings = append(warnings, fmt.Sprintf("annotation %s: %q is not an interface name: ignored", AnnotationVirtualIface, name))
 		default:
 			o.VirtualInterfaces = append(o.VirtualInterfaces, name)
 		}
@@ -233,17 +231,4 @@ func boolAnnotation(annotations map[string]string, key string) (*bool, error) {
 		return nil, fmt.Errorf("annotation %s: %q is neither true nor false: ignored", key, v)
 	}
 	return &b, nil
-}
-
-// validInterface accepts what the kernel takes as an interface name (IFNAMSIZ-1
-// bytes) out of a plain alphabet, with iptables' trailing + for "any that starts
-// so". The name ends up in a rule text, hence the narrow choice.
-func validInterface(name string) bool {
-	if len(name) > 15 || name[0] == '-' {
-		return false
-	}
-	body := strings.TrimSuffix(name, "+")
-	return body != "" && !strings.ContainsFunc(body, func(r rune) bool {
-		return !strings.ContainsRune("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-", r)
-	})
 }

@@ -117,6 +117,22 @@ func podAddresses(pod *corev1.Pod, report reporter) []netip.Addr {
 	return out
 }
 
+// ownAddresses tells of an address that two pods have, both of them ready: while one goes
+// and the other comes that is usual, and else a mistake, or somebody's lie.
+func (b *builder) ownAddresses(w *workload.Workload) {
+	if w.Status != workload.Healthy || w.NetworkMode == workload.HostNetwork {
+		return
+	}
+	name := objectName(w.Namespace, w.Name)
+	for _, a := range w.Addresses {
+		if other := b.owners[a]; other != "" {
+			b.reporter("Pod", w.Namespace, w.Name)("status.podIPs", fmt.Sprintf("%s is also that of pod %s: what is sent there fails, unless it reaches the one whose identity is expected", a, other))
+			continue
+		}
+		b.owners[a] = name
+	}
+}
+
 // address reads an address that something can be reached at.
 func address(text string) (netip.Addr, error) {
 	ip, err := netip.ParseAddr(text)

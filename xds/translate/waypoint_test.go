@@ -2,7 +2,11 @@ package translate
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 	"testing"
+
+	"github.com/warren-mesh/warren/xds/workload"
 )
 
 // TestAdmission is about who may be bound to a waypoint of another namespace.
@@ -75,5 +79,175 @@ func TestNamespaceIsReportedOnce(t *testing.T) {
 	r, err := All(parseObjects(t, text), Options{})
 	if err != nil || len(r.Problems) != 1 || r.Problems[0].Kind != "Namespace" {
 		t.Errorf("problems %v, %v", r.Problems, err)
+	}
+}
+
+// TestBinding is who goes through which waypoint: the label on the object before that on
+// its namespace, what the Gateway or else its class is for, and nobody through one that
+// is not there yet, which is told.
+func TestBinding(t *testing.T) {
+	const objects = `apiVersion: v1
+kind: Namespace
+metadata: {name: app, labels: {%[1]s}}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: GatewayClass
+metadata: {name: waypoint, labels: {%[4]s}}
+spec: {controllerName: x}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: wp, namespace: app, labels: {%[3]s}}
+spec: {gatewayClassName: waypoint, listeners: [{name: m, port: 15008, protocol: HBONE}]}
+status: {addresses: [%[5]s]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: s, namespace: app, labels: {%[2]s}}
+spec: {clusterIP: 10.1.0.1, ports: [{port: 80}]}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: e, namespace: app, labels: {%[2]s}}
+spec: {hosts: [e.example], addresses: [10.2.0.1], resolution: STATIC, ports: [{number: 80, name: http, protocol: HTTP}]}
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: w, namespace: app, labels: {%[2]s}}
+spec: {address: 10.3.0.1}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: p, namespace: app, uid: u, labels: {%[2]s}}
+spec: {nodeName: n}
+status: {phase: Running, podIP: 10.4.0.1, podIPs: [{ip: 10.4.0.1}]}
+`
+	const use, ip = "istio.io/use-waypoint: wp", "{type: IPAddress, value: 10.1.9.1}"
+	for name, c := range map[string]struct {
+		namespace, object, gateway, class, addresses string
+
+		services, workloads bool   // that go through it
+		reason              string // of the Service's binding; empty: it says nothing
+	}{
+		"nobody asks":                   {"", "", "", "", ip, false, false, ""},
+		"the object asks":               {"", use, "", "", ip, true, false, "WaypointAccepted"},
+		"the namespace asks":            {use, "", "", "", ip, true, false, "WaypointAccepted"},
+		"the object does not want":      {use, "istio.io/use-waypoint: none", "", "", ip, false, false, ""},
+		"the namespace does not want":   {"istio.io/use-waypoint: none", "", "", "", ip, false, false, ""},
+		"the object before that":        {"istio.io/use-waypoint: other", use, "", "", ip, true, false, "WaypointAccepted"},
+		"for workloads":                 {"", use, "istio.io/waypoint-for: workload", "", ip, false, true, "UnsupportedTrafficType"},
+		"for workloads, by namespace":   {use, "", "istio.io/waypoint-for: workload", "", ip, false, true, ""},
+		"for all":                       {"", use, "istio.io/waypoint-for: all", "", ip, true, true, "WaypointAccepted"},
+		"for none":                      {"", use, "istio.io/waypoint-for: none", "", ip, false, false, "UnsupportedTrafficType"},
+		"for what is not known":         {"", use, "istio.io/waypoint-for: everybody", "", ip, false, false, "UnsupportedTrafficType"},
+		"for all, by class":             {"", use, "", "istio.io/waypoint-for: all", ip, true, true, "WaypointAccepted"},
+		"the Gateway before its class":  {"", use, "istio.io/waypoint-for: service", "istio.io/waypoint-for: all", ip, true, false, "WaypointAccepted"},
+		"not there":                     {"", "istio.io/use-waypoint: other", "", "", ip, false, false, "WaypointIsNotReady"},
+		"in another namespace":          {"", use + ", istio.io/use-waypoint-namespace: infra", "", "", ip, false, false, "WaypointIsNotReady"},
+		"its namespace by name":         {"", use + ", istio.io/use-waypoint-namespace: app", "", "", ip, true, false, "WaypointAccepted"},
+		"no address yet":                {"", use, "", "", "", false, false, "WaypointIsNotReady"},
+		"an address that is none":       {"", use, "", "", "{type: IPAddress, value: x}", false, false, "WaypointIsNotReady"},
+		"a hostname":                    {"", use, "", "", "{type: Hostname, value: wp.app.svc.cluster.local}, " + ip, true, false, "WaypointAccepted"},
+		"of a waypoint itself":          {use, "gateway.istio.io/managed: istio.io-mesh-controller", "istio.io/waypoint-for: all", "", ip, false, false, ""},
+		"of an east-west gateway":       {use, "gateway.istio.io/managed: istio.io-eastwest-controller", "istio.io/waypoint-for: all", "", ip, false, false, ""},
+		"of what somebody else manages": {use, "gateway.istio.io/managed: istio.io-gateway-controller", "", "", ip, true, false, "WaypointAccepted"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, err := All(parseObjects(t, fmt.Sprintf(objects, c.namespace, c.object, c.gateway, c.class, c.addresses)), Options{Network: "net"})
+			if err != nil || len(r.Services) != 2 || len(r.Workloads) != 2 {
+				t.Fatal(len(r.Services), len(r.Workloads), err)
+			}
+			check := func(what string, g *workload.GatewayAddress, want bool) {
+				t.Helper()
+				if (g != nil) != want {
+					t.Errorf("%s goes through %v, want one: %v", what, g, want)
+				}
+				if g == nil {
+					return
+				}
+				if host := strings.Contains(c.addresses, "Hostname"); g.HBONEPort != 15008 || (g.Hostname.Hostname == "wp.app.svc.cluster.local" && g.Hostname.Namespace == "app") != host ||
+					!host && (g.Address.Network != "net" || g.Address.Addr.String() != "10.1.9.1") {
+					t.Errorf("%s is sent to %+v", what, *g)
+				}
+			}
+			for _, s := range r.Services {
+				check(s.Hostname, s.Waypoint, c.services)
+			}
+			for _, w := range r.Workloads {
+				check(w.UID, w.Waypoint, c.workloads)
+			}
+			for _, kind := range []string{"Service", "ServiceEntry"} {
+				reason := ""
+				for _, b := range r.Bindings {
+					if b.Kind == kind {
+						reason = b.Reason
+						if b.Bound != c.services || b.Message == "" {
+							t.Errorf("%s: %+v", kind, b)
+						}
+					}
+				}
+				if reason != c.reason {
+					t.Errorf("%s says %q, want %q", kind, reason, c.reason)
+				}
+			}
+		})
+	}
+}
+
+// TestCanary: a second waypoint has a share, and one that cannot have it leaves all to
+// the first, which the binding says.
+func TestCanary(t *testing.T) {
+	const objects = `apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: wp, namespace: app}
+spec: {gatewayClassName: waypoint, listeners: [{name: m, port: 15008, protocol: HBONE}]}
+status: {addresses: [{value: 10.1.9.1}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: new, namespace: app, labels: {%[1]s}}
+spec: {gatewayClassName: waypoint, listeners: [{name: m, port: 15008, protocol: HBONE}]}
+status: {addresses: [{value: 10.1.9.2}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: s, namespace: app, labels: {istio.io/use-waypoint: wp, istio.io/use-waypoint-canary: %[2]s}, annotations: {istio.io/use-waypoint-canary-weight: "%[3]s"}}
+spec: {clusterIP: 10.1.0.1, ports: [{port: 80}]}
+`
+	for name, c := range map[string]struct {
+		gateway, canary, weight string
+		share                   []uint32 // nil: all to the first
+		says                    string
+	}{
+		"a share":         {"", "new", "20", []uint32{80, 20}, "20 % of it through Gateway app/new"},
+		"nothing":         {"", "new", "0", []uint32{100, 0}, "0 % of it"},
+		"everything":      {"", "new", "100", []uint32{0, 100}, "100 % of it"},
+		"too much":        {"", "new", "101", nil, "101"},
+		"no number":       {"", "new", "half", nil, "half"},
+		"the same":        {"", "wp", "20", nil, "the waypoint itself"},
+		"not there":       {"", "nope", "20", nil, "no Gateway app/nope"},
+		"for other kinds": {"istio.io/waypoint-for: workload", "new", "20", nil, "is for workload"},
+		"none":            {"", "none", "20", nil, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, err := All(parseObjects(t, fmt.Sprintf(objects, c.gateway, c.canary, c.weight)), Options{})
+			if err != nil || len(r.Services) != 1 || r.Services[0].Waypoint == nil || len(r.Bindings) != 1 {
+				t.Fatal(r.Services, r.Bindings, err)
+			}
+			var share []uint32
+			for _, w := range r.Services[0].WeightedWaypoints {
+				share = append(share, w.Weight)
+			}
+			if !slices.Equal(share, c.share) {
+				t.Errorf("shares %v, want %v", share, c.share)
+			}
+			b := r.Bindings[0]
+			if !b.Bound || b.Reason != "WaypointAccepted" || !strings.Contains(b.Message, c.says) || c.says == "" && strings.Contains(b.Message, "canary") {
+				t.Errorf("says %+v, want %q", b, c.says)
+			}
+			if wrong := len(r.Problems) > 0; wrong != (c.share == nil && c.canary != "none") {
+				t.Errorf("problems %v", r.Problems)
+			}
+		})
 	}
 }
