@@ -8,14 +8,14 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"golang.org/x/sync/singleflight"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"k8s.io/client-go/kubernetes"
+
+	"github.com/warren-mesh/warren/ca/bearer"
 )
 
 const (
@@ -81,7 +81,7 @@ func New(cfg Config) (*Authenticator, error) {
 
 // Authenticate names the caller by the bearer token in the metadata of ctx. Its error is for the log.
 func (a *Authenticator) Authenticate(ctx context.Context) (Caller, error) {
-	token, err := bearer(ctx)
+	token, err := bearer.Token(ctx, maxToken)
 	if err != nil {
 		return Caller{}, err
 	}
@@ -129,23 +129,6 @@ func (c *Config) checkTrusted(caller Caller) error {
 		return fmt.Errorf("the token of %s is not bound to a pod: use a projected token", acc)
 	}
 	return nil
-}
-
-func bearer(ctx context.Context) (string, error) {
-	md, _ := metadata.FromIncomingContext(ctx)
-	values := md.Get("authorization")
-	if len(values) != 1 {
-		return "", fmt.Errorf("%d authorization headers, one is needed", len(values))
-	}
-	scheme, token, ok := strings.Cut(values[0], " ")
-	if !ok || !strings.EqualFold(scheme, "Bearer") {
-		return "", errors.New("the authorization header holds no bearer token")
-	}
-	token = strings.TrimSpace(token)
-	if token == "" || len(token) > maxToken {
-		return "", fmt.Errorf("bearer token of %d bytes", len(token))
-	}
-	return token, nil
 }
 
 // from is the address of a caller, the zero one when it cannot be told.

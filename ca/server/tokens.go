@@ -14,7 +14,7 @@ import (
 	"sync"
 	"time"
 
-	"google.golang.org/grpc/metadata"
+	"github.com/warren-mesh/warren/ca/bearer"
 )
 
 const (
@@ -62,7 +62,7 @@ func NewTokens(path string, log *slog.Logger) (*Tokens, error) {
 
 // Authenticate implements Authenticator: the caller's bearer token names its node.
 func (t *Tokens) Authenticate(ctx context.Context) (Caller, error) {
-	token, err := bearer(ctx)
+	token, err := bearer.Token(ctx, maxToken)
 	if err != nil {
 		return Caller{}, err
 	}
@@ -81,23 +81,6 @@ func (t *Tokens) Authenticate(ctx context.Context) (Caller, error) {
 		return Caller{}, errors.New("the token is not that of a node")
 	}
 	return Caller{Node: name}, nil
-}
-
-func bearer(ctx context.Context) (string, error) {
-	md, _ := metadata.FromIncomingContext(ctx)
-	values := md.Get("authorization")
-	if len(values) != 1 {
-		return "", fmt.Errorf("%d authorization headers, one is needed", len(values))
-	}
-	scheme, token, ok := strings.Cut(values[0], " ")
-	if !ok || !strings.EqualFold(scheme, "Bearer") {
-		return "", errors.New("the authorization header holds no bearer token")
-	}
-	token = strings.TrimSpace(token)
-	if token == "" || len(token) > maxToken {
-		return "", fmt.Errorf("bearer token of %d bytes", len(token))
-	}
-	return token, nil
 }
 
 // current is the tokens in force, after a look at whether the file changed.

@@ -12,7 +12,7 @@ type kind int
 
 const (
 	unknown kind = iota
-	bottom       // internal/netns, internal/hostdir, internal/nswatch
+	bottom       // internal/netns, internal/dirwatch, internal/hostdir, internal/nswatch
 	contract
 	pure
 	core
@@ -31,6 +31,7 @@ func (k kind) String() string {
 func kinds() map[string]kind {
 	return map[string]kind{
 		"internal/netns":    bottom,
+		"internal/dirwatch": bottom,
 		"internal/hostdir":  bottom,
 		"internal/nstest":   support,
 		"internal/archtest": support,
@@ -78,6 +79,7 @@ func kinds() map[string]kind {
 		"ca/svid":      core,
 		"ca/source/*":  adapter,
 		"ca/authority": pure,
+		"ca/bearer":    pure,
 		"ca/server":    adapter,
 		"ca/kubeauth":  adapter,
 		"ca/mtls":      pure,
