@@ -61,7 +61,7 @@ func New(cfg Config) (*Installer, error) {
 // leaves everything as it is. What goes wrong is in State, and tried again.
 func (i *Installer) Run(ctx context.Context) error {
 	w := newWatch(i.log)
-	defer w.close()
+	defer w.Close()
 	for {
 		again, pause := i.round(w)
 		if pause > 0 && !sleep(ctx, pause) {
@@ -72,7 +72,7 @@ func (i *Installer) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			timer.Stop()
 			return nil
-		case <-w.wake:
+		case <-w.Events():
 		case <-timer.C:
 		}
 		timer.Stop()

@@ -66,7 +66,7 @@ func (f *Feeder) Run(ctx context.Context) error {
 	unknown := newUnknownKinds(f.log)
 	s := newScanner(f.dir, unknown.report)
 	w := newWatch(f.dir, f.log)
-	defer w.close()
+	defer w.Close()
 	for {
 		watched := w.ensure()
 		changed, err := s.scan(time.Now())
@@ -97,7 +97,7 @@ func (f *Feeder) wait(ctx context.Context, w *watch, watched bool) bool {
 			return false
 		case <-due.C:
 			return true
-		case <-w.events():
+		case <-w.Events():
 			now := time.Now()
 			if deadline.IsZero() {
 				deadline = now.Add(longest)
