@@ -19,7 +19,7 @@ func (t *tunnel) dial(ctx context.Context, r resolved) (relay.App, error) {
 	if r.Proxied {
 		return t.dialProxied(ctx, r)
 	}
-	app, err := dialInbound(ctx, t.p, r.conn, t.p.sockets.Connect, r.Target, t.transparent)
+	app, err := dialInbound(ctx, t.p, r.conn, t.p.sockets.ConnectLocal, r.Target, t.transparent)
 	if err != nil {
 		return nil, err
 	}

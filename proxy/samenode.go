@@ -136,7 +136,7 @@ func (c *connection) connectHere(n *neighbour, d route.Decision, self *workload.
 		in.end(err)
 		return nil, nil, errStatus(http.StatusUnauthorized)
 	}
-	app, err := dialInbound(in.ctx, n.p, in, n.p.sockets.Connect, n.target, n.p.transparent)
+	app, err := dialInbound(in.ctx, n.p, in, n.p.sockets.ConnectLocal, n.target, n.p.transparent)
 	if err == nil && in.ctx.Err() != nil {
 		_ = app.Close()
 		app, err = nil, in.ctx.Err()

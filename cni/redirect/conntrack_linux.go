@@ -77,19 +77,26 @@ func (p place) outlived(ctx context.Context) ([]flow, error) {
 }
 
 // startAfresh is for a pod that has just got its first rules: what outlived it, and
-// what they would be kept from, is forgotten.
+// what they would be kept from, is forgotten; what others have open to it is not.
 func (p place) startAfresh(ctx context.Context, c Config, outlived []flow) error {
 	if err := p.drop(ctx, outlived); err != nil {
 		return err
 	}
-	if none, err := p.tracksNothing(); none || err != nil {
+	none, err := p.tracksNothing()
+	if err != nil {
 		return err
 	}
-	theirs, err := p.strangers(ctx)
-	if err != nil || len(theirs) > 0 {
-		return err
+	if !none {
+		theirs, err := p.strangers(ctx)
+		if err != nil || len(theirs) > 0 {
+			return err
+		}
+		if err := p.forget(ctx, c.waiting); err != nil {
+			return err
+		}
 	}
-	return p.forget(ctx, c.waiting)
+	p.trackInbound()
+	return nil
 }
 
 // forget makes conntrack forget the flows that which says, so that their next

@@ -52,25 +52,16 @@ func (b *iptables) Apply(ns *netns.NS, c Config) error {
 		if err != nil {
 			return err
 		}
-		if err := s.routes.add(c); err != nil {
-			return err
-		}
-		outlived, err := s.outlived(ctx)
-		if err != nil {
-			return err
-		}
-		fresh := true
-		for _, f := range c.families() {
-			had, err := s.apply(ctx, f, Rules(c))
-			if err != nil {
-				return err
+		return s.applied(ctx, c, func() (had bool, err error) {
+			for _, f := range c.families() {
+				some, err := s.apply(ctx, f, Rules(c))
+				if err != nil {
+					return had, err
+				}
+				had = had || some
 			}
-			fresh = fresh && !had
-		}
-		if !fresh {
-			return nil
-		}
-		return s.startAfresh(ctx, c, outlived)
+			return had, nil
+		})
 	})
 }
 

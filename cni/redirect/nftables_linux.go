@@ -27,18 +27,7 @@ func (b *native) Apply(ns *netns.NS, c Config) error {
 		if err != nil {
 			return err
 		}
-		if err := s.routes.add(c); err != nil {
-			return err
-		}
-		outlived, err := s.outlived(ctx)
-		if err != nil {
-			return err
-		}
-		had, err := s.apply(ctx, Rules(c))
-		if err != nil || had {
-			return err
-		}
-		return s.startAfresh(ctx, c, outlived)
+		return s.applied(ctx, c, func() (bool, error) { return s.apply(ctx, Rules(c)) })
 	})
 }
 

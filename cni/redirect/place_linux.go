@@ -67,3 +67,20 @@ func (p place) families() (fs []Family) {
 	}
 	return []Family{IPv4}
 }
+
+// applied puts routes and rules in place, those by apply, which says whether there had
+// been any of ours. A pod that had none starts afresh: see startAfresh.
+func (p place) applied(ctx context.Context, c Config, apply func() (had bool, err error)) error {
+	if err := p.routes.add(c); err != nil {
+		return err
+	}
+	outlived, err := p.outlived(ctx)
+	if err != nil {
+		return err
+	}
+	had, err := apply()
+	if err != nil || had {
+		return err
+	}
+	return p.startAfresh(ctx, c, outlived)
+}

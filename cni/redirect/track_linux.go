@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -26,6 +27,52 @@ const (
 // rules redirect whatever it takes for new, and the first packet of a silent
 // connection from before would be.
 func (p place) track(ctx context.Context) error {
+	return p.eachConnection(func(n *netfilter, c connection) error {
+		if err := errors.Join(n.track(c.opener, c.other), ctx.Err()); err != nil {
+			return fmt.Errorf("tell conntrack of %s: %w", c.remote, err)
+		}
+		return nil
+	})
+}
+
+// What trackInbound does at most: the pod waits for it.
+const (
+	maxInbound    = 1 << 14
+	inboundWithin = time.Second
+)
+
+// trackInbound tells conntrack of the connections that others have made to a pod before
+// it had rules of ours. The proxy connects to the application with a client's address,
+// and the kernel, which sees no socket of ours on the client's ports, may choose one of
+// them: a client's connection that conntrack knows goes on then, and the proxy has to
+// take another port (see markRules); of one that it does not know, since nothing was
+// sent on it for long, both ends would be lost. It is done as well as it can be: a pod
+// is not kept from the mesh by what may never happen.
+func (p place) trackInbound() {
+	until := time.Now().Add(inboundWithin)
+	left := maxInbound
+	_ = p.eachConnection(func(n *netfilter, c connection) error {
+		if !c.inbound {
+			return nil
+		}
+		if left--; left < 0 || time.Now().After(until) {
+			return errEnough
+		}
+		return n.track(c.opener, c.other)
+	})
+}
+
+var errEnough = errors.New("enough")
+
+// connection is one of the pod's that is under way.
+type connection struct {
+	opener, other netip.AddrPort // who opened it, as far as can be told
+	remote        netip.AddrPort
+	inbound       bool // the pod listens on its port
+}
+
+// eachConnection calls fn for every TCP connection of the pod with others.
+func (p place) eachConnection(fn func(*netfilter, connection) error) error {
 	var h *netlink.Handle
 	err := p.ns.Do(func() (err error) {
 		h, err = netlink.NewHandle(unix.NETLINK_INET_DIAG)
@@ -43,19 +90,31 @@ func (p place) track(ctx context.Context) error {
 		return err
 	}
 	defer n.close()
+	var sockets []*netlink.Socket
+	listens := map[uint16]bool{} // on any address, of either family: an IPv6 socket takes IPv4, too
 	for _, f := range p.families() {
-		sockets, err := h.SocketDiagTCP(uint8(f.af()))
+		some, err := h.SocketDiagTCP(uint8(f.af()))
 		if err != nil && !interrupted(err) {
 			return fmt.Errorf("list the %s connections: %w", f, err)
 		}
-		for _, s := range sockets {
-			local, remote := socketAddr(s.ID.Source, s.ID.SourcePort), socketAddr(s.ID.Destination, s.ID.DestinationPort)
-			if !underWay(s.State) || remote.Addr().IsLoopback() {
-				continue
+		for _, s := range some {
+			if s.State == netlink.TCP_LISTEN {
+				listens[s.ID.SourcePort] = true
 			}
-			if err := errors.Join(n.track(local, remote), ctx.Err()); err != nil {
-				return fmt.Errorf("tell conntrack of %s: %w", remote, err)
-			}
+		}
+		sockets = append(sockets, some...)
+	}
+	for _, s := range sockets {
+		local, remote := socketAddr(s.ID.Source, s.ID.SourcePort), socketAddr(s.ID.Destination, s.ID.DestinationPort)
+		if !underWay(s.State) || remote.Addr().IsLoopback() {
+			continue
+		}
+		c := connection{opener: local, other: remote, remote: remote}
+		if c.inbound = listens[local.Port()]; c.inbound {
+			c.opener, c.other = remote, local
+		}
+		if err := fn(n, c); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -76,16 +135,16 @@ func socketAddr(ip []byte, port uint16) netip.AddrPort {
 }
 
 // track adds a connection, unless it is known in either direction.
-func (n *netfilter) track(local, remote netip.AddrPort) error {
+func (n *netfilter) track(opener, other netip.AddrPort) error {
 	family := byte(unix.AF_INET)
-	if local.Addr().Is6() {
+	if opener.Addr().Is6() {
 		family = unix.AF_INET6
 	}
 	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_CTNETLINK<<8|newConntrack, unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_EXCL)
 	req.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_NETFILTER: {Socket: n.s}}
 	req.AddData(&nl.Nfgenmsg{NfgenFamily: family})
-	req.AddData(tuple(nl.CTA_TUPLE_ORIG, local, remote))
-	req.AddData(tuple(nl.CTA_TUPLE_REPLY, remote, local))
+	req.AddData(tuple(nl.CTA_TUPLE_ORIG, opener, other))
+	req.AddData(tuple(nl.CTA_TUPLE_REPLY, other, opener))
 	req.AddData(nl.NewRtAttr(nl.CTA_STATUS, binary.BigEndian.AppendUint32(nil, statusAlive)))
 	req.AddData(nl.NewRtAttr(nl.CTA_TIMEOUT, binary.BigEndian.AppendUint32(nil, trackedFor)))
 	info := nl.NewRtAttr(nl.CTA_PROTOINFO|unix.NLA_F_NESTED, nil)

@@ -9,6 +9,7 @@ import (
 	"os"
 	"strconv"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -40,16 +41,17 @@ func (c *Connection) Close() error {
 
 // Connect is Dial for who has a poller of its own.
 func (s *Sockets) Connect(ctx context.Context, src netip.Addr, dst netip.AddrPort) (*Connection, error) {
-	return s.connectFrom(ctx, src, dst, false)
+	return s.connectFrom(ctx, src, dst, false, s.cfg.ConnectTimeout)
 }
 
 // ConnectApart is Connect for a client whose own connections to dst were redirected
 // in this namespace: its source ports and ours do not meet; see [Source].
 func (s *Sockets) ConnectApart(ctx context.Context, src netip.Addr, dst netip.AddrPort) (*Connection, error) {
-	return s.connectFrom(ctx, src, dst, true)
+	return s.connectFrom(ctx, src, dst, true, s.cfg.ConnectTimeout)
 }
 
-func (s *Sockets) connectFrom(ctx context.Context, src netip.Addr, dst netip.AddrPort, apart bool) (*Connection, error) {
+// connectFrom waits for an answer within a time, if it does not come at once.
+func (s *Sockets) connectFrom(ctx context.Context, src netip.Addr, dst netip.AddrPort, apart bool, within time.Duration) (*Connection, error) {
 	src, dst = src.Unmap(), unmap(dst)
 	options, err := s.optionsFor(src, dst, apart)
 	if err != nil {
@@ -64,7 +66,7 @@ func (s *Sockets) connectFrom(ctx context.Context, src netip.Addr, dst netip.Add
 	if err != nil {
 		return nil, fmt.Errorf("sockopt: dial %s: %w", dst, err)
 	}
-	return s.connect(ctx, fd, dst)
+	return s.connect(ctx, fd, dst, within)
 }
 
 // socket makes a socket in our namespace.
@@ -77,14 +79,14 @@ func (s *Sockets) socket(family int) (int, error) {
 }
 
 // connect connects fd, which it owns.
-func (s *Sockets) connect(ctx context.Context, fd int, dst netip.AddrPort) (*Connection, error) {
+func (s *Sockets) connect(ctx context.Context, fd int, dst netip.AddrPort, within time.Duration) (*Connection, error) {
 	err := unix.Connect(fd, sockaddr(dst))
 	if err == unix.EINPROGRESS {
 		// An application in the same namespace has answered by now.
 		if done, serr := settled(fd); done {
 			err = serr
 		} else {
-			fd, err = s.await(ctx, fd)
+			fd, err = await(ctx, fd, within)
 		}
 	}
 	if err == nil && toItself(fd, dst) {
@@ -102,8 +104,8 @@ func (s *Sockets) connect(ctx context.Context, fd int, dst netip.AddrPort) (*Con
 
 // await waits on the runtime's poller until fd is connected, and returns another
 // descriptor in its place.
-func (s *Sockets) await(ctx context.Context, fd int) (int, error) {
-	ctx, cancel := context.WithTimeout(ctx, s.cfg.ConnectTimeout)
+func await(ctx context.Context, fd int, within time.Duration) (int, error) {
+	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	f := os.NewFile(uintptr(fd), "socket")
 	defer f.Close()
