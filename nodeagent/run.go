@@ -97,6 +97,9 @@ func newAgent(cfg Config, client kubernetes.Interface, log *slog.Logger) (_ *Age
 	if err := errors.Join(os.MkdirAll(cfg.RunDir, 0o755), os.MkdirAll(cfg.StateDir, 0o755)); err != nil {
 		return nil, fmt.Errorf("nodeagent: %w", err)
 	}
+	if err := claimState(cfg.StateDir, cfg.NodeName, bootID()); err != nil {
+		return nil, err
+	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, a.close())
