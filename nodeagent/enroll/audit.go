@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"slices"
 	"time"
@@ -56,6 +57,7 @@ type audited struct {
 	dirty     bool     // something has changed in it
 	again     time.Time
 	gap       time.Duration
+	down      time.Time // since when the loopback is; zero: it is up, as far as is known
 	looking   bool
 	inspected time.Time // when rules and answer were last looked at
 	unheard   bool      // the listeners were not there at the last look, if there was one
@@ -186,13 +188,18 @@ func (e *Enroller) inspect(ctx context.Context, m *member) {
 	if !in || ctx.Err() != nil || !e.reopened(ctx, m) {
 		return
 	}
+	going := false
 	if view, _ := e.cfg.World.View(); view != nil {
-		if p, ok := view.Pod(m.name, m.uid); ok {
+		p, ok := view.Pod(m.name, m.uid)
+		if going = !ok || p.Going || p.Finished; ok {
 			e.letProbes(ctx, m, e.probeIPs(m, p))
 		}
 	}
 	e.watch(m)
-	proof, flaw, repaired := e.examine(m)
+	if e.beingTakenDown(m) {
+		return
+	}
+	proof, flaw, repaired := e.examine(ctx, m, going)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	now := time.Now()
@@ -207,8 +214,45 @@ func (e *Enroller) inspect(ctx context.Context, m *member) {
 	a.inspected, a.proof, a.flaw = now, proof, flaw
 }
 
-// examine looks at a pod's rules, and whether a connection is answered.
-func (e *Enroller) examine(m *member) (proof Proof, flaw string, repaired bool) {
+// takenDown is how long a sandbox may have its loopback down before that is mended as
+// somebody's mistake.
+const takenDown = time.Second
+
+// beingTakenDown says whether a pod has just lost its loopback, and our routes with it:
+// so a runtime begins to take a sandbox away, and says DEL a moment later. Nothing goes
+// around the mesh meanwhile: what is redirected has nowhere to go.
+func (e *Enroller) beingTakenDown(m *member) bool {
+	down := loopbackDown(m.box.ns)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	a := &m.audit
+	now := time.Now()
+	switch {
+	case !down:
+		a.down = time.Time{}
+		return false
+	case a.down.IsZero():
+		a.down = now
+	case now.Sub(a.down) >= takenDown:
+		return false
+	}
+	a.dirty, a.again = true, a.down.Add(takenDown)
+	a.inspected, a.proof, a.flaw = now, ProofRules, "the loopback is down"
+	return true
+}
+
+func loopbackDown(ns *netns.NS) (down bool) {
+	_ = ns.Do(func() error { // who cannot tell does not say so
+		lo, err := net.InterfaceByName("lo")
+		down = err == nil && lo.Flags&net.FlagUp == 0
+		return err
+	})
+	return down
+}
+
+// examine looks at a pod's rules, and whether a connection is answered. Of a pod that is
+// going the log is told in a low voice.
+func (e *Enroller) examine(ctx context.Context, m *member, going bool) (proof Proof, flaw string, repaired bool) {
 	b, err := e.backend(m.box.redirect)
 	if err != nil {
 		e.note(m, err)
@@ -222,7 +266,11 @@ func (e *Enroller) examine(m *member) (proof Proof, flaw string, repaired bool) 
 			err = verify(b, m.box.ns, *m.box.redirect)
 		}
 		e.cfg.Observe("repair", time.Since(began), err)
-		e.log.Warn("a pod's rules were not right", "pod", m.name.String(), "uid", m.uid, "was", diff.Error(), "repaired", err == nil, "err", err)
+		level := slog.LevelWarn
+		if going {
+			level = slog.LevelDebug
+		}
+		e.log.Log(ctx, level, "a pod's rules were not right", "pod", m.name.String(), "uid", m.uid, "was", diff.Error(), "repaired", err == nil, "err", err)
 		if err != nil {
 			e.note(m, err)
 			return ProofRules, err.Error(), false

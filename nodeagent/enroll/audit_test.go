@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/warren-mesh/warren/internal/nstest"
 	"github.com/warren-mesh/warren/internal/nswatch"
@@ -178,5 +179,51 @@ func TestAuditFollows(t *testing.T) {
 	}
 	if strings.Contains(n.reason("uid-a"), "rules") {
 		t.Error(n.reason("uid-a"))
+	}
+}
+
+// TestTeardownIsQuiet: a sandbox that the runtime takes away, its loopback first, is no
+// drift to warn of; one whose loopback only went down is mended.
+func TestTeardownIsQuiet(t *testing.T) {
+	nstest.LeakCheck(t)
+	n := newNode(t)
+	n.times.Inspect = 1 << 40
+	w := n.withAudit()
+	n.proxy()
+	boxes := map[string]*sandbox{}
+	for _, name := range []string{"a", "b", "c"} {
+		boxes[name] = n.sandbox("app", name, "uid-"+name, "c-"+name)
+		inPod(t, boxes[name].netns, "ip", "link", "set", "lo", "up")
+	}
+	t.Cleanup(func() { n.stop(); w.Close() }) // before the namespaces go
+	begin := func(name string, edit ...func(*corev1.Pod)) *sandbox {
+		n.world.pod("app", name, "uid-"+name, edit...)
+		n.mustAdd(boxes[name])
+		n.until("it is looked at", func() bool { p := n.proof("uid-" + name); return p != enroll.ProofNone && p != "" })
+		return boxes[name]
+	}
+	a := begin("a")
+	inPod(t, a.netns, "ip", "link", "set", "lo", "down")
+	n.until("it is seen", func() bool { return n.proof("uid-a") == enroll.ProofRules })
+	if err := n.client.Del(within(t), a.key, "uid-a"); err != nil {
+		t.Fatal(err)
+	}
+	if n.log.has("rules were not right") {
+		t.Error("warned of a sandbox that was taken away")
+	}
+	b := begin("b")
+	inPod(t, b.netns, "ip", "link", "set", "lo", "down")
+	n.until("the rules are back", func() bool { return n.proof("uid-b") != enroll.ProofRules && n.captured(b) })
+	if !n.log.has("rules were not right", "pod=app/b") {
+		t.Error("not told of it")
+	}
+	// Of one that is being deleted nobody needs to be told.
+	c := begin("c", func(p *corev1.Pod) { p.DeletionTimestamp = &metav1.Time{} })
+	if err := n.backend.StopCapture(c.netns); err != nil {
+		t.Fatal(err)
+	}
+	n.until("the rules are back", func() bool { return n.captured(c) })
+	if n.log.has("rules were not right", "pod=app/c") {
+		t.Error("warned of a pod that goes")
 	}
 }

@@ -133,6 +133,7 @@ type node struct {
 	times enroll.Times
 
 	config  func(*enroll.Config) // changes it before each start
+	log     logText
 	notices *notices
 }
 
@@ -153,6 +154,30 @@ func (n *notices) about(pod, text string) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return slices.ContainsFunc(n.all, func(o enroll.Notice) bool { return o.Pod.Name == pod && strings.Contains(o.Text, text) })
+}
+
+// logText is what the agent's log says.
+type logText struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *logText) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+// has says whether one line of it has all of these.
+func (l *logText) has(texts ...string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for line := range strings.Lines(l.text.String()) {
+		if !slices.ContainsFunc(texts, func(t string) bool { return !strings.Contains(line, t) }) {
+			return true
+		}
+	}
+	return false
 }
 
 func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
@@ -183,7 +208,7 @@ func (n *node) start() *node {
 	cfg := enroll.Config{
 		StateDir: n.state(), HostRoot: "/", BootID: "boot", Backend: n.backend, Named: redirect.Named,
 		Redirect: event.Redirect{IPv6: true, ProbeIP4: redirect.ProbeIP4(), ProbeIP6: redirect.ProbeIP6()},
-		Proxy:    server, World: n.world, Flows: n.flows, Log: quiet(), Times: n.times, Tell: n.notices.tell,
+		Proxy:    server, World: n.world, Flows: n.flows, Log: slog.New(slog.NewTextHandler(&n.log, nil)), Times: n.times, Tell: n.notices.tell,
 	}
 	n.config(&cfg)
 	e, err := enroll.New(cfg)

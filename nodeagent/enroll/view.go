@@ -36,6 +36,7 @@ type Pod struct {
 	Containers     []string     // IDs of its containers, without the runtime's name
 	Eligible       translate.Eligibility
 	Finished       bool   // it will not run any more
+	Going          bool   // it is being deleted
 	HostNetwork    bool   // it has no namespace of its own
 	Marked         string // its annotation ambient.istio.io/redirection; empty: none
 }
@@ -108,6 +109,7 @@ func newPod(p *corev1.Pod, el translate.Eligibility) Pod {
 		PodName: PodName{p.Namespace, p.Name}, UID: string(p.UID), ObjectUID: string(p.UID), ServiceAccount: serviceAccount(p),
 		IPs: podIPs(p), Containers: containers(p), Eligible: el, HostNetwork: p.Spec.HostNetwork,
 		Finished: p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed,
+		Going:    p.DeletionTimestamp != nil,
 		Marked:   p.Annotations[translate.AnnotationRedirection],
 	}
 	// The object of a static pod is made after it, and has a UID of its own.
