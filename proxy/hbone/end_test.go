@@ -9,6 +9,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -83,9 +84,17 @@ func TestNothingIsOpenedOnADeafTunnel(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	attach(s, func(dst []byte) (int, error) { return 1, nil }, takeAll, func(error) {})
+	var pulled atomic.Int32
+	attach(s, func(dst []byte) (int, error) { pulled.Add(1); return 1, nil }, takeAll, func(error) {})
 	takesNoMore(t, same[0])
 	isReady(s)
+	n := pulled.Load()
+	for range 3 {
+		isReady(s)
+	}
+	if pulled.Load() != n {
+		t.Error("what cannot be sent is asked for all the same")
+	}
 	next, err := pool.Open(t.Context(), r.key(), request())
 	if err != nil {
 		t.Fatal(err)

@@ -61,7 +61,7 @@ func (p *Pool) acquire(ctx context.Context, key Key, after uint64) (m *member, s
 			p.keys[key] = e
 		}
 		m, busy := e.pick(after)
-		wanted := busy && spare && len(e.members) < maxBusy && !e.dial.late()
+		wanted := busy && spare && len(e.members) < maxBusy
 		if m != nil && !wanted {
 			m.pending++
 			seasoned := m.seasoned
@@ -86,11 +86,8 @@ func (p *Pool) acquire(ctx context.Context, key Key, after uint64) (m *member, s
 	}
 }
 
-// late says whether a dial takes longer than it is waited for by who has a tunnel.
-func (d *dialing) late() bool { return d != nil && time.Since(d.start) >= spareWait }
-
-// waitAWhile waits for a dial until it is late. Who does is no waiter: the dial goes
-// on for those that come after.
+// waitAWhile waits for a dial until it is late, which it may be already. Who does is
+// no waiter: the dial goes on for those that come after.
 func (d *dialing) waitAWhile(ctx context.Context) {
 	late := time.NewTimer(spareWait - time.Since(d.start))
 	defer late.Stop()

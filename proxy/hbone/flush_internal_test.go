@@ -6,8 +6,10 @@ import (
 	"io"
 	"net"
 	"testing"
+	"time"
 
 	"github.com/warren-mesh/warren/proxy/hbone/h2"
+	"github.com/warren-mesh/warren/proxy/ready"
 )
 
 // plainLayer is a record layer that adds nothing, or fails behind an alert.
@@ -44,7 +46,7 @@ func writer(t *testing.T, rec plainLayer) (u *tunnel, peer net.Conn) {
 	}
 	u = &tunnel{
 		onChange: func() {}, rec: rec, h2: h2.NewServer(h2.Config{}), writing: true,
-		reader: reader{busy: true, end: make(chan error, 1)},
+		reader: reader{busy: true, over: true, end: make(chan error, 1)},
 	}
 	u.wrote.L = &u.mu
 	if err := u.wire.take(c); err != nil {
@@ -94,6 +96,58 @@ func TestSealingFails(t *testing.T) {
 	if !errors.As(u.err, &te) || !errors.Is(u.err, broken) {
 		t.Errorf("the tunnel ended with %v", u.err)
 	}
+}
+
+// TestDrainSocket: a peer that has been told its offence sees the end of ours, and is
+// read for a moment: until it has ended too, or has said a lot more.
+func TestDrainSocket(t *testing.T) {
+	t.Run("both end", func(t *testing.T) {
+		for try := 1; ; try++ {
+			u, peer := writer(t, plainLayer{})
+			drained := make(chan struct{})
+			start := time.Now()
+			go func() { u.drainSocket(); close(drained) }()
+			_ = peer.SetReadDeadline(time.Now().Add(20 * time.Second))
+			if n, err := peer.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+				t.Fatalf("the peer sees %d, %v", n, err)
+			}
+			peer.Close()
+			for over := false; !over; { // the loop's part
+				u.Notify(ready.Readable, nil)
+				select {
+				case <-drained:
+					over = true
+				case <-time.After(time.Millisecond):
+				}
+			}
+			if time.Since(start) < linger {
+				return
+			}
+			if try == 5 { // not a slow machine each time
+				t.Fatal("the peer's end was not noticed")
+			}
+		}
+	})
+	t.Run("a lot more", func(t *testing.T) {
+		u, peer := writer(t, plainLayer{})
+		_ = peer.SetWriteDeadline(time.Now().Add(time.Second))
+		for { // until both sockets are full
+			if _, err := peer.Write(make([]byte, 64<<10)); err != nil {
+				break
+			}
+		}
+		u.drainSocket()
+		buf, left := make([]byte, smallPlain), 0
+		for {
+			n, again, err := u.wire.sock.Read(buf)
+			if left += n; again || err != nil {
+				break
+			}
+		}
+		if left == 0 {
+			t.Error("all was read, however much it is")
+		}
+	})
 }
 
 // TestGrownBuffersAreNotKept: one that a burst of control frames has made large is

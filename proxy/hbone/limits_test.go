@@ -52,7 +52,7 @@ func TestPeerThatAllowsNoStreams(t *testing.T) {
 		}
 	})
 	client := p.client(t, "client")
-	pool := hbone.NewPool(hbone.Config{}, func(ctx context.Context, k hbone.Key) (net.Conn, *tls.Config, error) {
+	pool := hbone.NewPool(hbone.Config{Records: records}, func(ctx context.Context, k hbone.Key) (net.Conn, *tls.Config, error) {
 		var d net.Dialer
 		c, err := d.DialContext(ctx, "tcp", k.Dst.String())
 		return c, client, err
@@ -78,7 +78,7 @@ func TestPeerThatAllowsNoStreams(t *testing.T) {
 func TestPoolUnderFailingDials(t *testing.T) {
 	r := newRig(t, "", func(r *rig) { r.answer = acceptAll })
 	client := r.pki.client(t, "client")
-	pool := hbone.NewPool(hbone.Config{}, func(ctx context.Context, k hbone.Key) (net.Conn, *tls.Config, error) {
+	pool := hbone.NewPool(hbone.Config{Records: records}, func(ctx context.Context, k hbone.Key) (net.Conn, *tls.Config, error) {
 		switch rand.IntN(4) {
 		case 0:
 			return nil, nil, errors.New("refused")

@@ -8,6 +8,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"runtime"
 	"sync"
 	"syscall"
 	"testing"
@@ -132,6 +133,7 @@ func TestSlowReaders(t *testing.T) {
 
 func TestThousandConnections(t *testing.T) {
 	r := newRig(t, serveApp(t, echo), nil)
+	before := runtime.NumGoroutine()
 	var wg sync.WaitGroup
 	conns := make([]*net.TCPConn, 1000)
 	for i := range conns {
@@ -146,6 +148,9 @@ func TestThousandConnections(t *testing.T) {
 	if st.Streams != 1000 || st.Tunnels < 10 || st.Tunnels > 12 || st.Keys != 1 {
 		t.Errorf("%+v, want 1000 streams on about 10 tunnels", st)
 	}
+	// Idle, they hold none: what is left is the backend's own, and a few a tunnel.
+	most := before + len(conns) + 20*st.Tunnels
+	waitUntil(t, "idle connections hold no goroutine", func() bool { return runtime.NumGoroutine() <= most })
 	for _, c := range conns {
 		_ = c.CloseWrite()
 	}
