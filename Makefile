@@ -20,7 +20,7 @@ FUZZTIME    ?= 10s
 
 ARCHS       ?= amd64 arm64
 
-.PHONY: help deps build plugins test-apiserver render helm manifests images images-lock demo test test-race e2e bench bench-go lint fuzz ci clean
+.PHONY: help deps build plugins e2e-spire test-apiserver render helm manifests images images-lock demo test test-race e2e bench bench-go lint fuzz ci clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -68,6 +68,9 @@ test-race: deps build plugins render ## the same under the race detector, but fo
 
 e2e: deps build plugins ## the whole-mesh tests alone
 	$(ROOTLY) $(TESTENV) $(GO) test -count=1 -timeout 15m -v ./e2e/onehost/...
+
+e2e-spire: ## the sources of certificates against a real SPIRE (SPIRE_SERVER_BIN, SPIRE_AGENT_BIN: its programs; as root)
+	$(GO) test -tags spire -count=1 -timeout 15m $(TESTFLAGS) ./e2e/spire
 
 e2e-kube: e2e-kube-where e2e-kube-images render ## the mesh on the cluster of $$KUBECONFIG, whose nodes get the images by E2E_LOAD='a command' (unset: they are there); TESTFLAGS='-run TestPaths'
 	$(E2E_KUBE) ./e2e/kube/run.sh $(TESTFLAGS)
