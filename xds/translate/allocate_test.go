@@ -82,14 +82,26 @@ func TestAllocate(t *testing.T) {
 		t.Errorf("%d are given others", len(again))
 	}
 	// Some go and others come: who stays keeps his.
+	gone := map[string]bool{}
+	for _, se := range entries[:100] {
+		for _, a := range se.Status.GetAddresses() {
+			gone[a.GetValue()] = true
+		}
+	}
 	late := autoEntry(1000, "late", "late.example")
 	entries = append(entries[100:], late)
 	slices.Reverse(entries)
 	if more := allocate(t, entries...); len(more) != 1 || more[0].Entry != late {
 		t.Errorf("%d are given others", len(more))
 	}
-	// Who comes again gets his own, if nobody else has it.
+	// Who comes again gets his own, if nobody else has it; and who is new nobody's that
+	// has just gone, which clients may remember.
 	apply(t, allocate(t, entries...))
+	for _, a := range late.Status.GetAddresses() {
+		if gone[a.GetValue()] {
+			t.Errorf("%s was another's a moment ago", a.GetValue())
+		}
+	}
 	before := late.Status.GetAddresses()[0].GetValue()
 	late.Status.Addresses = nil
 	apply(t, allocate(t, entries...))
