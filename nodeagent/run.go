@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -172,6 +173,7 @@ func (a *Agent) assemble() error {
 		Proxy: a.proxies, World: a.watch, Flows: a.admin, Observe: a.metrics.observe, Log: a.log,
 		Tell: a.cluster.tell, Probes: a.host.probes(),
 		Watch: a.nswatch, SelfProbe: a.cfg.SelfProbe, Connections: connections{}, Policies: a.admin, Rival: a.rival.name,
+		Stale: a.source.stale, Exempt: append(slices.Clone(a.cfg.ExcludeNamespaces), a.cfg.OwnNamespace),
 		Times: enroll.Times{Drain: cmp.Or(a.cfg.DrainDeadline, -1), Linger: a.cfg.Linger},
 	}
 	if a.source.client != nil { // a folder's pods are of no kubelet

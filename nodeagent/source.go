@@ -17,6 +17,8 @@ type source struct {
 	podwatch.Source
 	name     string          // for people
 	problems func() []string // what cannot be taken, or not now
+	// stale says why no news arrive; empty: they do, as far as is known.
+	stale func() string
 	// untaken names what has never been readable, so that what it holds is not known.
 	untaken func() []string
 	// whole: what is not there does not exist.
@@ -30,6 +32,7 @@ func folderSource(dir string, log *slog.Logger) *source {
 	return &source{
 		Source: f, name: dir,
 		problems: func() []string { return texts(f.Problems()) },
+		stale:    func() string { return "" },
 		untaken:  func() []string { return texts(f.Untaken()) },
 	}
 }
@@ -57,7 +60,15 @@ func clusterSource(cfg *Config, client kubernetes.Interface, log *slog.Logger) (
 	return &source{
 		Source: f, name: name, whole: true, client: client,
 		problems: func() []string { return texts(f.Problems()) },
-		untaken:  func() []string { return nil },
+		stale: func() string {
+			for _, s := range f.Status() {
+				if s.Err != "" {
+					return s.Kind + ": " + s.Err
+				}
+			}
+			return ""
+		},
+		untaken: func() []string { return nil },
 	}, nil
 }
 

@@ -48,6 +48,10 @@ func (e *Enroller) decide(ctx context.Context, add event.Add, source Source, ns 
 	}
 	pod, err := e.findPod(ctx, name, add.PodUID)
 	if err != nil {
+		if why := e.outside(add.PodNamespace); why != "" {
+			e.log.Warn("a pod of which nothing is known starts outside of the mesh", "pod", name.String(), "uid", add.PodUID, "reason", why)
+			return nil, event.Answer{Action: event.Leave, Reason: why}, nil
+		}
 		return nil, event.Answer{}, err
 	}
 	uid := firstOf(add.PodUID, pod.UID, name.String())
@@ -109,6 +113,9 @@ func (e *Enroller) findPod(ctx context.Context, name PodName, uid string) (Pod, 
 		}
 		if view == nil {
 			what = "the node agent does not know the cluster's objects yet"
+		}
+		if stale := e.stale(); stale != "" {
+			what += ": no news arrive (" + stale + ")"
 		}
 		return Pod{}, &event.Error{Retryable: true, Msg: what, Details: "this is retried; if it stays, look at the agent's log for where its objects come from"}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -148,10 +149,14 @@ func (e *Enroller) Check(_ context.Context, key event.Key) (event.Answer, error)
 	}
 }
 
-// Status implements event.Handler.
+// Status implements event.Handler. It fails only when not even a pod outside of the mesh
+// could be let start: a runtime that hears so takes its node's network for not ready.
 func (e *Enroller) Status(context.Context) error {
-	if view, _ := e.cfg.World.View(); view == nil {
-		return &event.Error{Retryable: true, Msg: "the node agent does not know the cluster's objects yet", Details: "see its log"}
+	if view, _ := e.cfg.World.View(); view != nil {
+		return nil
 	}
-	return nil
+	if _, err := event.ReadAway(filepath.Join(e.cfg.StateDir, event.AwayName)); err == nil {
+		return nil
+	}
+	return &event.Error{Retryable: true, Msg: "the node agent does not know the cluster's objects yet", Details: "see its log"}
 }

@@ -64,6 +64,10 @@ type Config struct {
 	// Rival names what shows that another mesh's agent is at work on this node;
 	// empty: nothing does. nil: nobody looks.
 	Rival func() string
+	// Stale says why no news of objects arrive; empty: they do. nil: they always do.
+	Stale func() string
+	// Exempt are the namespaces whose pods are left alone whatever is known of them.
+	Exempt []string
 	// Tell is told what people are to hear about a pod; nil: nobody is. It must not
 	// block.
 	Tell func(Notice)
