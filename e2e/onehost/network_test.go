@@ -105,13 +105,14 @@ func TestOtherNetwork(t *testing.T) {
 	client := addPod(t, m.Nodes[0], "app", "client", nil)
 	server := addPod(t, m.Nodes[1], "app", "server", nil)
 	edge := addPod(t, m.Nodes[1], "plain", "edge", nil)
+	addPod(t, m.Nodes[1], "app", "edge", nil) // the CA gives a node the identities of its mesh pods
 	seen := make(chan netip.Addr, 16)
 	serve(t, server, 8080, func(c *net.TCPConn) {
 		seen <- c.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap()
 		onehost.Echo(c)
 	})
 	waitPods(t, m)
-	got := serveGateway(t, edge, certificate(t, m, m.Nodes[1], "plain", "edge"), netip.AddrPortFrom(server.IP4(), 15008))
+	got := serveGateway(t, edge, certificate(t, m, m.Nodes[1], "app", "edge"), netip.AddrPortFrom(server.IP4(), 15008))
 	vip := netip.MustParseAddrPort("10.96.72.1:80")
 	put(t, m, "Service", "app", "far", service("far", vip.Addr(), ""))
 	put(t, m, "WorkloadEntry", "app", "far", `
@@ -119,10 +120,10 @@ apiVersion: networking.istio.io/v1
 kind: WorkloadEntry
 metadata: {name: far, namespace: app, labels: {app: far}}
 spec: {network: n2, serviceAccount: server, labels: {app: far}}`)
-	put(t, m, "Gateway", "plain", "edge", fmt.Sprintf(`
+	put(t, m, "Gateway", "app", "edge", fmt.Sprintf(`
 apiVersion: gateway.networking.k8s.io/v1
 kind: Gateway
-metadata: {name: edge, namespace: plain, labels: {topology.istio.io/network: n2}, annotations: {gateway.istio.io/service-account: edge}}
+metadata: {name: edge, namespace: app, labels: {topology.istio.io/network: n2}, annotations: {gateway.istio.io/service-account: edge}}
 spec:
   gatewayClassName: istio-remote
   listeners: [{name: mesh, port: 15008, protocol: HBONE}]
@@ -166,7 +167,7 @@ spec:
 		t.Fatal(err)
 	}
 	// Without the gateway the endpoint is out of reach, and nothing goes there in the open.
-	if err := m.Remove("Gateway", "plain", "edge"); err != nil {
+	if err := m.Remove("Gateway", "app", "edge"); err != nil {
 		t.Fatal(err)
 	}
 	waitRoutes(t, m, "the gateway of n2 is gone", func(r *routes) bool {
