@@ -40,7 +40,7 @@ func TestEnviron(t *testing.T) {
 		{"KUBERNETES_SERVICE_HOST=10.0.0.1", func(c Config) any { return c.XDS.Address }, inClusterIstiod},
 		{"PROXY_CONFIG={concurrency: 3}", func(c Config) any { return c.Threads }, 3},
 		{"TLS_RECORDS=stock", func(c Config) any { return c.HBONE.Records }, hbone.StockRecords},
-		{"LOCALHOST_APP_TUNNEL=", func(c Config) any { return c.LocalhostTunnel }, true},
+		{"LOCALHOST_APP_TUNNEL=true", func(c Config) any { return c.LocalhostTunnel }, true},
 		{"LOCALHOST_APP_TUNNEL=false", func(c Config) any { return c.LocalhostTunnel }, false},
 		{"SAME_NODE=mtls", func(c Config) any { return c.SameNode }, false},
 		{"NODE_NAME=n1", func(c Config) any { return c.NodeName }, "n1"},

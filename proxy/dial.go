@@ -40,7 +40,7 @@ func (c *connection) dialTCP(d route.Decision) (relay.Far, error) {
 
 // dialHBONE opens a stream through a tunnel to a workload or a waypoint.
 func (c *connection) dialHBONE(d route.Decision, self *workload.Workload) (relay.Far, error) {
-	far, err := c.openStream(d, self)
+	far, err := c.openStream(d, self, connectHeader(c.guard.Facts.Src, self, d))
 	if err != nil {
 		return nil, err
 	}
@@ -48,13 +48,13 @@ func (c *connection) dialHBONE(d route.Decision, self *workload.Workload) (relay
 }
 
 // openStream has the decision's peer accept a CONNECT.
-func (c *connection) openStream(d route.Decision, self *workload.Workload) (*hbone.Stream, error) {
+func (c *connection) openStream(d route.Decision, self *workload.Workload, header [][2]string) (*hbone.Stream, error) {
 	// A warm tunnel would do without; the pod may have lost its identity since.
 	if _, err := c.p.identity(c.ctx, self); err != nil {
 		return nil, err
 	}
 	key := hbone.Key{Src: self.Identity(), Expected: joinIDs(d.Expected), Dst: d.Dial, SrcIP: c.guard.Facts.Src.Addr()}
-	s, err := c.p.pool.Open(c.ctx, key, hbone.Request{Authority: c.hbone, Header: connectHeader(c.guard.Facts.Src, self, d)})
+	s, err := c.p.pool.Open(c.ctx, key, hbone.Request{Authority: c.hbone, Header: header})
 	if err != nil {
 		return nil, c.openError(d, err)
 	}

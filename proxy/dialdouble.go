@@ -51,11 +51,12 @@ func (c *connection) openOnce(l labels) {
 // dialBoth opens the outer stream and the inner one.
 func (c *connection) dialBoth(d route.Decision, self *workload.Workload) (*hbone.Stream, error) {
 	p := c.p
-	outer, err := c.openStream(d, self)
+	header := connectHeader(c.guard.Facts.Src, self, d) // one trace for both
+	outer, err := c.openStream(d, self, header)
 	if err != nil {
 		return nil, fmt.Errorf("network gateway %s: %w", d.Dial, err)
 	}
-	inner, err := c.openInner(outer, d, self)
+	inner, err := c.openInner(outer, d, self, append(header, [2]string{route.HeaderForwardedNetwork, p.s.cfg.Network}))
 	if err != nil {
 		outer.Reset(err)
 		if errors.Is(err, hbone.ErrClosed) || p.hard.Err() != nil {
@@ -68,7 +69,7 @@ func (c *connection) dialBoth(d route.Decision, self *workload.Workload) (*hbone
 
 // openInner has the workload behind the gateway accept a CONNECT. On error outer
 // is the caller's to end.
-func (c *connection) openInner(outer *hbone.Stream, d route.Decision, self *workload.Workload) (*hbone.Stream, error) {
+func (c *connection) openInner(outer *hbone.Stream, d route.Decision, self *workload.Workload, header [][2]string) (*hbone.Stream, error) {
 	p := c.p
 	i, err := p.identity(c.ctx, self)
 	if err != nil {
@@ -92,7 +93,6 @@ func (c *connection) openInner(outer *hbone.Stream, d route.Decision, self *work
 		p.s.share.give(p)
 		p.work.Done()
 	})
-	header := append(connectHeader(c.guard.Facts.Src, self, d), [2]string{route.HeaderForwardedNetwork, p.s.cfg.Network})
 	return hbone.Over(c.ctx, far, mtls.Client(i, d.InnerExpected), p.hboneConfig(),
 		hbone.Request{Authority: d.InnerAuthority.String(), Header: header},
 		func() {

@@ -17,7 +17,7 @@ import (
 
 // twoNetworks is a client in the default network, and a server and a gateway in
 // network n2.
-func twoNetworks(t *testing.T) (m *mesh, client, server *pod, gw *gateway) {
+func twoNetworks(t *testing.T) (m *mesh, client, server *pod, gw *gateway, web *workload.Service) {
 	m = newMesh(t, 2, func(c *proxy.Config) {
 		if c.NodeName == "node2" {
 			c.Network = "n2"
@@ -32,7 +32,7 @@ func twoNetworks(t *testing.T) (m *mesh, client, server *pod, gw *gateway) {
 	}
 	gw = m.nodes[1].gateway("gateway", refused)
 	gw.change(func(w *workload.Workload) { w.Network = "n2" })
-	web := hosted("web", "10.96.0.1", func(s *workload.Service) {
+	web = hosted("web", "10.96.0.1", func(s *workload.Service) {
 		s.Ports = workload.NewPortMap(workload.Port{Service: 80, Target: 8080}, workload.Port{Service: 81, Target: 8081})
 	})
 	server.change(func(w *workload.Workload) {
@@ -41,13 +41,13 @@ func twoNetworks(t *testing.T) (m *mesh, client, server *pod, gw *gateway) {
 	})
 	server.serves(web)
 	m.apply(workload.Batch{Services: []*workload.Service{web}})
-	return m, client, server, gw
+	return m, client, server, gw, web
 }
 
 // A service's endpoint in another network is reached through that network's
 // gateway, in a tunnel within a tunnel; each end is proven to the client.
 func TestDoubleHBONE(t *testing.T) {
-	m, client, server, gw := twoNetworks(t)
+	m, client, server, gw, web := twoNetworks(t)
 	server.echo(8080)
 	marks := [2]int{m.nodes[0].logs.mark(), m.nodes[1].logs.mark()}
 	if saw := client.mustCall("10.96.0.1:80"); saw != gw.IP4.String() {
@@ -59,6 +59,18 @@ func TestDoubleHBONE(t *testing.T) {
 	m.nodes[0].logs.access(t, marks[0], map[string]string{"direction": "outbound", "dst.workload": "server", "dst.hbone_addr": "web.default.svc.cluster.local:80", "error": ""})
 	m.nodes[1].logs.access(t, marks[1], map[string]string{"direction": "inbound", "src.identity": client.identity(), "src.workload": "client", "dst.service": "web.default", "error": ""})
 
+	t.Run("behind one entry for many", func(t *testing.T) {
+		// The control plane may know a far service as a whole only: who it was
+		// shows when it is reached.
+		many := *server.w
+		many.ServiceAccount, many.Name, many.WorkloadName = "nobody", "many", "many"
+		known := hosted("web", "10.96.0.1", func(s *workload.Service) { s.SubjectAltNames = []string{server.identity()} })
+		m.nodes[0].srv.Store().Apply(workload.Batch{Workloads: []*workload.Workload{&many}, Services: []*workload.Service{known}})
+		mark := m.nodes[0].logs.mark()
+		client.mustCall("10.96.0.1:80")
+		m.nodes[0].logs.access(t, mark, map[string]string{"direction": "outbound", "dst.workload": "server", "dst.identity": server.identity(), "error": ""})
+		m.nodes[0].srv.Store().Apply(workload.Batch{Workloads: []*workload.Workload{server.w}, Services: []*workload.Service{web}})
+	})
 	t.Run("bulk, and many", func(t *testing.T) {
 		var wg sync.WaitGroup
 		for i := range 40 {
@@ -110,7 +122,7 @@ func TestDoubleHBONE(t *testing.T) {
 
 // What can go wrong between two networks ends the connection and says where.
 func TestDoubleHBONEFailures(t *testing.T) {
-	m, client, server, gw := twoNetworks(t)
+	m, client, server, gw, _ := twoNetworks(t)
 	server.echo(8080)
 	was := gw.hops
 	fails := func(name, text string) {

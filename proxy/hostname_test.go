@@ -17,7 +17,7 @@ import (
 type names struct {
 	addr netip.AddrPort
 	mu   sync.Mutex
-	zone map[string]netip.Addr
+	zone map[string][]netip.Addr
 }
 
 func serveNames(t *testing.T) *names {
@@ -26,7 +26,7 @@ func serveNames(t *testing.T) *names {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &names{addr: pc.LocalAddr().(*net.UDPAddr).AddrPort(), zone: map[string]netip.Addr{}}
+	n := &names{addr: pc.LocalAddr().(*net.UDPAddr).AddrPort(), zone: map[string][]netip.Addr{}}
 	up := make(chan struct{})
 	s := &dns.Server{PacketConn: pc, Handler: n, NotifyStartedFunc: func() { close(up) }}
 	ended := make(chan struct{})
@@ -39,18 +39,20 @@ func serveNames(t *testing.T) *names {
 func (n *names) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 	m := new(dns.Msg).SetReply(q)
 	n.mu.Lock()
-	a, ok := n.zone[q.Question[0].Name]
+	list, ok := n.zone[q.Question[0].Name]
 	n.mu.Unlock()
-	kind := "A"
-	if a.Is6() {
-		kind = "AAAA"
-	}
-	switch {
-	case !ok:
+	if !ok {
 		m.Rcode = dns.RcodeNameError
-	case dns.TypeToString[q.Question[0].Qtype] == kind:
-		rr, _ := dns.NewRR(fmt.Sprintf("%s 60 %s %s", q.Question[0].Name, kind, a))
-		m.Answer = append(m.Answer, rr)
+	}
+	for _, a := range list {
+		kind := "A"
+		if a.Is6() {
+			kind = "AAAA"
+		}
+		if dns.TypeToString[q.Question[0].Qtype] == kind {
+			rr, _ := dns.NewRR(fmt.Sprintf("%s 60 %s %s", q.Question[0].Name, kind, a))
+			m.Answer = append(m.Answer, rr)
+		}
 	}
 	w.WriteMsg(m)
 }
@@ -66,8 +68,10 @@ func TestHostnames(t *testing.T) {
 	var wp *gateway
 	wp = m.nodes[1].gateway("waypoint", func(string) hop { return hop{raw: outside.addr(8080)} })
 	wp.change(func(w *workload.Workload) { w.Addresses, w.Hostname = nil, "wp.example" })
-	resolver.zone["db.example."], resolver.zone["six.example."] = outside.IP4, outside.IP6
-	resolver.zone["wp.example."], resolver.zone["self.example."] = wp.IP4, netip.MustParseAddr("127.0.0.1")
+	resolver.zone = map[string][]netip.Addr{
+		"db.example.": {outside.IP4}, "six.example.": {outside.IP6}, "both.example.": {outside.IP4, outside.IP6},
+		"wp.example.": {wp.IP4}, "self.example.": {netip.MustParseAddr("127.0.0.1")},
+	}
 	var b workload.Batch
 	add := func(name, vip, host string, change ...func(*workload.Service)) {
 		s := hosted(name, vip, change...)
@@ -86,11 +90,17 @@ func TestHostnames(t *testing.T) {
 	add("judged", "240.240.0.6", "nope.example", func(s *workload.Service) {
 		s.Waypoint = &workload.GatewayAddress{Hostname: workload.NamespacedHostname{Namespace: "default", Hostname: "wp.example"}, HBONEPort: 15008}
 	})
+	add("both", "240.240.0.7", "both.example")
+	add("both6", "2001:2::7", "both.example")
+	add("only6", "240.240.0.8", "both.example", func(s *workload.Service) { s.IPFamilies = workload.IPv6Only })
 	m.apply(b)
 	for _, tt := range []struct{ to, workload, dst string }{
 		{"240.240.0.1:80", "db", outside.addr(8080)},
 		{"240.240.0.2:80", "six", netip.AddrPortFrom(outside.IP6, 8080).String()},
 		{"240.240.0.6:80", "waypoint", wp.addr(15008)},
+		{"240.240.0.7:80", "both", outside.addr(8080)},
+		{"[2001:2::7]:80", "both6", netip.AddrPortFrom(outside.IP6, 8080).String()},
+		{"240.240.0.8:80", "only6", netip.AddrPortFrom(outside.IP6, 8080).String()},
 	} {
 		mark := m.nodes[0].logs.mark()
 		client.mustCall(tt.to)
@@ -103,7 +113,7 @@ func TestHostnames(t *testing.T) {
 	} {
 		mark := m.nodes[0].logs.mark()
 		client.mustFail(tt.to)
-		m.nodes[0].logs.access(t, mark, map[string]string{"direction": "outbound", "error": tt.err})
+		m.nodes[0].logs.access(t, mark, map[string]string{"direction": "outbound", "src.addr": client.IP4.String(), "error": tt.err})
 	}
 	if got := m.nodes[0].metric(t, "istio_on_demand_dns_total", "hostname", "db.example"); got != 1 {
 		t.Errorf("lookups of db.example: %v", got)

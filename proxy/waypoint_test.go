@@ -140,6 +140,30 @@ func TestSandwichedWaypoint(t *testing.T) {
 			if got := <-told; got != want {
 				t.Errorf("the waypoint's application saw a connection %s, want %s", got, want)
 			}
+			// A neighbour that addresses the waypoint's pod comes by the same way.
+			near := m.nodes[1].meshPod("near")
+			near.mustCall(wp.addr(port))
+			want = strings.NewReplacer(client.IP4.String(), near.IP4.String(), "10.96.0.1:80", wp.addr(port), client.identity(), near.identity()).Replace(want)
+			if got := <-told; got != want {
+				t.Errorf("from a neighbour the application saw a connection %s, want %s", got, want)
+			}
+		})
+	}
+}
+
+// A pod that is its own service's endpoint reaches itself, with the wire and without.
+func TestOwnService(t *testing.T) {
+	for _, near := range []bool{true, false} {
+		t.Run(fmt.Sprintf("same node %v", near), func(t *testing.T) {
+			m := newMesh(t, 1, func(c *proxy.Config) { c.SameNode = near })
+			server := m.nodes[0].meshPod("server")
+			server.echo(8080)
+			web := hosted("web", "10.96.0.1")
+			server.serves(web)
+			m.apply(workload.Batch{Services: []*workload.Service{web}})
+			if saw := server.mustCall("10.96.0.1:80"); saw != server.IP4.String() {
+				t.Errorf("the server saw %s, and is %s", saw, server.IP4)
+			}
 		})
 	}
 }
