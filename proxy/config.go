@@ -35,6 +35,7 @@ type Config struct {
 
 	XDS, CA   Upstream
 	SVIDs     SVIDs
+	CRLPath   string // CRL_PATH: a file of revocation lists, looked at every 2 s; empty: none
 	Token     Token
 	LocalXDS  string // path of a static configuration; empty: none
 	OnDemand  bool   // ask for workloads when a connection needs them, instead of following all

@@ -159,6 +159,7 @@ func (e *environ) controlPlane(c *Config) {
 	c.Token = e.token()
 	c.FakeCA = e.boolean("FAKE_CA", false)
 	e.svids(c)
+	c.CRLPath = e.text("CRL_PATH", "")
 	c.SecretTTL = e.duration("SECRET_TTL", c.SecretTTL)
 	c.LocalXDS = e.text("LOCAL_XDS_PATH", "")
 	c.OnDemand = e.boolean("XDS_ON_DEMAND", false)
@@ -282,7 +283,7 @@ func (e *environ) notThere(c Config) {
 	if !e.boolean("ENABLE_PROXY", true) {
 		e.bad("ENABLE_PROXY", "a proxy without the proxy, for DNS alone, is not there yet")
 	}
-	for _, n := range []string{"PROXY_WORKLOAD_INFO", "CRL_PATH", "COMPLIANCE_POLICY", "LOCAL_XDS"} {
+	for _, n := range []string{"PROXY_WORKLOAD_INFO", "COMPLIANCE_POLICY", "LOCAL_XDS"} {
 		if e.text(n, "") != "" {
 			e.bad(n, "not there yet; unset it")
 		}

@@ -21,11 +21,12 @@ const (
 	flagH2
 	flagNetworkPolicy
 	flagIdentity
+	flagRevoked
 	flagCount
 )
 
 func (f flag) String() string {
-	return [...]string{"-", "DENY", "CONNECT", "TLS_FAILURE", "H2_HANDSHAKE_FAILURE", "NETWORK_POLICY", "IDENTITY_ERROR"}[f]
+	return [...]string{"-", "DENY", "CONNECT", "TLS_FAILURE", "H2_HANDSHAKE_FAILURE", "NETWORK_POLICY", "IDENTITY_ERROR", "CERT_REVOKED"}[f]
 }
 
 // Reasons why we end a connection.
@@ -128,6 +129,8 @@ func flagOf(err error) flag {
 		return flagNone // ending with us is nobody's failure
 	case errors.As(err, &policy) || errors.Is(err, errPolicyChange):
 		return flagDeny
+	case errors.Is(err, errRevoked):
+		return flagRevoked
 	case errors.As(err, &identity):
 		return flagIdentity
 	case errors.As(err, &blocked):

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"net"
 	"net/http"
@@ -26,7 +27,9 @@ type tunnel struct {
 	transparent bool
 
 	drain  context.CancelFunc
-	seen   atomic.Bool // a request came, so the handshake was good
+	kill   context.CancelCauseFunc
+	certs  atomic.Pointer[[]*x509.Certificate] // the client's; set by its first request
+	seen   atomic.Bool                         // a request came, so the handshake was good
 	expiry sync.Once
 	timer  *time.Timer // runs until the peer's certificate ends; set by expiry
 }
@@ -45,8 +48,12 @@ func (p *pod) inbound(conn *net.TCPConn, transparent bool) {
 	defer p.tunnels.Add(-1)
 	ctx, drain := context.WithCancel(p.tenure())
 	defer drain()
-	t := &tunnel{p: p, src: addrOf(conn.RemoteAddr()), dst: addrOf(conn.LocalAddr()), transparent: transparent, drain: drain}
-	err := hbone.Serve(p.hard, ctx, conn, p.serverTLS, p.hboneConfig(), t)
+	hard, kill := context.WithCancelCause(p.hard)
+	defer kill(nil)
+	t := &tunnel{p: p, src: addrOf(conn.RemoteAddr()), dst: addrOf(conn.LocalAddr()), transparent: transparent, drain: drain, kill: kill}
+	t.join()
+	defer t.leave()
+	err := hbone.Serve(hard, ctx, conn, p.serverTLS, p.hboneConfig(), t)
 	t.expiry.Do(func() {}) // no timer is set from here on
 	if t.timer != nil {
 		t.timer.Stop()
@@ -77,6 +84,7 @@ func (t *tunnel) endWith(in *hbone.Incoming) *time.Timer {
 	if len(certs) == 0 {
 		return nil
 	}
+	t.certs.Store(&certs)
 	return time.AfterFunc(time.Until(certs[0].NotAfter), t.drain)
 }
 

@@ -45,11 +45,12 @@ type pod struct {
 	close, kill context.CancelCauseFunc
 	work        sync.WaitGroup // accept loops, tunnels and connections
 
-	mu      sync.Mutex
-	term    context.Context // see tenure
-	endTerm context.CancelFunc
-	lease   *svid.Lease
-	last    *workload.Workload // as the control plane last knew it
+	mu             sync.Mutex
+	term           context.Context // see tenure
+	endTerm        context.CancelFunc
+	lease          *svid.Lease
+	inboundTunnels map[*tunnel]struct{}
+	last           *workload.Workload // as the control plane last knew it
 
 	dials map[hbone.Key]*mtls.Identity // what tunnels under way present
 }

@@ -257,6 +257,13 @@ func (p *pairs) has(a, b *mtls.Identity) bool {
 	return ok
 }
 
+// forget is for when what a pair was judged by has changed.
+func (p *pairs) forget() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.m = nil
+}
+
 func (p *pairs) add(a, b *mtls.Identity) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/warren-mesh/warren/ca/mtls"
 	"github.com/warren-mesh/warren/ca/source/workloadapi"
 	"github.com/warren-mesh/warren/ca/svid"
 	"github.com/warren-mesh/warren/internal/netns"
@@ -48,34 +49,36 @@ type Options struct {
 
 // Server is the proxy of one node.
 type Server struct {
-	cfg     Config
-	version string
-	born    time.Time
-	logs    *logs
-	log     *slog.Logger
-	rbacLog *slog.Logger
-	store   *workload.Store
-	static  workload.Batch
-	xds     *client.Client    // nil: off
-	sources []io.Closer       // of certificates
-	self    *workloadapi.Self // the proxy's own identity; nil: it needs none
-	certs   *svid.Manager
-	tracked *track.Registry
-	metrics *metrics
-	allot   allotment
-	budget  *hbone.Budget
-	gate    *hbone.Gate
-	share   *share
-	proven  pairs
-	names   *resolve.Resolver // of workloads' hostnames
-	waiting *ready.Set        // the sockets of connections
-	relay   *relay.Relay
-	ready   *admin.Readiness
-	pods    *pods
-	lines   lines
-	started chan struct{} // closed when everything that starts has
-	asked   chan struct{} // closed when somebody asks for the end
-	once    sync.Once     // closes asked
+	cfg          Config
+	version      string
+	born         time.Time
+	logs         *logs
+	log          *slog.Logger
+	rbacLog      *slog.Logger
+	store        *workload.Store
+	static       workload.Batch
+	xds          *client.Client    // nil: off
+	sources      []io.Closer       // of certificates
+	self         *workloadapi.Self // the proxy's own identity; nil: it needs none
+	certs        *svid.Manager
+	tracked      *track.Registry
+	metrics      *metrics
+	allot        allotment
+	budget       *hbone.Budget
+	gate         *hbone.Gate
+	share        *share
+	proven       pairs
+	revoked      mtls.Revocations
+	rootsChanged chan struct{}     // capacity 1: peers have to be judged again
+	names        *resolve.Resolver // of workloads' hostnames
+	waiting      *ready.Set        // the sockets of connections
+	relay        *relay.Relay
+	ready        *admin.Readiness
+	pods         *pods
+	lines        lines
+	started      chan struct{} // closed when everything that starts has
+	asked        chan struct{} // closed when somebody asks for the end
+	once         sync.Once     // closes asked
 
 	podsChanged chan struct{}
 	bound       []string        // addresses of our own listeners, in order of opening; set by Run
@@ -103,7 +106,7 @@ func New(cfg Config, o Options) (s *Server, err error) {
 		share: newShare(files), cfg: cfg, version: o.Version, born: time.Now(), logs: l, log: l.scope("proxy"), rbacLog: l.scope("rbac"), store: workload.NewStore(),
 		tracked: track.New(maxConnections, maxPodConnections), budget: hbone.NewBudget(windowBudget),
 		ready: admin.NewReadiness(taskState, taskProxy, taskPods), asked: make(chan struct{}), started: make(chan struct{}),
-		podsChanged: make(chan struct{}, 1), fetched: make(map[string]bool), names: resolve.New(resolve.Config{Servers: cfg.Nameservers}),
+		podsChanged: make(chan struct{}, 1), rootsChanged: make(chan struct{}, 1), fetched: make(map[string]bool), names: resolve.New(resolve.Config{Servers: cfg.Nameservers}),
 	}
 	defer func() {
 		if err != nil {
@@ -222,6 +225,7 @@ func (s *Server) runBack(c *crew) {
 	}
 	c.start(func(ctx context.Context) error { s.watch(ctx); return nil })
 	c.start(func(ctx context.Context) error { s.watchMemory(ctx); return nil })
+	c.start(func(ctx context.Context) error { s.watchTrust(ctx); return nil })
 }
 
 // runFront starts what ends when the proxy is told to end.

@@ -102,7 +102,13 @@ func parseID(s string) (spiffeid.ID, error) {
 
 // newCerts makes the keeper of certificates, with given as their source if there is one.
 func (s *Server) newCerts(given svid.Signer) (err error) {
-	cfg := svid.Config{Signer: given, TTL: s.cfg.SecretTTL, Log: s.logs.scope("ca"), Observer: &caObserver{s}, Withdrawn: s.withdrawn}
+	cfg := svid.Config{
+		Signer: given, TTL: s.cfg.SecretTTL, Log: s.logs.scope("ca"), Observer: &caObserver{s},
+		Revoked: &s.revoked, Withdrawn: s.withdrawn, RootsChanged: s.judgeSoon,
+	}
+	if _, err := s.loadRevocations(); err != nil { // as ztunnel: it must not keep a node from starting
+		s.log.Warn("no certificate is known to be revoked", "path", s.cfg.CRLPath, "err", err)
+	}
 	switch {
 	case given != nil:
 		s.lines.ca.address("(given)")
@@ -214,6 +220,14 @@ func (s *Server) closeSources() error {
 
 // errWithdrawn is why connections end whose pod has lost its identity.
 var errWithdrawn = errors.New("the pod's identity was withdrawn")
+
+// judgeSoon has the peers of all tunnels judged again.
+func (s *Server) judgeSoon() {
+	select {
+	case s.rootsChanged <- struct{}{}:
+	default:
+	}
+}
 
 // withdrawn ends what a pod has with an identity that its source took back.
 func (s *Server) withdrawn(pod svid.Pod, id spiffeid.ID, why error) {

@@ -14,7 +14,7 @@ import (
 )
 
 // agentMesh is two nodes whose proxies get pods' certificates from one agent's Broker API.
-func agentMesh(t *testing.T) (*mesh, *fakeagent.Agent) {
+func agentMesh(t *testing.T, change ...func(*proxy.Config)) (*mesh, *fakeagent.Agent) {
 	t.Helper()
 	td := spiffeid.RequireTrustDomainFromString("cluster.local")
 	agent, err := fakeagent.New(td, time.Hour)
@@ -26,9 +26,9 @@ func agentMesh(t *testing.T) (*mesh, *fakeagent.Agent) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := newMesh(t, 2, func(c *proxy.Config) {
+	m := newMesh(t, 2, append(change, func(c *proxy.Config) {
 		c.SVIDs = proxy.SVIDs{Source: "broker", Broker: at.Broker, Endpoint: at.Public}
-	})
+	})...)
 	t.Cleanup(stop) // after the proxies, before the check for leaks
 	t.Cleanup(m.stop)
 	return m, agent

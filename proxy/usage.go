@@ -18,6 +18,7 @@ certificates   CA_ADDRESS CA_ROOT_CA ALT_CA_HOSTNAME CA_HEADER_* SECRET_TTL
                SPIFFE_ENDPOINT_SOCKET; SPIFFE_ID, SPIRE_AGENT_ID), delegated
                (SPIRE_ADMIN_SOCKET; SPIRE_ATTEST pid or selectors, HOST_PROC),
                workload-api (SPIFFE_ENDPOINT_SOCKET), file (SVID_DIR)
+               CRL_PATH (revocation lists in PEM or DER, looked at every 2 s)
 pods           INPOD_UDS INPOD_PORT_REUSE PACKET_MARK ENABLE_ORIG_SRC IPV6_ENABLED
                KEEPALIVE_ENABLED KEEPALIVE_TIME KEEPALIVE_INTERVAL KEEPALIVE_RETRIES
                USER_TIMEOUT_ENABLED
@@ -37,7 +38,7 @@ logs           RUST_LOG (info, or info,access=debug) LOG_FORMAT (plain or json)
 of no effect   PREFERED_SERVICE_NAMESPACE and ISTIO_META_DNS_PROXY_ADDR (of features that
                are not there yet)
 refused        when asked for, as not there yet: PROXY_MODE=dedicated PROXY_WORKLOAD_INFO
-               ENABLE_PROXY=false LOCAL_XDS UNSTABLE_ENABLE_SOCKS5 CRL_PATH
+               ENABLE_PROXY=false LOCAL_XDS UNSTABLE_ENABLE_SOCKS5
                TLS12_ENABLED COMPLIANCE_POLICY ISTIO_META_DNS_CAPTURE
 
 ports          in each pod 15001 outbound, 15006 plaintext inbound, 15008 HBONE;

@@ -77,7 +77,8 @@ func newAuthority(td spiffeid.TrustDomain) (*authority, error) {
 	tmpl := &x509.Certificate{
 		Subject: pkix.Name{Organization: []string{td.Name()}}, URIs: []*url.URL{td.ID().URL()},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
-		IsCA: true, KeyUsage: x509.KeyUsageCertSign, BasicConstraintsValid: true,
+		IsCA: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign, BasicConstraintsValid: true,
+		SubjectKeyId: []byte(rand.Text()),
 	}
 	cert, err := sign(tmpl, tmpl, &key.PublicKey, key)
 	return &authority{cert, key}, err
@@ -132,6 +133,18 @@ func (a *Agent) DropRoot() {
 	a.roots = a.roots[1:]
 	clear(a.issued)
 	a.tellLocked()
+}
+
+// Revoke makes a revocation list, in DER, of certificates that the newest root signed.
+func (a *Agent) Revoke(certs ...*x509.Certificate) ([]byte, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	by := a.roots[len(a.roots)-1]
+	list := &x509.RevocationList{Number: big.NewInt(1), ThisUpdate: time.Now(), NextUpdate: time.Now().Add(time.Hour)}
+	for _, c := range certs {
+		list.RevokedCertificateEntries = append(list.RevokedCertificateEntries, x509.RevocationListEntry{SerialNumber: c.SerialNumber, RevocationTime: time.Now()})
+	}
+	return x509.CreateRevocationList(rand.Reader, list, by.cert, by.key)
 }
 
 // Federate has everybody federate with td; without roots, no longer.

@@ -39,9 +39,10 @@ func NewFederation(bundles map[spiffeid.TrustDomain][]*x509.Certificate) (Federa
 
 // WithFederation is the same identity accepting peers of f's trust domains as well.
 func (i *Identity) WithFederation(f Federation) *Identity {
-	n := &Identity{id: i.id, cert: i.cert, chain: i.chain, roots: i.roots, federated: f, receivedAt: i.receivedAt}
+	n := *i
+	n.federated = f
 	n.server = n.serverConfig()
-	return n
+	return &n
 }
 
 // Federated lists the foreign trust domains whose workloads this identity accepts, with their roots. The caller owns

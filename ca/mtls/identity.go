@@ -31,6 +31,7 @@ type Identity struct {
 	chain      []*x509.Certificate
 	roots      *Roots
 	federated  Federation
+	revoked    *Revocations
 	receivedAt time.Time
 	server     *tls.Config
 }
@@ -69,7 +70,7 @@ func newIdentity(id spiffeid.ID, key crypto.Signer, chain []*x509.Certificate, r
 	}
 	// Our own certificate is shown in both directions; each must hold.
 	for _, usage := range []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth} {
-		got, err := verify(chain, roots, usage, receivedAt)
+		got, err := verify(chain, roots, nil, usage, receivedAt)
 		if err != nil {
 			return nil, err
 		}
@@ -129,9 +130,19 @@ func checkRemaining(leaf *x509.Certificate, requestedAt, receivedAt time.Time) e
 // WithRoots is the same certificate and key under other roots. Its own chain is not verified again: during a change of
 // roots the leaf may still hang from one that peers must no longer use.
 func (i *Identity) WithRoots(roots *Roots) *Identity {
-	n := &Identity{id: i.id, cert: i.cert, chain: i.chain, roots: roots, federated: i.federated, receivedAt: i.receivedAt}
+	n := *i
+	n.roots = roots
 	n.server = n.serverConfig()
-	return n
+	return &n
+}
+
+// WithRevocations is the same identity refusing peers whose certificates are revoked, from the next handshake on as r
+// is then.
+func (i *Identity) WithRevocations(r *Revocations) *Identity {
+	n := *i
+	n.revoked = r
+	n.server = n.serverConfig()
+	return &n
 }
 
 // ID is the SPIFFE ID in the certificate.
@@ -160,7 +171,7 @@ func (i *Identity) Expired(now time.Time) bool { return now.After(i.chain[0].Not
 // that connected to us.
 func (i *Identity) VerifyPeer(chain []*x509.Certificate, usage x509.ExtKeyUsage, now time.Time) (spiffeid.ID, error) {
 	roots := i.rootsFor(chain)
-	peer, err := verify(chain, roots, usage, now)
+	peer, err := verify(chain, roots, i.revoked, usage, now)
 	if err != nil {
 		return spiffeid.ID{}, &VerifyError{Reason: err}
 	}

@@ -51,14 +51,14 @@ func Peer(cs tls.ConnectionState) (spiffeid.ID, error) {
 // Verify judges chain (leaf first) as an X.509-SVID (SPIFFE X509-SVID §3–§5) under roots at the time now, used by its
 // holder for usage, and returns the identity in it. Which identities are welcome is the caller's question.
 func Verify(chain []*x509.Certificate, roots *Roots, usage x509.ExtKeyUsage, now time.Time) (spiffeid.ID, error) {
-	id, err := verify(chain, roots, usage, now)
+	id, err := verify(chain, roots, nil, usage, now)
 	if err != nil {
 		return spiffeid.ID{}, &VerifyError{Reason: err}
 	}
 	return id, nil
 }
 
-func verify(chain []*x509.Certificate, roots *Roots, usage x509.ExtKeyUsage, now time.Time) (spiffeid.ID, error) {
+func verify(chain []*x509.Certificate, roots *Roots, revoked *Revocations, usage x509.ExtKeyUsage, now time.Time) (spiffeid.ID, error) {
 	if err := checkBounds(chain); err != nil {
 		return spiffeid.ID{}, err
 	}
@@ -83,10 +83,17 @@ func verify(chain []*x509.Certificate, roots *Roots, usage x509.ExtKeyUsage, now
 	if err != nil {
 		return spiffeid.ID{}, err
 	}
-	if !slices.ContainsFunc(paths, strongPath) {
+	paths = slices.DeleteFunc(paths, func(p []*x509.Certificate) bool { return !strongPath(p) })
+	if len(paths) == 0 {
 		return spiffeid.ID{}, errors.New("a signing certificate's key is too weak")
 	}
-	return id, nil
+	// One way to a root on which nothing is revoked is enough: an issuer that was signed anew is a new one.
+	for _, p := range paths {
+		if err = revoked.check(p); err == nil {
+			return id, nil
+		}
+	}
+	return spiffeid.ID{}, err
 }
 
 func checkBounds(chain []*x509.Certificate) error {

@@ -65,7 +65,7 @@ func (m *Manager) request(ctx context.Context, id spiffeid.ID) (*mtls.Identity, 
 	if err != nil {
 		return nil, nil, fmt.Errorf("svid: %w", err)
 	}
-	return i, roots, nil
+	return i.WithRevocations(m.cfg.Revoked), roots, nil
 }
 
 // land puts a request's result, which took so long, to use and plans the next one. It returns err, or ErrNotNeeded if
@@ -156,6 +156,9 @@ func (m *Manager) trustLocked(e *entry, roots []*x509.Certificate) {
 	e.roots = roots
 	if err != nil {
 		m.cfg.Log.Error("roots are kept as they were", "id", e.id.String(), "err", err)
+	}
+	if changed && m.cfg.RootsChanged != nil {
+		m.cfg.RootsChanged()
 	}
 	others := false
 	for _, o := range m.entries {

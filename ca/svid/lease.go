@@ -73,6 +73,9 @@ func (l *Lease) Identity(ctx context.Context) (*mtls.Identity, error) {
 	}
 }
 
+// Current is the certificate that is held now, nil if there is none that is valid. It does not wait.
+func (l *Lease) Current() *mtls.Identity { return l.peek() }
+
 // peek is Identity without waiting: no lock, no allocation.
 func (l *Lease) peek() *mtls.Identity {
 	if l.e == nil || l.Err() != nil {

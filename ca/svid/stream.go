@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/sha256"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"maps"
@@ -134,7 +135,9 @@ func (s *stream) message(u Update) {
 	s.last = time.Now()
 	if err == nil {
 		i = m.same.intern(i)
-		e.current.Store(i)
+		if old := e.current.Swap(i); old != nil && !sameTrust(old, i) && m.cfg.RootsChanged != nil {
+			m.cfg.RootsChanged()
+		}
 	} else if errors.Is(err, ErrNotEntitled) {
 		m.dropCertLocked(e, err)
 	}
@@ -223,15 +226,20 @@ func (m *Manager) choose(id spiffeid.ID, u Update) (*mtls.Identity, error) {
 		if err != nil {
 			return nil, fmt.Errorf("svid: %w", err)
 		}
-		if f != nil {
-			i = i.WithFederation(f)
-		}
-		return i, nil
+		return i.WithFederation(f).WithRevocations(m.cfg.Revoked), nil
 	}
 	if len(others) > 0 {
 		return nil, fmt.Errorf("svid: %s: %w: %s", id, ErrNotEntitled, strings.Join(others[:min(len(others), 4)], ", "))
 	}
 	return nil, fmt.Errorf("svid: %s: %w", id, ErrNotEntitled)
+}
+
+// sameTrust reports whether two identities accept the same peers.
+func sameTrust(a, b *mtls.Identity) bool {
+	same := func(a, b []*x509.Certificate) bool {
+		return slices.EqualFunc(a, b, (*x509.Certificate).Equal)
+	}
+	return same(a.Roots(), b.Roots()) && maps.EqualFunc(a.Federated(), b.Federated(), same)
 }
 
 // interned keeps one copy of what many streams bring alike: SPIRE gives every pod of an identity the same key.

@@ -101,12 +101,16 @@ type Observer interface {
 type Config struct {
 	Signer   Signer
 	Watcher  Watcher
-	Log      *slog.Logger  // default: discards
-	Observer Observer      // default: none
-	TTL      time.Duration // lifetime to ask for; default 24 h
+	Log      *slog.Logger      // default: discards
+	Observer Observer          // default: none
+	TTL      time.Duration     // lifetime to ask for; default 24 h
+	Revoked  *mtls.Revocations // what all identities refuse of their peers; nil: nothing
 	// Withdrawn is told, on a goroutine of its own, that a source has taken back what pod was using: connections made
 	// with it have to end. Only a Watcher takes back.
 	Withdrawn func(pod Pod, id spiffeid.ID, why error)
+	// RootsChanged is told, with locks held, that some identity's peers may not be accepted any more that were. It must
+	// not block.
+	RootsChanged func()
 
 	MaxInFlight   int           // calls under way at once; default 8
 	MaxIdentities int           // identities held at once; default 4096

@@ -1,0 +1,167 @@
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"time"
+
+	"github.com/warren-mesh/warren/ca/mtls"
+	"github.com/warren-mesh/warren/proxy/track"
+)
+
+const (
+	revocationsEvery = 2 * time.Second
+	maxRevocations   = 16 << 20
+	// A handshake that was judged just before a change may join its pool, or get its first request, for so long after it.
+	// 10 s is what a peer has, 15 s what a handshake waits for its turn.
+	judgeFor = 30 * time.Second
+)
+
+// Reasons why connections end whose peer was good when they began.
+var (
+	errRevoked    = errors.New("connection closed: peer certificate revoked by CRL")
+	errDistrusted = errors.New("connection closed: peer certificate is no longer trusted")
+)
+
+// watchTrust judges the peers of all tunnels again when the file of revocation lists or the roots of an identity
+// change.
+func (s *Server) watchTrust(ctx context.Context) {
+	tick := time.NewTicker(revocationsEvery)
+	defer tick.Stop()
+	var until time.Time
+	var last string
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.rootsChanged:
+			until = time.Now().Add(judgeFor)
+		case <-tick.C:
+			changed, err := s.loadRevocations()
+			if text := orNone(err); text != last {
+				last = text
+				if err != nil {
+					s.log.Warn("revocation lists stay as they were", "path", s.cfg.CRLPath, "err", err)
+				}
+			}
+			if changed {
+				s.log.Info("revocation lists loaded", "path", s.cfg.CRLPath, "revoked", s.revoked.Len())
+				until = time.Now().Add(judgeFor)
+			}
+		}
+		if time.Now().Before(until) {
+			s.judgePeers()
+		}
+	}
+}
+
+// loadRevocations reads the file if it is there; one that has gone leaves what was loaded.
+func (s *Server) loadRevocations() (changed bool, err error) {
+	if s.cfg.CRLPath == "" {
+		return false, nil
+	}
+	f, err := os.Open(s.cfg.CRLPath)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxRevocations+1))
+	if err != nil {
+		return false, err
+	}
+	return s.revoked.Load(text)
+}
+
+// judgePeers ends the tunnels whose peers no handshake would accept now, and what has none on this node.
+func (s *Server) judgePeers() {
+	s.proven.forget()
+	for _, p := range s.pods.list() {
+		i := p.currentIdentity()
+		if i == nil {
+			continue
+		}
+		p.pool.End(func(cs tls.ConnectionState) error {
+			return distrusts(i, cs.PeerCertificates, x509.ExtKeyUsageServerAuth)
+		})
+		for _, t := range p.accepted() {
+			if err := distrusts(i, t.peer(), x509.ExtKeyUsageClientAuth); err != nil {
+				t.kill(err)
+			}
+		}
+		if err := distrusts(i, i.Chain(), x509.ExtKeyUsageClientAuth); err != nil {
+			s.tracked.Cut(func(g *track.Guard) bool { c, ok := g.Owner.(*connection); return ok && c.here && c.p == p }, err)
+		}
+	}
+}
+
+// distrusts says why i would not accept a peer any more. That a certificate has ended since is no reason: connections
+// outlive theirs.
+func distrusts(i *mtls.Identity, chain []*x509.Certificate, usage x509.ExtKeyUsage) error {
+	if len(chain) == 0 {
+		return nil // not known yet
+	}
+	at := time.Now()
+	if end := chain[0].NotAfter; at.After(end) {
+		at = end
+	}
+	_, err := i.VerifyPeer(chain, usage, at)
+	var invalid x509.CertificateInvalidError
+	switch {
+	case err == nil || errors.As(err, &invalid) && invalid.Reason == x509.Expired: // an intermediate
+		return nil
+	case errors.Is(err, mtls.ErrRevoked):
+		return errRevoked
+	}
+	return errDistrusted
+}
+
+func (p *pod) currentIdentity() *mtls.Identity {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.lease == nil {
+		return nil
+	}
+	return p.lease.Current()
+}
+
+// accepted lists the tunnels that peers have made.
+func (p *pod) accepted() (all []*tunnel) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for t := range p.inboundTunnels {
+		all = append(all, t)
+	}
+	return all
+}
+
+// join and leave keep the list of tunnels.
+func (t *tunnel) join() {
+	t.p.mu.Lock()
+	defer t.p.mu.Unlock()
+	if t.p.inboundTunnels == nil {
+		t.p.inboundTunnels = make(map[*tunnel]struct{})
+	}
+	t.p.inboundTunnels[t] = struct{}{}
+}
+
+func (t *tunnel) leave() {
+	t.p.mu.Lock()
+	defer t.p.mu.Unlock()
+	delete(t.p.inboundTunnels, t)
+}
+
+// peer is the certificates of the client, none before its first request.
+func (t *tunnel) peer() []*x509.Certificate {
+	if certs := t.certs.Load(); certs != nil {
+		return *certs
+	}
+	return nil
+}

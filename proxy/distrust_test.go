@@ -1,0 +1,114 @@
+package proxy_test
+
+import (
+	"bufio"
+	"io"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/warren-mesh/warren/ca/fakeagent"
+	"github.com/warren-mesh/warren/proxy"
+)
+
+// replace has a file be another's from one moment to the next.
+func replace(t *testing.T, path string, text []byte) {
+	t.Helper()
+	if err := os.WriteFile(path+".new", text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A certificate that is revoked opens nothing more and what it had opened ends, whichever end it is of, on two nodes and
+// on one. Everybody else is left alone.
+func TestRevokedWhileInUse(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "crl.pem")
+	m, agent := agentMesh(t, func(c *proxy.Config) { c.CRLPath = path })
+	client, near, far := m.nodes[0].meshPod("client"), m.nodes[0].meshPod("near"), m.nodes[1].meshPod("far")
+	bystander := m.nodes[0].meshPod("bystander")
+	for _, p := range []*pod{client, near, far, bystander} {
+		p.echo(8080)
+		p.give(agent)
+	}
+	for name, tt := range map[string]struct{ loser, server *pod }{
+		"the client, on two nodes": {client, far},
+		"the server, on two nodes": {far, far},
+		"the client, on one node":  {client, near},
+		"the server, on one node":  {near, near},
+	} {
+		t.Run(name, func(t *testing.T) {
+			live, unmoved := hold(t, client, tt.server), hold(t, bystander, client)
+			defer live.Close()
+			defer unmoved.Close()
+			mark := m.nodes[0].logs.mark()
+			replace(t, path, list(t, agent, tt.loser))
+			if rest, err := io.ReadAll(live); err == nil {
+				t.Errorf("the connection ended as if all were well, after %q", rest)
+			}
+			m.nodes[0].logs.access(t, mark, map[string]string{"direction": "outbound", "src.workload": "client", "dst.workload": tt.server.Name})
+			client.mustFail(tt.server.addr(8080))
+			if tt.loser != client {
+				if _, err := io.WriteString(unmoved, "x"); err != nil {
+					t.Errorf("a connection of others: %v", err)
+				}
+				bystander.mustCall(client.addr(8080))
+			}
+			replace(t, path, list(t, agent))
+			until(t, "nobody is revoked", func() bool { _, _, err := client.call(tt.server.addr(8080), "x"); return err == nil })
+		})
+	}
+}
+
+// hold makes a connection that has answered once.
+func hold(t *testing.T, client, server *pod) io.ReadWriteCloser {
+	t.Helper()
+	c, err := client.dial(server.addr(8080))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := bufio.NewReaderSize(c, 16).ReadString('\n'); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// list revokes the certificates of pods, as they are now.
+func list(t *testing.T, agent *fakeagent.Agent, pods ...*pod) []byte {
+	t.Helper()
+	var revoked []byte
+	for _, p := range pods {
+		s, err := agent.Issue(spiffeid.RequireFromString(p.identity()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if revoked, err = agent.Revoke(s.Chain[0]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return revoked
+}
+
+// A root that is taken away takes with it the connections to those that it vouched for.
+func TestRootTakenAway(t *testing.T) {
+	m, agent := agentMesh(t)
+	client, server := m.nodes[0].meshPod("client"), m.nodes[1].meshPod("server")
+	server.echo(8080)
+	client.give(agent)
+	server.give(agent)
+	live := hold(t, client, server)
+	defer live.Close()
+	if err := agent.AddRoot(); err != nil {
+		t.Fatal(err)
+	}
+	client.mustCall(server.addr(8080))
+	agent.DropRoot()
+	if rest, err := io.ReadAll(live); err == nil {
+		t.Errorf("the connection ended as if all were well, after %q", rest)
+	}
+	until(t, "the new root's certificates are in use", func() bool { _, _, err := client.call(server.addr(8080), "x"); return err == nil })
+}
