@@ -2,6 +2,7 @@ package relay
 
 import (
 	"errors"
+	"io"
 	"net"
 	"runtime"
 	"testing"
@@ -10,8 +11,8 @@ import (
 	"github.com/warren-mesh/warren/proxy/ready"
 )
 
-// sockets is a flow between sockets, and the application's end.
-func sockets(t *testing.T) (f *socketFlow, app net.Conn) {
+// sockets is a flow between sockets, and its ends.
+func sockets(t *testing.T) (f *socketFlow, app, backend net.Conn) {
 	t.Helper()
 	set, err := ready.New(1)
 	if err != nil {
@@ -40,7 +41,7 @@ func sockets(t *testing.T) (f *socketFlow, app net.Conn) {
 		backend.Close()
 		_ = set.Close()
 	})
-	return flow.c.(*socketFlow), app
+	return flow.c.(*socketFlow), app, backend
 }
 
 // within fails the test if ok does not come true.
@@ -58,7 +59,7 @@ func within(t *testing.T, what string, ok func() bool) {
 // what would be missed, not for that of the last byte.
 func TestRoomBetweenWriteAndWait(t *testing.T) {
 	t.Run("bulk", func(t *testing.T) {
-		f, _ := sockets(t)
+		f, _, _ := sockets(t)
 		e := &f.ends[0]
 		f.mu.Lock()
 		e.busy = true // the role is ours
@@ -95,7 +96,7 @@ func TestRoomBetweenWriteAndWait(t *testing.T) {
 		}
 	})
 	t.Run("little", func(t *testing.T) {
-		f, app := sockets(t)
+		f, app, _ := sockets(t)
 		e := &f.ends[0]
 		locked := func(what *bool) bool {
 			f.mu.Lock()
@@ -103,19 +104,27 @@ func TestRoomBetweenWriteAndWait(t *testing.T) {
 			return *what
 		}
 		within(t, "room comes while a byte is being written", func() bool {
-			if e.rest.empty() { // at first, and when the far end had room after all
+			within(t, "a byte waits for room", func() bool {
+				if locked(&e.blocked) {
+					return true
+				}
 				fill(t, &f.ends[1].sock)
 				if _, err := app.Write([]byte("x")); err != nil {
 					t.Fatal(err)
 				}
-				within(t, "the byte waits for room", func() bool { return locked(&e.blocked) })
-				if e.Notify(ready.Readable, nil); locked(&e.blocked) && !locked(&e.changed) {
-					t.Error("there was an attempt to write though there is no room")
-				}
+				time.Sleep(time.Millisecond)
+				return false
+			})
+			if e.Notify(ready.Readable, nil); locked(&e.blocked) && !locked(&e.changed) {
+				t.Error("there was an attempt to write though there is no room")
 			}
 			mine, caught := make(chan bool, 1), make(chan bool, 1)
 			f.mu.Lock()
-			e.busy, e.blocked = true, true // the role is ours
+			if e.busy || !e.blocked { // there was room after all
+				f.mu.Unlock()
+				return false
+			}
+			e.busy = true // the role is ours
 			go func() {
 				_, m := e.step()
 				mine <- m
@@ -137,6 +146,9 @@ func TestRoomBetweenWriteAndWait(t *testing.T) {
 			f.mu.Unlock()
 			m := <-mine
 			if !<-caught || e.rest.empty() {
+				f.mu.Lock()
+				e.busy = false
+				f.mu.Unlock()
 				return false
 			}
 			if !m {
@@ -145,6 +157,34 @@ func TestRoomBetweenWriteAndWait(t *testing.T) {
 			return true
 		})
 	})
+}
+
+// TestRestBeforeBulk: what was read and not taken goes before what is spliced.
+func TestRestBeforeBulk(t *testing.T) {
+	f, app, backend := sockets(t)
+	e := &f.ends[0]
+	f.mu.Lock()
+	e.busy = true // the role is ours
+	f.mu.Unlock()
+	fill(t, &f.ends[1].sock)
+	e.rest = getChunk()
+	e.rest.end = copy(e.rest.mem[:], "rest, ")
+	if _, err := io.WriteString(app, "bulk"); err != nil {
+		t.Fatal(err)
+	}
+	go e.bulk()
+	_ = backend.SetReadDeadline(time.Now().Add(20 * time.Second))
+	const want = "rest, bulk"
+	var last []byte
+	for buf := make([]byte, 64<<10); string(last) != want; {
+		n, err := backend.Read(buf)
+		if err != nil {
+			t.Fatalf("%q comes last, %v", last, err)
+		}
+		if last = append(last, buf[:n]...); len(last) > len(want) {
+			last = last[len(last)-len(want):]
+		}
+	}
 }
 
 // fill writes until there is no room.

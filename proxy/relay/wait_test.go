@@ -201,7 +201,7 @@ func joinTinyStreams(tb testing.TB, a, b *net.TCPConn) chan relay.Result {
 
 // stall fills a flow over TCP until nothing moves any more. What is moved is s again
 // and again.
-func stall(t *testing.T, s string) (flow *relay.Flow, done chan relay.Result) {
+func stall(t *testing.T, s string) (app *net.TCPConn, flow *relay.Flow, done chan relay.Result) {
 	t.Helper()
 	app, a := conns(t)
 	b, backend := conns(t)
@@ -213,7 +213,7 @@ func stall(t *testing.T, s string) (flow *relay.Flow, done chan relay.Result) {
 	for {
 		_ = app.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
 		if _, err := app.Write(p); err != nil {
-			return flow, done
+			return app, flow, done
 		}
 	}
 }
@@ -222,7 +222,7 @@ func stall(t *testing.T, s string) (flow *relay.Flow, done chan relay.Result) {
 // its way then is in no other flow's.
 func TestCutWhileStalled(t *testing.T) {
 	for range 5 {
-		flow, done := stall(t, "old")
+		_, flow, done := stall(t, "old")
 		if relay.PipesInUse() == 0 {
 			t.Fatal("not stalled in bulk")
 		}
@@ -245,6 +245,21 @@ func TestCutWhileStalled(t *testing.T) {
 		}
 		_ = backend.CloseWrite()
 		<-done
+	}
+}
+
+// TestResetWhileStalled: a reset is noticed though nobody can read up to it.
+func TestResetWhileStalled(t *testing.T) {
+	app, _, done := stall(t, "x")
+	_ = app.SetLinger(0)
+	_ = app.Close()
+	select {
+	case r := <-done:
+		if !errors.Is(r.Err, syscall.ECONNRESET) {
+			t.Errorf("%+v", r)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("not noticed")
 	}
 }
 
@@ -284,22 +299,28 @@ func openPipes(t *testing.T) (n int) {
 // TestOneMoreWord: what comes while whoever read the words before is about to leave is
 // not forgotten, though nothing follows it.
 func TestOneMoreWord(t *testing.T) {
-	each(t, func(t *testing.T, j *joined) {
-		_ = j.backend.SetReadDeadline(time.Now().Add(40 * time.Second))
-		rnd, buf := rand.New(rand.NewPCG(5, 6)), make([]byte, 48<<10)
-		for i := range 4000 {
-			size := []int{1, 1, 100, 20 << 10, len(buf)}[rnd.IntN(5)]
-			words := 1 + rnd.IntN(1+100_000/(10_000+size))
-			for range words {
-				if _, err := j.app.Write(buf[:size]); err != nil {
-					t.Fatal(err)
-				}
-			}
-			if n, err := io.CopyN(io.Discard, j.backend, int64(words*size)); err != nil {
-				t.Fatalf("round %d: %d bytes of %d words of %d: %v", i, n, words, size, err)
+	each(t, oneMoreWord)
+	t.Run("without pipes", func(t *testing.T) {
+		defer relay.TakeAllPipes()()
+		oneMoreWord(t, joinTCP(t))
+	})
+}
+
+func oneMoreWord(t *testing.T, j *joined) {
+	_ = j.backend.SetReadDeadline(time.Now().Add(40 * time.Second))
+	rnd, buf := rand.New(rand.NewPCG(5, 6)), make([]byte, 48<<10)
+	for i := range 4000 {
+		size := []int{1, 1, 100, 20 << 10, len(buf)}[rnd.IntN(5)]
+		words := 1 + rnd.IntN(1+100_000/(10_000+size))
+		for range words {
+			if _, err := j.app.Write(buf[:size]); err != nil {
+				t.Fatal(err)
 			}
 		}
-	})
+		if n, err := io.CopyN(io.Discard, j.backend, int64(words*size)); err != nil {
+			t.Fatalf("round %d: %d bytes of %d words of %d: %v", i, n, words, size, err)
+		}
+	}
 }
 
 // TestNotAskedInVain: the far end is asked to pull when there is something new to
