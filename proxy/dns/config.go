@@ -56,6 +56,7 @@ type Limits struct {
 	Mesh        time.Duration // to wait until the pod is known: 5 s
 	Upstream    time.Duration // for one query, over all tries: 4.5 s, within the client's usual 5
 	Try         time.Duration // until a query is sent again: 1.5 s
+	Kept        int           // bytes of resolvers' answers: 128 KiB; negative: none
 }
 
 func (l Limits) withDefaults() Limits {
@@ -72,6 +73,9 @@ func (l Limits) withDefaults() Limits {
 	number(&l.InFlight, 256)
 	number(&l.Connections, 128)
 	number(&l.Pipelined, 16)
+	if l.Kept == 0 {
+		l.Kept = 128 << 10
+	}
 	period(&l.Idle, 5*time.Second)
 	period(&l.Mesh, 5*time.Second)
 	period(&l.Upstream, 4500*time.Millisecond)

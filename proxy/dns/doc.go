@@ -14,6 +14,7 @@
 //
 // What is not answered is forwarded as it came, byte for byte but for the ID, and
 // so is the answer: types, options and signatures that nobody here knows pass.
-// There is no cache: an answer is as fresh as without the proxy, and no pod can
-// leave one behind for another.
+// An answer is kept for seconds, for the same question of the same pod to the same
+// resolver, within a bound: a burst costs one question, and no pod can leave an
+// answer behind for another. What the mesh answers is never kept.
 package dns

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/miekg/dns"
 )
@@ -94,6 +95,13 @@ func FuzzReply(f *testing.F) {
 			return
 		}
 		_, _ = addresses(reply, dns.TypeA)
+		kept, now := cache{limit: 1 << 20}, time.Now()
+		kept.put("k", reply, now)
+		if older := kept.get("k", now.Add(time.Second)); older != nil {
+			if len(older) != len(reply) || !matches(asked, older) {
+				t.Fatalf("kept as %x", older)
+			}
+		}
 		got := shorten(bytes.Clone(reply), max(int(size), minUDP))
 		switch {
 		case len(got) > max(int(size), minUDP):

@@ -25,6 +25,7 @@ const (
 	Answered   Outcome = iota // from the mesh
 	Empty                     // from the mesh, which has no such address
 	Forwarded                 // a resolver's answer, or its failure, was passed on
+	Cached                    // a resolver's answer to the same question, a moment ago
 	Failed                    // no resolver answered
 	Unknown                   // the pod was not known in time
 	Overloaded                // more in flight than one pod may have
@@ -32,20 +33,19 @@ const (
 )
 
 func (o Outcome) String() string {
-	return [...]string{"answered", "empty", "forwarded", "failed", "unknown", "overloaded", "malformed"}[o]
+	return [...]string{"answered", "empty", "forwarded", "cached", "failed", "unknown", "overloaded", "malformed"}[o]
 }
 
-// TypeName is a query type as a label: "a", "aaaa"; "other" for those that have
-// no name, so that a client cannot make up labels.
+// TypeName is a query type as a label: "a", "aaaa"; "other" for those that hardly
+// anybody asks for, so that a client cannot make up many labels.
 func TypeName(qtype uint16) string {
 	switch qtype {
 	case dns.TypeA:
 		return "a"
 	case dns.TypeAAAA:
 		return "aaaa"
-	}
-	if name, ok := dns.TypeToString[qtype]; ok && qtype != dns.TypeNone {
-		return strings.ToLower(name)
+	case dns.TypeSRV, dns.TypeTXT, dns.TypePTR, dns.TypeMX, dns.TypeNS, dns.TypeSOA, dns.TypeCNAME, dns.TypeHTTPS, dns.TypeSVCB, dns.TypeNAPTR, dns.TypeCAA, dns.TypeANY:
+		return strings.ToLower(dns.TypeToString[qtype])
 	}
 	return "other"
 }

@@ -17,6 +17,7 @@ import (
 // Server answers one pod, on any number of sockets.
 type Server struct {
 	cfg   Config
+	cache cache
 	slots chan struct{} // of queries in flight
 	conns chan struct{} // of TCP connections
 
@@ -41,7 +42,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{
-		cfg:   cfg,
+		cfg: cfg, cache: cache{limit: cfg.Limits.Kept},
 		slots: make(chan struct{}, cfg.Limits.InFlight), conns: make(chan struct{}, cfg.Limits.Connections),
 		sockets: make(map[socket]struct{}),
 	}
@@ -175,9 +176,7 @@ func (s *Server) finish(ctx context.Context, t *task) []byte {
 		s.count(q, Failed, t.decision, nil)
 		return q.failure(dns.RcodeNotImplemented)
 	}
-	start := time.Now()
-	reply, err := s.exchange(ctx, q, servers)
-	s.cfg.Metrics.Upstream(q.transport, q.qtype, time.Since(start), err != nil)
+	reply, o, err := s.forward(ctx, q, servers)
 	if t.decision.Verdict == Fallback && (err != nil || rcodeOf(reply) == dns.RcodeNameError || unable(reply)) {
 		return s.local(q, t.decision, nil)
 	}
@@ -185,8 +184,29 @@ func (s *Server) finish(ctx context.Context, t *task) []byte {
 		s.count(q, Failed, t.decision, err)
 		return q.failure(dns.RcodeServerFailure)
 	}
-	s.count(q, Forwarded, t.decision, nil)
+	s.count(q, o, t.decision, nil)
 	return reply
+}
+
+// forward gets the resolvers' answer, be it one that is still known. The first one
+// stands for all: whom they asked is what pods have in common, or not.
+func (s *Server) forward(ctx context.Context, q *query, servers []netip.AddrPort) ([]byte, Outcome, error) {
+	key := ""
+	if len(servers) > 0 {
+		key = q.key(servers[0])
+	}
+	if reply := s.cache.get(key, time.Now()); reply != nil {
+		copy(reply, q.raw[:2])
+		return shorten(reply, q.size), Cached, nil
+	}
+	start := time.Now()
+	reply, err := s.exchange(ctx, q, servers)
+	now := time.Now()
+	s.cfg.Metrics.Upstream(q.transport, q.qtype, now.Sub(start), err != nil)
+	if err == nil {
+		s.cache.put(key, reply, now)
+	}
+	return reply, Forwarded, err
 }
 
 // waitMesh waits for the pod to be known, as long as a query may.

@@ -31,7 +31,7 @@ func (s *Server) ServePacket(c PacketConn) {
 	}
 	defer release()
 	local, _ := netip.ParseAddrPort(c.LocalAddr().String())
-	in, out := make([]byte, maxQuery+1), make([]byte, maxQuery)
+	in, out := make([]byte, maxQuery+1), make([]byte, usualUDP)
 	var pending sync.WaitGroup
 	defer pending.Wait() // before the socket goes
 	var pause time.Duration
