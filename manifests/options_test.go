@@ -44,6 +44,7 @@ func TestOptions(t *testing.T) {
 		}},
 		{set: "proxy.name=warren-proxy proxy.serviceAccountName=ztunnel", more: []string{"DaemonSet/warren-system/warren-proxy"}, fewer: []string{"DaemonSet/warren-system/ztunnel"}},
 		{set: "proxy.env.SAME_NODE=mtls proxy.env.PACKET_MARK=1337 proxy.logFormat=json proxy.seLinuxOptions.type=spc_t proxy.socketDir=/run/warren-proxy"},
+		{set: "proxy.hostNetwork=true"},
 		{set: "mesh.network=n1 mesh.ipv6=false mesh.enablementSelectors[0].podSelector.matchLabels.mesh=on"},
 		{set: "nodeagent.appArmorProfile= nodeagent.seLinuxOptions.type=spc_t nodeagent.maxUnavailable=10% nodeagent.healthPort=8001"},
 		{set: "nodeagent.resources.limits.memory=1Gi controlPlane.resources.limits.memory=1Gi proxy.resources.limits.cpu=2"},

@@ -72,6 +72,26 @@ func TestPrivileges(t *testing.T) {
 	}
 }
 
+// In the node's network the proxy says to nobody but the node whether it is ready: a
+// pod, in the mesh or not, reaches every other address of the node.
+func TestReadinessOnTheNode(t *testing.T) {
+	pod := workloads(installed(t, "proxy.hostNetwork=true"))["ztunnel"].Spec
+	c := pod.Containers[0]
+	if !pod.HostNetwork || pod.DNSPolicy != corev1.DNSClusterFirstWithHostNet || !slices.Contains(c.Env, corev1.EnvVar{Name: "READINESS_ADDR", Value: "127.0.0.1"}) {
+		t.Errorf("network of the node %v, DNS %s, environment %v", pod.HostNetwork, pod.DNSPolicy, c.Env)
+	}
+	for _, p := range []*corev1.Probe{c.StartupProbe, c.LivenessProbe, c.ReadinessProbe} {
+		if p.HTTPGet.Host != "127.0.0.1" {
+			t.Errorf("%s is asked of %q", p.HTTPGet.Path, p.HTTPGet.Host)
+		}
+	}
+	for _, p := range []*corev1.Probe{workloads(installed(t))["ztunnel"].Spec.Containers[0].ReadinessProbe} {
+		if p.HTTPGet.Host != "" {
+			t.Errorf("in a pod of its own, %s is asked of %q", p.HTTPGet.Path, p.HTTPGet.Host)
+		}
+	}
+}
+
 func isTrue(b *bool) bool  { return b != nil && *b }
 func isFalse(b *bool) bool { return b != nil && !*b }
 
