@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/warren-mesh/warren/nodeagent/zds"
 	"github.com/warren-mesh/warren/proxy/hbone"
 	"github.com/warren-mesh/warren/proxy/sockopt"
 )
@@ -46,6 +47,15 @@ type Config struct {
 	Sockets sockopt.Config
 	IPv6    bool
 	HBONE   hbone.Config
+
+	// Dedicated: the proxy is one pod's, Pod, in its own namespace.
+	Dedicated bool
+	Pod       zds.Info
+
+	DNS             bool   // answer the queries of pods
+	PreferNamespace string // for DNS, of namespaces that are neither the client's own nor canonical
+	ResolvConf      string // names the resolvers for queries of which it is not known whom the pod asked
+	SOCKS5          bool
 
 	DrainDeadline   time.Duration // for connections that live when the proxy ends
 	SameNode        bool          // between two pods of this node: from socket to socket, without TLS
@@ -136,6 +146,7 @@ func Defaults() Config {
 		HBONE: hbone.Config{
 			StreamWindow: 4 << 20, ConnWindow: 16 << 20, MaxFrame: 1 << 20, PoolStreams: 100, IdleRelease: 5 * time.Minute,
 		},
+		DNS: true, ResolvConf: "/etc/resolv.conf",
 		DrainDeadline:   5 * time.Second,
 		SameNode:        true,
 		ResponseBaggage: true,
@@ -151,7 +162,10 @@ func Defaults() Config {
 func (c Config) Validate() error {
 	var errs []error
 	bad := func(format string, a ...any) { errs = append(errs, fmt.Errorf(format, a...)) }
-	if c.ZDSPath == "" {
+	if c.Dedicated && (c.Pod.Name == "" || c.Pod.Namespace == "" || c.Pod.ServiceAccount == "") {
+		bad("PROXY_WORKLOAD_INFO: a proxy of one pod, PROXY_MODE=dedicated, has to know whose: want namespace/name/serviceaccount")
+	}
+	if c.ZDSPath == "" && !c.Dedicated {
 		bad("INPOD_UDS: a path is needed, pods come from there")
 	}
 	if c.XDS.Address == "" && c.LocalXDS == "" {

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"encoding/json"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -71,6 +72,14 @@ func TestEnviron(t *testing.T) {
 		{"RUST_LOG=warn,access=debug", func(c Config) any { return c.Log.Filter }, "warn,access=debug"},
 		{"ZTUNNEL_WORKER_THREADS=3", func(c Config) any { return c.Threads }, 3},
 		{"ISTIO_META_DNS_CAPTURE=false", func(c Config) any { return c.Metadata["DNS_CAPTURE"] }, "false"},
+		{"ISTIO_META_DNS_CAPTURE=False", func(c Config) any { return c.DNS }, false},
+		{"ISTIO_META_DNS_CAPTURE=True", func(c Config) any { return c.DNS }, true},
+		{"PREFERED_SERVICE_NAMESPACE=shared", func(c Config) any { return c.PreferNamespace }, "shared"},
+		{"UNSTABLE_ENABLE_SOCKS5=true", func(c Config) any { return c.SOCKS5 }, true},
+		{"READINESS_ADDR=127.0.0.1", func(c Config) any { return c.Ready.String() }, "127.0.0.1:15021"},
+		{"READINESS_ADDR=::1", func(c Config) any { return c.Ready.String() }, "[::1]:15021"},
+		{"READINESS_ADDR=[::1]:1234", func(c Config) any { return c.Ready.String() }, "[::1]:1234"},
+		{"READINESS_ADDR=", func(c Config) any { return c.Ready.String() }, "[::]:15021"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.env, func(t *testing.T) {
@@ -102,9 +111,9 @@ func TestEnvironMistakes(t *testing.T) {
 	env := []string{
 		"XDS_ADDRESS=", "CA_ADDRESS=", "INPOD_UDS=", "SECRET_TTL=soon", "PACKET_MARK=-1", "KEEPALIVE_RETRIES=0", "IPV6_ENABLED=yes",
 		"HTTP2_FRAME_SIZE=1", "POOL_MAX_STREAMS_PER_CONNECTION=70000", "LOG_FORMAT=xml", "RUST_LOG=loud", "ZTUNNEL_WORKER_THREADS=0%",
-		"ISTIO_METAJSON_X=nope", "XDS_HEADER_A B=1", "PROXY_CONFIG=[", "PROXY_MODE=dedicated", "ENABLE_PROXY=false", 
-		"XDS_ON_DEMAND=perhaps", "UNSTABLE_ENABLE_SOCKS5=true", "TLS12_ENABLED=true", "COMPLIANCE_POLICY=pqc", "ISTIO_META_DNS_CAPTURE=true",
-		"PROXY_WORKLOAD_INFO=a/b/c", "LOCAL_XDS={}", "ENABLE_ORIG_SRC=perhaps", "CONNECTION_TERMINATION_DEADLINE=",
+		"ISTIO_METAJSON_X=nope", "XDS_HEADER_A B=1", "PROXY_CONFIG=[", "PROXY_MODE=lonely", "ENABLE_PROXY=false",
+		"XDS_ON_DEMAND=perhaps", "UNSTABLE_ENABLE_SOCKS5=perhaps", "TLS12_ENABLED=true", "COMPLIANCE_POLICY=pqc", "ISTIO_META_DNS_CAPTURE=some",
+		"READINESS_ADDR=everywhere", "LOCAL_XDS={}", "ENABLE_ORIG_SRC=perhaps", "CONNECTION_TERMINATION_DEADLINE=",
 	}
 	_, err := FromEnviron(env)
 	if err == nil {
@@ -172,5 +181,66 @@ func TestNoSecretsAreShown(t *testing.T) {
 	logs.sink.Close()
 	if strings.Contains(out.String(), "hunter2") || !strings.Contains(out.String(), `outboundAddr="[::]:15001"`) {
 		t.Error(out.String())
+	}
+}
+
+// The dump's configuration has the keys that ztunnel's has, in the same shapes.
+func TestConfigShape(t *testing.T) {
+	env := []string{
+		"NODE_NAME=n1", "UNSTABLE_ENABLE_SOCKS5=true", "READINESS_ADDR=127.0.0.1", "XDS_HEADER_X-Tenant=a", "PREFERED_SERVICE_NAMESPACE=shared",
+		"POD_NAME=z-1", "POD_NAMESPACE=istio-system", "SERVICE_ACCOUNT=ztunnel",
+	}
+	c, err := FromEnviron(env)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := json.Marshal(configMap(c))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got map[string]any
+	if err := json.Unmarshal(text, &got); err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range strings.Fields(`adminAddr altCaHostname altXdsHostname caAddress caHeaders caRootCert clusterDomain clusterId
+		connectionWindowSize crlPath dnsProxy dnsProxyAddr dnsResolverCfg dnsResolverOpts enableEnhancedBaggage fakeCa fakeSelfInbound
+		frameSize illegalPorts inboundAddr inboundPlaintextAddr inpodPortReuse inpodUds ipv6Enabled localNode localhostAppTunnel network
+		numWorkerThreads outboundAddr packetMark poolMaxStreamsPerConn poolUnusedReleaseTimeout preferedServiceNamespace proxy proxyArgs
+		proxyMetadata proxyMode proxyWorkloadInformation readinessAddr requireOriginalSource secretTtl selfTerminationDeadline socketConfig
+		socks5Addr statsAddr windowSize xdsAddress xdsHeaders xdsOnDemand xdsRootCert ztunnelIdentity ztunnelWorkload`) {
+		if _, ok := got[key]; !ok {
+			t.Errorf("no %s", key)
+		}
+	}
+	for key, want := range map[string]string{
+		"adminAddr": `{"Localhost":[true,15000]}`, "dnsProxyAddr": `{"Localhost":[true,15053]}`, "statsAddr": `{"SocketAddr":"[::]:15020"}`,
+		"readinessAddr": `{"SocketAddr":"127.0.0.1:15021"}`, "socks5Addr": `"127.0.0.1:15080"`, "illegalPorts": `[15001,15006,15008,15080]`,
+		"altCaHostname": `null`, "crlPath": `null`, "secretTtl": `{"nanos":0,"secs":86400}`, "packetMark": `1337`, "xdsHeaders": `[["x-tenant","(not shown)"]]`,
+		"proxyMode": `"Shared"`, "requireOriginalSource": `null`, "preferedServiceNamespace": `"shared"`, "proxyWorkloadInformation": `null`,
+		"ztunnelIdentity": `"spiffe://cluster.local/ns/istio-system/sa/ztunnel"`,
+		"ztunnelWorkload": `{"name":"z-1","namespace":"istio-system","serviceAccount":"ztunnel"}`,
+	} {
+		if b, err := json.Marshal(got[key]); err != nil || string(b) != want {
+			t.Errorf("%s is %s, %v; want %s", key, b, err, want)
+		}
+	}
+	if c, err = FromEnviron([]string{"PROXY_MODE=dedicated", "PROXY_WORKLOAD_INFO=a/b/c"}); err != nil {
+		t.Fatal(err)
+	}
+	m := configMap(c)
+	if b, _ := json.Marshal(m["proxyWorkloadInformation"]); m["proxyMode"] != "Dedicated" || m["packetMark"] != nil || string(b) != `{"name":"b","namespace":"a","serviceAccount":"c"}` {
+		t.Errorf("%v, mark %v, %s", m["proxyMode"], m["packetMark"], b)
+	}
+}
+
+func TestDedicatedMistakes(t *testing.T) {
+	for _, bad := range []string{"", "PROXY_WORKLOAD_INFO=a/b", "PROXY_WORKLOAD_INFO=a//c", "PROXY_WORKLOAD_INFO=a/b/c/d", "PROXY_WORKLOAD_INFO=/b/c"} {
+		_, err := FromEnviron([]string{"PROXY_MODE=dedicated", bad})
+		if err == nil || !strings.Contains(err.Error(), "PROXY_WORKLOAD_INFO: ") {
+			t.Errorf("%s: %v", bad, err)
+		}
+	}
+	if c, err := FromEnviron([]string{"PROXY_MODE=Dedicated", "PROXY_WORKLOAD_INFO=a/b/c", "PACKET_MARK=7", "INPOD_UDS="}); err != nil || c.Pod.ServiceAccount != "c" || c.Sockets.Mark != 7 {
+		t.Errorf("%+v, %v", c.Pod, err)
 	}
 }

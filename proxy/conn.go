@@ -20,9 +20,10 @@ type connection struct {
 	// clientNear: the client is the near end of the relay, so that what it sends
 	// counts as sent.
 	clientNear bool
-	accepted   bool // near was accepted, and counts as open until the relay ends
-	here       bool // it stays on the node
-	reserved   bool // a descriptor, for the socket that we make; its owner's until end
+	accepted   bool        // near was accepted, and counts as open until the relay ends
+	here       bool        // it stays on the node
+	answer     func(error) // tells the client how connecting went; nil: it sees that
+	reserved   bool        // a descriptor, for the socket that we make; its owner's until end
 
 	// Until there is a flow: ctx ends when the connection is cut, which abort does.
 	// What waits for traffic holds no context.

@@ -29,7 +29,9 @@ func FromEnviron(environ []string) (Config, error) {
 	e.sockets(&c)
 	e.tunnels(&c)
 	e.ending(&c)
-	e.notThere(c)
+	e.mode(&c)
+	e.names(&c)
+	e.notThere()
 	c.Log.Filter = e.text("RUST_LOG", c.Log.Filter)
 	switch f := e.text("LOG_FORMAT", "plain"); f {
 	case "json":
@@ -276,24 +278,16 @@ func (e *environ) ending(c *Config) {
 }
 
 // notThere refuses what somebody asked for and would not get.
-func (e *environ) notThere(c Config) {
-	if m := e.text("PROXY_MODE", "shared"); !strings.EqualFold(m, "shared") {
-		e.bad("PROXY_MODE", "%q is not there yet, only shared is", m)
-	}
+func (e *environ) notThere() {
 	if !e.boolean("ENABLE_PROXY", true) {
 		e.bad("ENABLE_PROXY", "a proxy without the proxy, for DNS alone, is not there yet")
 	}
-	for _, n := range []string{"PROXY_WORKLOAD_INFO", "COMPLIANCE_POLICY", "LOCAL_XDS"} {
+	for _, n := range []string{"COMPLIANCE_POLICY", "LOCAL_XDS"} {
 		if e.text(n, "") != "" {
 			e.bad(n, "not there yet; unset it")
 		}
 	}
-	for _, n := range []string{"UNSTABLE_ENABLE_SOCKS5", "TLS12_ENABLED"} {
-		if e.boolean(n, false) {
-			e.bad(n, "not there yet; unset it, or say false")
-		}
-	}
-	if strings.EqualFold(c.Metadata["DNS_CAPTURE"], "true") {
-		e.bad("ISTIO_META_DNS_CAPTURE", "the DNS proxy is not there yet; unset it, or say false, and leave DNS capture off at the node agent")
+	if e.boolean("TLS12_ENABLED", false) {
+		e.bad("TLS12_ENABLED", "not there yet; unset it, or say false")
 	}
 }

@@ -61,16 +61,24 @@ func (p *pod) find(v *workload.View) *workload.Workload {
 // control plane is waited for.
 func (p *pod) speaker(ctx context.Context) (*workload.View, *workload.Workload, error) {
 	v := p.s.store.View()
-	if w := p.current(v); w != nil {
+	if w := p.speaking(v); w != nil {
 		return v, w, nil
 	}
+	return p.local(ctx)
+}
+
+// speaking is the pod in v, or what stands for it; nil where nothing does.
+func (p *pod) speaking(v *workload.View) *workload.Workload {
+	if w := p.current(v); w != nil {
+		return w
+	}
 	for w := range v.LocalTo(p.s.cfg.NodeName) {
-		return v, &workload.Workload{
+		return &workload.Workload{
 			Name: p.info.Name, Namespace: p.info.Namespace, ServiceAccount: p.info.ServiceAccount, Node: w.Node, ClusterID: w.ClusterID,
 			Network: w.Network, TrustDomain: w.TrustDomain, WorkloadName: p.info.Name, Type: workload.Pod, Protocol: workload.HBONE,
-		}, nil
+		}
 	}
-	return p.local(ctx)
+	return nil
 }
 
 // current is the pod in v, or as it was last known: the control plane forgets

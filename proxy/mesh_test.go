@@ -47,6 +47,7 @@ type node struct {
 	srv  *proxy.Server
 	logs *logBook
 	cfg  proxy.Config
+	own  *netns.NS    // the proxy's own, if it serves anybody there
 	stop func() error // drains and waits
 }
 
@@ -86,6 +87,12 @@ func (m *mesh) stop() {
 
 func (m *mesh) addNode(name string, change ...func(*proxy.Config)) *node {
 	m.t.Helper()
+	return m.addNodeIn(name, nil, change...)
+}
+
+// addNodeIn is addNode for a proxy that serves somebody in its own namespace, too.
+func (m *mesh) addNodeIn(name string, own *netns.NS, change ...func(*proxy.Config)) *node {
+	m.t.Helper()
 	dir := m.t.TempDir()
 	static := filepath.Join(dir, "static.yaml")
 	if err := os.WriteFile(static, []byte("workloads: []\nservices: []\npolicies: []\n"), 0o600); err != nil {
@@ -101,7 +108,7 @@ func (m *mesh) addNode(name string, change ...func(*proxy.Config)) *node {
 	for _, f := range change {
 		f(&cfg)
 	}
-	n := &node{Node: m.net.Node(name), mesh: m, logs: &logBook{}, cfg: cfg}
+	n := &node{Node: m.net.Node(name), mesh: m, logs: &logBook{}, cfg: cfg, own: own}
 	m.nodes = append(m.nodes, n)
 	n.start()
 	m.t.Cleanup(func() {
@@ -116,7 +123,7 @@ func (m *mesh) addNode(name string, change ...func(*proxy.Config)) *node {
 func (n *node) start() {
 	t := n.mesh.t
 	t.Helper()
-	opts := proxy.Options{Out: n.logs, Version: "test"}
+	opts := proxy.Options{Out: n.logs, Version: "test", Namespace: n.own}
 	if n.cfg.SVIDs.Source == "" {
 		opts.Signer = n.mesh.ca
 	}

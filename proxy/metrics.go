@@ -38,6 +38,7 @@ type metrics struct {
 	certs, certFailures prometheus.Counter
 	sameNode            prometheus.Counter
 	lookups             *lookups
+	dns                 *dnsMetrics
 
 	xdsEnds, xdsMessages, xdsBytes *prometheus.CounterVec
 
@@ -80,6 +81,7 @@ func newMetrics(tracked *track.Registry, lost func() int, version string) *metri
 	m.registry.MustRegister(build, dropped, m.started, m.stopped, m.active, m.pending, m.certs, m.certFailures, m.sameNode, m.lookups.vec,
 		m.xdsEnds, m.xdsMessages, m.xdsBytes, connectionCollector{m},
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), collectors.NewGoCollector())
+	m.dns = newDNSMetrics(m.registry)
 	return m
 }
 

@@ -8,6 +8,8 @@ const (
 	OutboundPort  = 15001
 	PlaintextPort = 15006
 	HBONEPort     = 15008
+	DNSPort       = 15053 // on loopback
+	SOCKS5Port    = 15080 // on loopback, when asked for
 )
 
 // Ports in the proxy's own namespace.
@@ -34,6 +36,9 @@ const (
 	// retryPods is how often pods whose listeners could not be opened are tried
 	// again.
 	retryPods = 5 * time.Second
+	// socksPatience is for each part of what a client of SOCKS says, is told, and
+	// for the name that it says.
+	socksPatience = 10 * time.Second
 	// retryUnix is the same for the administration socket.
 	retryUnix = time.Second
 )

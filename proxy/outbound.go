@@ -16,20 +16,31 @@ func (p *pod) outbound(app *net.TCPConn) {
 	if !p.opened(track.Outbound, app) {
 		return
 	}
-	src := addrOf(app.RemoteAddr())
 	dst, err := sockopt.OriginalDst(app)
-	var c *connection
-	var d route.Decision
-	var self *workload.Workload
-	if err == nil {
-		c, d, self, err = p.decideOutbound(app, src, dst)
-	}
 	if err != nil {
-		p.s.logs.early(track.Outbound, src, dst, err)
-		refuse(app)
-		p.closed(track.Outbound)
+		p.turnAway(app, dst, err, nil)
 		return
 	}
+	p.outboundTo(app, dst, nil)
+}
+
+// turnAway ends a connection that was opened, before it is known where it goes.
+func (p *pod) turnAway(app *net.TCPConn, dst netip.AddrPort, err error, answer func(error)) {
+	p.s.logs.early(track.Outbound, addrOf(app.RemoteAddr()), dst, err)
+	hangUp(app, err, answer)
+	p.closed(track.Outbound)
+}
+
+// outboundTo is outbound for a connection that goes to dst. answer, unless it is
+// nil, tells the client how that went, once.
+func (p *pod) outboundTo(app *net.TCPConn, dst netip.AddrPort, answer func(error)) {
+	src := addrOf(app.RemoteAddr())
+	c, d, self, err := p.decideOutbound(app, src, dst)
+	if err != nil {
+		p.turnAway(app, dst, err, answer)
+		return
+	}
+	c.answer = answer
 	if n := p.neighbour(src, d, self); n != nil {
 		p.outboundHere(c, n, d, self, app)
 		return
@@ -37,11 +48,12 @@ func (p *pod) outbound(app *net.TCPConn) {
 	far, err := c.dialOut(d, self)
 	if err != nil {
 		c.end(err)
-		refuse(app)
+		hangUp(app, err, answer)
 		p.closed(track.Outbound)
 		return
 	}
 	c.accepted = true
+	c.welcome()
 	c.relay(app, far)
 }
 

@@ -3,7 +3,6 @@ package proxy
 import (
 	"context"
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -16,6 +15,7 @@ import (
 	"github.com/warren-mesh/warren/ca/svid"
 	"github.com/warren-mesh/warren/internal/netns"
 	"github.com/warren-mesh/warren/nodeagent/zds"
+	"github.com/warren-mesh/warren/proxy/dns"
 	"github.com/warren-mesh/warren/proxy/hbone"
 	"github.com/warren-mesh/warren/proxy/sockopt"
 	"github.com/warren-mesh/warren/proxy/track"
@@ -34,6 +34,8 @@ type pod struct {
 	listeners []*net.TCPListener
 	pool      *hbone.Pool
 	serverTLS *tls.Config
+	dns       *dns.Server // nil: nobody asks
+	queries   []*net.TCPListener
 	// transparent: the listeners are, so that applications can be shown the
 	// client's address.
 	transparent bool
@@ -56,44 +58,77 @@ type pod struct {
 }
 
 // newPod opens a pod's listeners and serves them. w.NS stays the caller's.
-func (s *Server) newPod(ctx context.Context, w zds.Workload) (p *pod, err error) {
+func (s *Server) newPod(ctx context.Context, w zds.Workload) (*pod, error) {
 	ns, err := w.NS.Dup()
 	if err != nil {
 		return nil, err
 	}
-	p = &pod{
-		s: s, uid: w.UID, info: w.Info, ns: w.NS.ID(), sockets: sockopt.New(ns, s.cfg.Sockets),
-		log:   s.logs.scope("proxy").With("pod", podName(w.Info), "uid", w.UID),
+	p := s.makePod(w.UID, w.Info, sockopt.New(ns, s.cfg.Sockets))
+	p.ns = w.NS.ID()
+	return p, p.begin(ctx, p.openAll)
+}
+
+// makePod makes a pod that is not served yet. It takes over sockets.
+func (s *Server) makePod(uid string, info zds.Info, sockets *sockopt.Sockets) *pod {
+	p := &pod{
+		s: s, uid: uid, info: info, sockets: sockets,
+		log:   s.logs.scope("proxy").With("pod", podName(info), "uid", uid),
 		dials: make(map[hbone.Key]*mtls.Identity),
-	}
-	defer func() {
-		if err != nil {
-			p.closeListeners()
-			err = errors.Join(err, p.sockets.Close())
-			p = nil
-		}
-	}()
-	outbound, _, err := p.listen(ctx, OutboundPort)
-	if err != nil {
-		return p, err
-	}
-	plaintext, transparent, err := p.listen(ctx, PlaintextPort)
-	if err != nil {
-		return p, err
-	}
-	tunnels, transparentToo, err := p.listen(ctx, HBONEPort)
-	if err != nil {
-		return p, err
 	}
 	p.soft, p.close = context.WithCancelCause(context.Background())
 	p.hard, p.kill = context.WithCancelCause(context.Background())
-	p.serverTLS, p.transparent = mtls.Server(p.present), transparentToo
+	p.serverTLS = mtls.Server(p.present)
 	p.pool = hbone.NewPool(p.hboneConfig(), p.dialTunnel)
+	return p
+}
+
+// begin opens and serves what open says. When that fails nothing of the pod is left.
+func (p *pod) begin(ctx context.Context, open func(context.Context) error) error {
+	err := open(ctx)
+	if err != nil {
+		p.stop()
+	}
+	return err
+}
+
+// openAll opens everything that a pod of the mesh has.
+func (p *pod) openAll(ctx context.Context) error {
+	outbound, _, err := p.listen(ctx, OutboundPort)
+	if err != nil {
+		return err
+	}
+	plaintext, transparent, err := p.listen(ctx, PlaintextPort)
+	if err != nil {
+		return err
+	}
+	socks, err := p.listenSOCKS(ctx)
+	if err != nil {
+		return err
+	}
+	if err := p.openDNS(ctx); err != nil {
+		return err
+	}
+	if err := p.openInbound(ctx); err != nil {
+		return err
+	}
 	p.work.Go(func() { p.accept(outbound, p.outbound) })
 	p.work.Go(func() { p.accept(plaintext, func(c *net.TCPConn) { p.passthrough(c, transparent) }) })
-	p.work.Go(func() { p.accept(tunnels, func(c *net.TCPConn) { p.inbound(c, transparentToo) }) })
+	if socks != nil {
+		p.work.Go(func() { p.accept(socks, p.socks) })
+	}
 	p.warmUp()
-	return p, nil
+	return nil
+}
+
+// openInbound opens the port for HBONE.
+func (p *pod) openInbound(ctx context.Context) error {
+	tunnels, transparent, err := p.listen(ctx, HBONEPort)
+	if err != nil {
+		return err
+	}
+	p.transparent = transparent
+	p.work.Go(func() { p.accept(tunnels, func(c *net.TCPConn) { p.inbound(c, transparent) }) })
+	return nil
 }
 
 func (p *pod) listen(ctx context.Context, port uint16) (*net.TCPListener, bool, error) {
@@ -114,17 +149,16 @@ func (p *pod) closeListeners() {
 	for _, l := range p.listeners {
 		_ = l.Close()
 	}
-	if p.close != nil {
-		p.mu.Lock() // join sees it before anybody waits for the work to end
-		p.close(errDrain)
-		p.mu.Unlock()
-	}
+	p.mu.Lock() // join sees it before anybody waits for the work to end
+	p.close(errDrain)
+	p.mu.Unlock()
 }
 
 // drain takes no more connections, waits until ctx ends for those that there
 // are, and stops.
 func (p *pod) drain(ctx context.Context) {
 	p.closeListeners()
+	p.work.Go(func() { p.shutDNS(ctx) })
 	ended := make(chan struct{})
 	go func() { p.work.Wait(); close(ended) }()
 	select {
@@ -140,6 +174,7 @@ func (p *pod) drain(ctx context.Context) {
 func (p *pod) stop() {
 	p.closeListeners()
 	p.kill(errDrain)
+	p.endDNS()
 	// By owner, not by UID: a pod with a new namespace has the same one, and is
 	// served already.
 	p.s.tracked.Cut(func(g *track.Guard) bool { c, ok := g.Owner.(*connection); return ok && c.p == p }, errDrain)
@@ -169,8 +204,8 @@ func (p *pod) hboneConfig() hbone.Config {
 
 // ports lists the ports that are listened on.
 func (p *pod) ports() []string {
-	out := make([]string, 0, len(p.listeners))
-	for _, l := range p.listeners {
+	out := make([]string, 0, len(p.listeners)+1)
+	for _, l := range append(p.listeners[:len(p.listeners):len(p.listeners)], p.queries[:min(1, len(p.queries))]...) {
 		if a, ok := l.Addr().(*net.TCPAddr); ok {
 			out = append(out, strconv.Itoa(a.Port))
 		}

@@ -214,10 +214,11 @@ func (p *pod) outboundHere(c *connection, n *neighbour, d route.Decision, self *
 	if err != nil {
 		n.p.work.Done()
 		c.end(err)
-		refuse(client)
+		hangUp(client, err, c.answer)
 		p.closed(track.Outbound)
 		return
 	}
+	c.welcome()
 	p.s.metrics.sameNode.Inc()
 	p.work.Add(1)
 	flow := p.s.relay.Start(client, relay.TCP(app), (*relay.Counters)(c.bytes), func(r relay.Result) {

@@ -19,6 +19,7 @@ import (
 	"github.com/warren-mesh/warren/internal/netns"
 	"github.com/warren-mesh/warren/nodeagent/zds"
 	"github.com/warren-mesh/warren/proxy/admin"
+	"github.com/warren-mesh/warren/proxy/dns"
 	"github.com/warren-mesh/warren/proxy/hbone"
 	"github.com/warren-mesh/warren/proxy/ready"
 	"github.com/warren-mesh/warren/proxy/relay"
@@ -45,6 +46,9 @@ type Options struct {
 	Out     io.Writer // where logs go; required
 	Version string
 	Signer  svid.Signer // where certificates come from; nil: what Config says
+	// Namespace is where what is served in the proxy's own is served; nil: the
+	// process's. It stays the caller's.
+	Namespace *netns.NS
 }
 
 // Server is the proxy of one node.
@@ -76,9 +80,11 @@ type Server struct {
 	ready        *admin.Readiness
 	pods         *pods
 	lines        lines
-	started      chan struct{} // closed when everything that starts has
-	asked        chan struct{} // closed when somebody asks for the end
-	once         sync.Once     // closes asked
+	resolv       *dns.ResolvFile // nil: none
+	home         *netns.NS       // nil: the process's
+	started      chan struct{}   // closed when everything that starts has
+	asked        chan struct{}   // closed when somebody asks for the end
+	once         sync.Once       // closes asked
 
 	podsChanged chan struct{}
 	bound       []string        // addresses of our own listeners, in order of opening; set by Run
@@ -103,9 +109,9 @@ func New(cfg Config, o Options) (s *Server, err error) {
 	cfg.Threads, cfg.MemoryLimit = allotted.threads, allotted.memory
 	s = &Server{
 		allot: allotted, gate: hbone.NewGate(allotted.handshakes()),
-		share: newShare(files), cfg: cfg, version: o.Version, born: time.Now(), logs: l, log: l.scope("proxy"), rbacLog: l.scope("rbac"), store: workload.NewStore(),
+		share: newShare(files), home: o.Namespace, cfg: cfg, version: o.Version, born: time.Now(), logs: l, log: l.scope("proxy"), rbacLog: l.scope("rbac"), store: workload.NewStore(),
 		tracked: track.New(maxConnections, maxPodConnections), budget: hbone.NewBudget(windowBudget),
-		ready: admin.NewReadiness(taskState, taskProxy, taskPods), asked: make(chan struct{}), started: make(chan struct{}),
+		ready: newReadiness(cfg), asked: make(chan struct{}), started: make(chan struct{}),
 		podsChanged: make(chan struct{}, 1), rootsChanged: make(chan struct{}, 1), fetched: make(map[string]bool), names: resolve.New(resolve.Config{Servers: cfg.Nameservers}),
 	}
 	defer func() {
@@ -123,10 +129,17 @@ func New(cfg Config, o Options) (s *Server, err error) {
 	s.metrics = newMetrics(s.tracked, l.sink.Lost, s.tag())
 	s.pods = newPods(s)
 	s.lines.zds.address(cfg.ZDSPath)
-	if err := s.newState(); err != nil {
+	if err := errors.Join(s.newResolvers(), s.newState()); err != nil {
 		return s, err
 	}
 	return s, s.newCerts(o.Signer)
+}
+
+func newReadiness(cfg Config) *admin.Readiness {
+	if cfg.Dedicated {
+		return admin.NewReadiness(taskState, taskProxy)
+	}
+	return admin.NewReadiness(taskState, taskProxy, taskPods)
 }
 
 // Close releases what New took. It is for a server that is not run.
@@ -177,8 +190,10 @@ func (c *crew) stop() {
 // an error when it could not start or something broke that it cannot do without.
 func (s *Server) Run(ctx context.Context) error {
 	defer s.Close()
-	if err := netns.SelfTest(); err != nil {
-		return fmt.Errorf("proxy: %w", err)
+	if !s.cfg.Dedicated { // that enters no namespace
+		if err := netns.SelfTest(); err != nil {
+			return fmt.Errorf("proxy: %w", err)
+		}
 	}
 	s.log.Info("version", "version", s.version, "go", runtime.Version())
 	s.log.LogAttrs(ctx, slog.LevelInfo, "configuration", configAttrs(s.cfg)...)
@@ -192,7 +207,9 @@ func (s *Server) Run(ctx context.Context) error {
 	s.runBack(back)
 	ends := newCrew(ctx)
 	s.runFront(ends, front)
-	s.ready.Set(taskProxy, true)
+	if !s.cfg.Dedicated {
+		s.ready.Set(taskProxy, true)
+	}
 	close(s.started)
 	select {
 	case <-ends.ctx.Done():
@@ -233,13 +250,18 @@ func (s *Server) runFront(c *crew, listeners []served) {
 	for _, l := range listeners {
 		c.start(func(ctx context.Context) error { return admin.Serve(ctx, l.listener, l.handler, s.log) })
 	}
-	c.start(s.serveUnix)
+	if !s.cfg.Dedicated {
+		c.start(s.serveUnix)
+	}
 	c.start(func(ctx context.Context) error { s.pods.retry(ctx); return nil })
 	c.start(func(ctx context.Context) error {
 		if !s.synced(ctx) {
 			return nil
 		}
 		s.ready.Set(taskState, true)
+		if err := s.openOwn(ctx); err != nil || s.cfg.Dedicated {
+			return err
+		}
 		agent := &zds.Client{Path: s.cfg.ZDSPath, Handler: s.pods, Log: s.pods.log, OnState: s.pods.state}
 		return agent.Run(ctx)
 	})

@@ -111,6 +111,9 @@ func (s *Server) podList() []admin.Pod {
 	var out []admin.Pod
 	view := s.store.View()
 	for _, p := range s.pods.list() {
+		if !p.shown() {
+			continue
+		}
 		count := s.tracked.Pod(p.uid)
 		a := admin.Pod{
 			UID: p.uid, Name: p.info.Name, Namespace: p.info.Namespace, ServiceAccount: p.info.ServiceAccount, Netns: p.ns.String(),

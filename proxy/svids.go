@@ -141,7 +141,7 @@ func (s *Server) istioSigner() (svid.Signer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("CA_ADDRESS: %w", err)
 	}
-	cfg := istio.Config{Address: up.Address, TLS: tlsConfig, ClusterID: s.cfg.ClusterID, Headers: make(map[string]string)}
+	cfg := istio.Config{Address: up.Address, TLS: tlsConfig, ClusterID: s.cfg.ClusterID, Headers: make(map[string]string), Own: s.cfg.Dedicated}
 	if s.cfg.Token != (Token{}) {
 		cfg.Token = s.cfg.Token.Read
 	}

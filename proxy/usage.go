@@ -21,7 +21,11 @@ certificates   CA_ADDRESS CA_ROOT_CA ALT_CA_HOSTNAME CA_HEADER_* SECRET_TTL
                CRL_PATH (revocation lists in PEM or DER, looked at every 2 s)
 pods           INPOD_UDS INPOD_PORT_REUSE PACKET_MARK ENABLE_ORIG_SRC IPV6_ENABLED
                KEEPALIVE_ENABLED KEEPALIVE_TIME KEEPALIVE_INTERVAL KEEPALIVE_RETRIES
-               USER_TIMEOUT_ENABLED
+               USER_TIMEOUT_ENABLED UNSTABLE_ENABLE_SOCKS5
+one pod        PROXY_MODE=dedicated PROXY_WORKLOAD_INFO=namespace/name/serviceaccount: the
+               proxy serves that pod, in its own network namespace, and needs no agent
+names          ISTIO_META_DNS_CAPTURE (false: do not answer DNS) CLUSTER_DOMAIN
+               PREFERED_SERVICE_NAMESPACE
 tunnels        HTTP2_STREAM_WINDOW_SIZE HTTP2_CONNECTION_WINDOW_SIZE HTTP2_FRAME_SIZE
                POOL_MAX_STREAMS_PER_CONNECTION POOL_UNUSED_RELEASE_TIMEOUT
                ENABLE_RESPONSE_BAGGAGE TLS_RECORDS (own, or stock: those of crypto/tls)
@@ -35,12 +39,12 @@ process        CONNECTION_TERMINATION_DEADLINE TERMINATION_GRACE_PERIOD_SECONDS
 logs           RUST_LOG (info, or info,access=debug) LOG_FORMAT (plain or json)
                AUTHZ_POLICY_INFO_LOGGING
 
-of no effect   PREFERED_SERVICE_NAMESPACE and ISTIO_META_DNS_PROXY_ADDR (of features that
-               are not there yet)
-refused        when asked for, as not there yet: PROXY_MODE=dedicated PROXY_WORKLOAD_INFO
-               ENABLE_PROXY=false LOCAL_XDS UNSTABLE_ENABLE_SOCKS5
-               TLS12_ENABLED COMPLIANCE_POLICY ISTIO_META_DNS_CAPTURE
+of no effect   ISTIO_META_DNS_PROXY_ADDR: the rules in pods name the port
+refused        when asked for, as not there yet: ENABLE_PROXY=false LOCAL_XDS
+               TLS12_ENABLED COMPLIANCE_POLICY
 
-ports          in each pod 15001 outbound, 15006 plaintext inbound, 15008 HBONE;
+ports          in each pod 15001 outbound, 15006 plaintext inbound, 15008 HBONE, and on
+               its loopback 15053 DNS, 15080 SOCKS 5 (when asked for);
                15000 administration (loopback), 15020 metrics, 15021 readiness
+               (READINESS_ADDR: an address, with a port or without; all, unless set)
 `

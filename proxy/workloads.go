@@ -29,6 +29,7 @@ type pods struct {
 	running   map[string]*pod
 	byName    map[podKey]*pod // the newest of those that run under a name
 	pending   map[string]pendingPod
+	own       []*pod          // not the agent's
 	named     map[string]bool // by this connection's snapshot, until it is complete
 	connected bool
 	synced    bool
@@ -179,6 +180,7 @@ func (ps *pods) remove(uid string) {
 	}
 	ps.log.Info("pod is not served any more", "uid", uid, "pod", podName(p.info))
 	p.closeListeners() // now: another pod object may want the ports
+	p.endDNS()
 	ps.bg.Go(p.stop)
 	ps.s.metrics.stopped.Inc()
 	ps.report()
@@ -249,17 +251,20 @@ func (ps *pods) report() {
 	ps.mu.Unlock()
 	ps.s.metrics.active.Set(float64(running))
 	ps.s.metrics.pending.Set(float64(pending))
-	ps.s.ready.Set(taskPods, ready)
+	if !ps.s.cfg.Dedicated {
+		ps.s.ready.Set(taskPods, ready)
+	}
 }
 
 // list returns the pods that are served, by UID.
 func (ps *pods) list() []*pod {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
-	out := make([]*pod, 0, len(ps.running))
+	out := make([]*pod, 0, len(ps.running)+len(ps.own))
 	for _, p := range ps.running {
 		out = append(out, p)
 	}
+	out = append(out, ps.own...)
 	slices.SortFunc(out, func(a, b *pod) int { return cmpText(a.uid, b.uid) })
 	return out
 }

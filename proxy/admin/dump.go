@@ -13,14 +13,20 @@ type dumpJSON struct {
 	StagedServices map[string]map[string]endpointJSON `json:"stagedServices"`
 	StaticConfig   staticJSON                         `json:"staticConfig"`
 	Version        map[string]string                  `json:"version"`
-	WorkloadState  map[string]stateJSON               `json:"workloadState"`
+	WorkloadState  any                                `json:"workloadState,omitempty"` // absent where the proxy is one pod's own
 	Workloads      []workloadJSON                     `json:"workloads"`
 }
 
 type staticJSON struct {
-	Policies  []policyJSON   `json:"policies"`
-	Services  []serviceJSON  `json:"services"`
-	Workloads []workloadJSON `json:"workloads"`
+	Policies  []policyJSON     `json:"policies"`
+	Services  []serviceJSON    `json:"services"`
+	Workloads []staticWorkload `json:"workloads"`
+}
+
+// staticWorkload is a workload as the file has it: its services with their ports.
+type staticWorkload struct {
+	workloadJSON
+	Services map[string]map[string]uint16 `json:"services"`
 }
 
 type stateJSON struct {
@@ -72,7 +78,7 @@ func (s Source) dump(format string) any {
 	d := dumpJSON{
 		Certificates: newCerts(s.Certs()), Config: s.Config(), Policies: []policyJSON{}, Services: []serviceJSON{},
 		StagedServices: staged(v), StaticConfig: static(s.Static()), Version: s.Version,
-		WorkloadState: make(map[string]stateJSON), Workloads: []workloadJSON{},
+		Workloads: []workloadJSON{},
 	}
 	for _, w := range v.Workloads() {
 		d.Workloads = append(d.Workloads, newWorkload(w))
@@ -83,6 +89,15 @@ func (s Source) dump(format string) any {
 	for _, p := range v.Policies() {
 		d.Policies = append(d.Policies, newPolicy(p))
 	}
+	if d.Config["proxyMode"] != "Dedicated" {
+		d.WorkloadState = s.states()
+	}
+	return d
+}
+
+// states are the pods', by UID.
+func (s Source) states() map[string]stateJSON {
+	out := make(map[string]stateJSON)
 	facts := s.Connections()
 	for _, p := range s.Pods() {
 		st := stateJSON{Info: infoJSON{Name: p.Name, Namespace: p.Namespace, ServiceAccount: p.ServiceAccount}, State: p.State}
@@ -90,9 +105,9 @@ func (s Source) dump(format string) any {
 			c := newConnections(facts[p.UID])
 			st.Connections = &c
 		}
-		d.WorkloadState[p.UID] = st
+		out[p.UID] = st
 	}
-	return d
+	return out
 }
 
 // endpoints are those that may be used: unhealthy ones only where the service
@@ -126,9 +141,13 @@ func staged(v *workload.View) map[string]map[string]endpointJSON {
 }
 
 func static(b workload.Batch) staticJSON {
-	j := staticJSON{Policies: []policyJSON{}, Services: []serviceJSON{}, Workloads: []workloadJSON{}}
+	j := staticJSON{Policies: []policyJSON{}, Services: []serviceJSON{}, Workloads: []staticWorkload{}}
 	for _, w := range b.Workloads {
-		j.Workloads = append(j.Workloads, newWorkload(w))
+		s := staticWorkload{workloadJSON: newWorkload(w), Services: make(map[string]map[string]uint16)}
+		for key, ports := range w.Services {
+			s.Services[key.String()] = newPorts(ports)
+		}
+		j.Workloads = append(j.Workloads, s)
 	}
 	for _, s := range b.Services {
 		j.Services = append(j.Services, newService(s, map[string]endpointJSON{}))

@@ -3,6 +3,7 @@ package admin
 import (
 	"crypto/x509"
 	"encoding/pem"
+	"fmt"
 	"net"
 	"strconv"
 	"time"
@@ -52,8 +53,37 @@ func (s Source) legacy(v *workload.View) any {
 	return map[string]any{
 		"certificates": legacyCerts(s.Certs()), "workloads": workloads, "workload_to_vip": backends, "vips": vips,
 		"policies_by_namespace": byNamespace, "policies": policies, "local_node": config["localNode"],
-		"proxy_mode": config["proxyMode"], "static_config": static(s.Static()), "version": s.Version, "config": config,
+		"proxy_mode": config["proxyMode"], "static_config": static(s.Static()), "version": s.Version, "config": legacyConfig(config),
 	}
+}
+
+// legacyConfig has the names of that time.
+func legacyConfig(config map[string]any) map[string]any {
+	old := make(map[string]any)
+	for was, now := range map[string]string{
+		"window_size": "windowSize", "connection_window_size": "connectionWindowSize", "frame_size": "frameSize", "socks5_addr": "socks5Addr",
+		"admin_addr": "adminAddr", "stats_addr": "statsAddr", "readiness_addr": "readinessAddr", "inbound_addr": "inboundAddr",
+		"inbound_plaintext_addr": "inboundPlaintextAddr", "outbound_addr": "outboundAddr", "local_node": "localNode", "proxy_mode": "proxyMode",
+		"local_ip": "instanceIp", "cluster_id": "clusterId", "ca_address": "caAddress", "ca_root_cert": "caRootCert", "xds_address": "xdsAddress",
+		"xds_root_cert": "xdsRootCert", "xds_on_demand": "xdsOnDemand", "fake_ca": "fakeCa", "termination_grace_period": "selfTerminationDeadline",
+		"proxy_metadata": "proxyMetadata", "num_worker_threads": "numWorkerThreads", "enable_original_source": "requireOriginalSource",
+		"proxy_args": "proxyArgs",
+	} {
+		old[was] = legacyAddr(config[now])
+	}
+	return old
+}
+
+// legacyAddr is an address to listen on as it was then: one.
+func legacyAddr(v any) any {
+	m, _ := v.(map[string]any)
+	if a, ok := m["SocketAddr"]; ok {
+		return a
+	}
+	if l, ok := m["Localhost"].([]any); ok && len(l) == 2 {
+		return fmt.Sprintf("127.0.0.1:%v", l[1])
+	}
+	return v
 }
 
 func legacyWorkload(w *workload.Workload, ip string) map[string]any {

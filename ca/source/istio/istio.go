@@ -45,6 +45,7 @@ type Config struct {
 	// Token is asked in each call; white space around it is removed. Nil sends none. See TokenFile.
 	Token     func() (string, error)
 	ClusterID string            // sent as clusterid unless empty
+	Own       bool              // certificates are the caller's own, whose token it is: nobody is impersonated
 	Headers   map[string]string // sent in addition
 	Timeout   time.Duration     // of one call; default 10 s
 	// Dial makes connections; default net.Dialer. network is tcp or unix.
@@ -126,9 +127,11 @@ func (s *Signer) Sign(ctx context.Context, id spiffeid.ID, csrPEM []byte, ttl ti
 	req := &pb.IstioCertificateRequest{
 		Csr:              string(csrPEM),
 		ValidityDuration: int64(ttl / time.Second),
-		Metadata: &structpb.Struct{Fields: map[string]*structpb.Value{
+	}
+	if !s.cfg.Own {
+		req.Metadata = &structpb.Struct{Fields: map[string]*structpb.Value{
 			"ImpersonatedIdentity": structpb.NewStringValue(id.String()),
-		}},
+		}}
 	}
 	client, err := s.client()
 	if err != nil {
