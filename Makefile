@@ -4,6 +4,10 @@ GO      ?= go
 BIN     := bin
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -X main.version=$(VERSION)
+ifdef FIPS
+# FIPS=1: cryptography by Go's FIPS 140-3 module in its validated version, and by nothing else.
+export GOFIPS140 := v1.0.0
+endif
 
 # Privileged tests make network namespaces. As root they run as they are; anyone
 # else gets a user, network and mount namespace, where the kernel allows it: with
@@ -28,7 +32,7 @@ help: ## list the targets
 deps: ## install the system packages that are missing (or name them)
 	@sh ./e2e/deps.sh
 
-build: ## the four programs, into bin/
+build: ## the four programs, into bin/ (FIPS=1: with Go's FIPS 140-3 module)
 	$(GO) build -ldflags '$(LDFLAGS)' -o $(BIN)/ ./*/cmd/*
 
 plugins: ## the CNI plugins that the demo and the tests chain with, from their Go module

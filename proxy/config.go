@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/warren-mesh/warren/ca/mtls"
 	"github.com/warren-mesh/warren/nodeagent/zds"
 	"github.com/warren-mesh/warren/proxy/hbone"
 	"github.com/warren-mesh/warren/proxy/sockopt"
@@ -36,7 +37,8 @@ type Config struct {
 
 	XDS, CA   Upstream
 	SVIDs     SVIDs
-	CRLPath   string // CRL_PATH: a file of revocation lists, looked at every 2 s; empty: none
+	TLS       mtls.Policy // TLS12_ENABLED, COMPLIANCE_POLICY; of the whole process
+	CRLPath   string      // CRL_PATH: a file of revocation lists, looked at every 2 s; empty: none
 	Token     Token
 	LocalXDS  string // path of a static configuration; empty: none
 	OnDemand  bool   // ask for workloads when a connection needs them, instead of following all

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/warren-mesh/warren/ca/mtls"
 	"github.com/warren-mesh/warren/proxy/hbone"
 	"github.com/warren-mesh/warren/proxy/sockopt"
 )
@@ -162,6 +163,7 @@ func (e *environ) controlPlane(c *Config) {
 	c.FakeCA = e.boolean("FAKE_CA", false)
 	e.svids(c)
 	c.CRLPath = e.text("CRL_PATH", "")
+	c.TLS = mtls.Policy{TLS12: e.boolean("TLS12_ENABLED", false), Compliance: mtls.Compliance(e.text("COMPLIANCE_POLICY", ""))}
 	c.SecretTTL = e.duration("SECRET_TTL", c.SecretTTL)
 	c.LocalXDS = e.text("LOCAL_XDS_PATH", "")
 	c.OnDemand = e.boolean("XDS_ON_DEMAND", false)
@@ -282,12 +284,7 @@ func (e *environ) notThere() {
 	if !e.boolean("ENABLE_PROXY", true) {
 		e.bad("ENABLE_PROXY", "a proxy without the proxy, for DNS alone, is not there yet")
 	}
-	for _, n := range []string{"COMPLIANCE_POLICY", "LOCAL_XDS"} {
-		if e.text(n, "") != "" {
-			e.bad(n, "not there yet; unset it")
-		}
-	}
-	if e.boolean("TLS12_ENABLED", false) {
-		e.bad("TLS12_ENABLED", "not there yet; unset it, or say false")
+	if e.text("LOCAL_XDS", "") != "" {
+		e.bad("LOCAL_XDS", "not there yet; unset it, or write a file and set LOCAL_XDS_PATH")
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/warren-mesh/warren/ca/mtls"
 	"github.com/warren-mesh/warren/proxy/track"
 	"github.com/warren-mesh/warren/xds/client"
 )
@@ -75,10 +76,15 @@ func newMetrics(tracked *track.Registry, lost func() int, version string) *metri
 		ConstLabels: prometheus.Labels{"component": "ztunnel", "tag": version},
 	})
 	build.Set(1)
+	crypto := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "warren_crypto", Help: "What does the cryptography: Go's own, or Go's FIPS 140-3 module (unstable).",
+		ConstLabels: prometheus.Labels{"provider": mtls.CryptoProvider()},
+	})
+	crypto.Set(1)
 	dropped := prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "warren_log_lines_dropped_total", Help: "Log lines that were dropped because the log was not read fast enough (unstable).",
 	}, func() float64 { return float64(lost()) })
-	m.registry.MustRegister(build, dropped, m.started, m.stopped, m.active, m.pending, m.certs, m.certFailures, m.sameNode, m.lookups.vec,
+	m.registry.MustRegister(build, crypto, dropped, m.started, m.stopped, m.active, m.pending, m.certs, m.certFailures, m.sameNode, m.lookups.vec,
 		m.xdsEnds, m.xdsMessages, m.xdsBytes, connectionCollector{m},
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), collectors.NewGoCollector())
 	m.dns = newDNSMetrics(m.registry)

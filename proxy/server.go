@@ -100,6 +100,10 @@ func New(cfg Config, o Options) (s *Server, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := mtls.Use(cfg.TLS); err != nil {
+		l.sink.Close()
+		return nil, fmt.Errorf("COMPLIANCE_POLICY, TLS12_ENABLED: %w", err)
+	}
 	files, err := sockopt.MaxFiles()
 	if err != nil {
 		l.sink.Close()

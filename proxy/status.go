@@ -8,6 +8,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/warren-mesh/warren/ca/mtls"
 	"github.com/warren-mesh/warren/ca/svid"
 	"github.com/warren-mesh/warren/proxy/admin"
 	"github.com/warren-mesh/warren/proxy/track"
@@ -154,9 +155,12 @@ func (s *Server) tag() string {
 	return cmp.Or(s.cfg.Metadata["ISTIO_VERSION"], "unknown")
 }
 
+// VersionText is what `proxy version` prints: the version, and what does the cryptography.
+func VersionText(version string) string { return version + "\n" + mtls.CryptoProvider() + "\n" }
+
 func (s *Server) versions() map[string]string {
 	v := map[string]string{
-		"buildProfile": "release", "buildStatus": "Clean", "cryptoProvider": "go-crypto", "gitRevision": "unknown",
+		"buildProfile": "release", "buildStatus": "Clean", "cryptoProvider": mtls.CryptoProvider(), "gitRevision": "unknown",
 		"istioVersion": s.tag(), "version": s.version,
 	}
 	if info, ok := debug.ReadBuildInfo(); ok {

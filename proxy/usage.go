@@ -26,6 +26,8 @@ one pod        PROXY_MODE=dedicated PROXY_WORKLOAD_INFO=namespace/name/serviceac
                proxy serves that pod, in its own network namespace, and needs no agent
 names          ISTIO_META_DNS_CAPTURE (false: do not answer DNS) CLUSTER_DOMAIN
                PREFERED_SERVICE_NAMESPACE
+TLS            TLS12_ENABLED (1.2 beside 1.3) COMPLIANCE_POLICY (pqc: X25519MLKEM768 alone;
+               fips-140-3: Go's module, in a program that was built with it)
 tunnels        HTTP2_STREAM_WINDOW_SIZE HTTP2_CONNECTION_WINDOW_SIZE HTTP2_FRAME_SIZE
                POOL_MAX_STREAMS_PER_CONNECTION POOL_UNUSED_RELEASE_TIMEOUT
                ENABLE_RESPONSE_BAGGAGE TLS_RECORDS (own, or stock: those of crypto/tls)
@@ -41,7 +43,6 @@ logs           RUST_LOG (info, or info,access=debug) LOG_FORMAT (plain or json)
 
 of no effect   ISTIO_META_DNS_PROXY_ADDR: the rules in pods name the port
 refused        when asked for, as not there yet: ENABLE_PROXY=false LOCAL_XDS
-               TLS12_ENABLED COMPLIANCE_POLICY
 
 ports          in each pod 15001 outbound, 15006 plaintext inbound, 15008 HBONE, and on
                its loopback 15053 DNS, 15080 SOCKS 5 (when asked for);

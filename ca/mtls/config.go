@@ -14,13 +14,13 @@ import (
 
 const alpn = "h2"
 
-// base holds what all configurations share. Go orders key exchanges itself and takes this list as a set; among these
-// it puts the hybrid first.
+// base holds what all configurations share.
 func base() *tls.Config {
+	p := inForce()
 	return &tls.Config{
-		MinVersion:             tls.VersionTLS13,
+		MinVersion:             p.minVersion(),
 		NextProtos:             []string{alpn},
-		CurvePreferences:       []tls.CurveID{tls.X25519MLKEM768, tls.X25519, tls.CurveP256, tls.CurveP384},
+		CurvePreferences:       p.curves(),
 		SessionTicketsDisabled: true,
 		Renegotiation:          tls.RenegotiateNever,
 	}

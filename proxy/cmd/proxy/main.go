@@ -22,7 +22,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	switch {
 	case len(args) == 0, args[0] == "proxy" && (len(args) == 1 || len(args) == 2 && args[1] == "ztunnel"):
 	case len(args) == 1 && args[0] == "version":
-		fmt.Fprintln(stdout, version)
+		fmt.Fprint(stdout, proxy.VersionText(version))
 		return 0
 	case len(args) == 1 && args[0] == "help":
 		fmt.Fprint(stdout, proxy.Usage)

@@ -14,7 +14,7 @@ func TestArguments(t *testing.T) {
 		code     int
 		out, err string
 	}{
-		{"version", 0, "dev\n", ""},
+		{"version", 0, "dev\ngo-", ""},
 		{"help", 0, "usage: proxy", ""},
 		{"proxy envoy", 2, "", "unknown arguments"},
 		{"--version", 2, "", "unknown arguments"},
