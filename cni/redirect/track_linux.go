@@ -28,7 +28,7 @@ const (
 // connection from before would be.
 func (p place) track(ctx context.Context) error {
 	return p.eachConnection(func(n *netfilter, c connection) error {
-		if err := errors.Join(n.track(c.opener, c.other), ctx.Err()); err != nil {
+		if err := errors.Join(n.track(c.local, c.remote), ctx.Err()); err != nil {
 			return fmt.Errorf("tell conntrack of %s: %w", c.remote, err)
 		}
 		return nil
@@ -58,7 +58,7 @@ func (p place) trackInbound() {
 		if left--; left < 0 || time.Now().After(until) {
 			return errEnough
 		}
-		return n.track(c.opener, c.other)
+		return n.track(c.local, c.remote)
 	})
 }
 
@@ -66,8 +66,7 @@ var errEnough = errors.New("enough")
 
 // connection is one of the pod's that is under way.
 type connection struct {
-	opener, other netip.AddrPort // who opened it, as far as can be told
-	remote        netip.AddrPort
+	local, remote netip.AddrPort
 	inbound       bool // the pod listens on its port
 }
 
@@ -109,10 +108,7 @@ func (p place) eachConnection(fn func(*netfilter, connection) error) error {
 		if !underWay(s.State) || remote.Addr().IsLoopback() {
 			continue
 		}
-		c := connection{opener: local, other: remote, remote: remote}
-		if c.inbound = listens[local.Port()]; c.inbound {
-			c.opener, c.other = remote, local
-		}
+		c := connection{local, remote, listens[local.Port()]}
 		if err := fn(n, c); err != nil {
 			return err
 		}
@@ -135,16 +131,16 @@ func socketAddr(ip []byte, port uint16) netip.AddrPort {
 }
 
 // track adds a connection, unless it is known in either direction.
-func (n *netfilter) track(opener, other netip.AddrPort) error {
+func (n *netfilter) track(local, remote netip.AddrPort) error {
 	family := byte(unix.AF_INET)
-	if opener.Addr().Is6() {
+	if local.Addr().Is6() {
 		family = unix.AF_INET6
 	}
 	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_CTNETLINK<<8|newConntrack, unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_EXCL)
 	req.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_NETFILTER: {Socket: n.s}}
 	req.AddData(&nl.Nfgenmsg{NfgenFamily: family})
-	req.AddData(tuple(nl.CTA_TUPLE_ORIG, opener, other))
-	req.AddData(tuple(nl.CTA_TUPLE_REPLY, other, opener))
+	req.AddData(tuple(nl.CTA_TUPLE_ORIG, local, remote))
+	req.AddData(tuple(nl.CTA_TUPLE_REPLY, remote, local))
 	req.AddData(nl.NewRtAttr(nl.CTA_STATUS, binary.BigEndian.AppendUint32(nil, statusAlive)))
 	req.AddData(nl.NewRtAttr(nl.CTA_TIMEOUT, binary.BigEndian.AppendUint32(nil, trackedFor)))
 	info := nl.NewRtAttr(nl.CTA_PROTOINFO|unix.NLA_F_NESTED, nil)

@@ -1,6 +1,7 @@
 package sockopt_test
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -33,12 +34,7 @@ func TestConnectLocalBesideConnectionsOfBefore(t *testing.T) {
 	run(t, server.NS, "sysctl", "-qw", "net.ipv4.ip_local_port_range=40000 40007")
 	var before, theirs []net.Conn
 	for port := 40000; port < 40008; port += 2 {
-		var c net.Conn
-		err := client.NS.Do(func() (err error) {
-			d := net.Dialer{LocalAddr: &net.TCPAddr{IP: client.IP4.AsSlice(), Port: port}}
-			c, err = d.DialContext(t.Context(), "tcp4", dst.String())
-			return err
-		})
+		c, err := dialFrom(t, client, port, dst)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -80,6 +76,36 @@ func TestConnectLocalBesideConnectionsOfBefore(t *testing.T) {
 		talk(t, before[i], theirs[i])
 		talk(t, theirs[i], before[i])
 	}
+	// When one has ended the client may use its port again, for a connection that is
+	// redirected like any other.
+	captured, err := server.Listen("tcp4", netip.AddrPortFrom(server.IP4, redirect.PortInbound).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer captured.Close()
+	if err := errors.Join(theirs[0].Close(), before[0].Close()); err != nil {
+		t.Fatal(err)
+	}
+	ch := accept(captured)
+	again, err := dialFrom(t, client, 40000, dst)
+	if err != nil {
+		t.Fatalf("from the port of one that has ended: %v", err)
+	}
+	defer again.Close()
+	far := <-ch
+	defer far.Close()
+	talk(t, again, far)
+}
+
+// dialFrom connects from a port of a pod.
+func dialFrom(t *testing.T, p *nstest.Pod, port int, dst netip.AddrPort) (c net.Conn, err error) {
+	t.Helper()
+	err = p.NS.Do(func() (err error) {
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: p.IP4.AsSlice(), Port: port}, Timeout: 20 * time.Second}
+		c, err = d.DialContext(t.Context(), "tcp4", dst.String())
+		return err
+	})
+	return c, err
 }
 
 // talk sends something from one end to the other.

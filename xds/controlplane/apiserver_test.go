@@ -37,6 +37,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
+	"github.com/warren-mesh/warren/ca/authority"
 	"github.com/warren-mesh/warren/ca/mtls"
 )
 
@@ -323,9 +324,12 @@ func (s *apiServer) mesh() {
 }
 
 // controlPlane starts one with the rights that it needs and no others.
-func (s *apiServer) controlPlane() *plane {
+func (s *apiServer) controlPlane(change ...func(*Config)) *plane {
 	s.t.Helper()
 	cfg := Defaults()
+	for _, c := range change {
+		c(&cfg)
+	}
 	cfg.Kubernetes, cfg.Namespace, cfg.Kubeconfig = true, ownNS, s.kubeconfig(s.account())
 	cfg.Listen, cfg.HealthListen, cfg.MetricsListen = "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
 	p := &plane{t: s.t, cfg: cfg, log: &lockedBuffer{}}
@@ -596,5 +600,49 @@ func TestRealStatus(t *testing.T) {
 	})
 	if strings.Contains(other.log.String(), "cannot write") {
 		t.Error(other.log.String())
+	}
+}
+
+// Two replicas take another CA from a real API server, with the rights that there are,
+// and agree all the time; one that is started while it is under way joins in.
+func TestRealReplacement(t *testing.T) {
+	s := startAPIServer(t)
+	s.mesh()
+	short := func(c *Config) { c.CAOverlap = 8 * time.Second }
+	planes := []*plane{s.controlPlane(short), s.controlPlane(short)}
+	for _, p := range planes {
+		eventually(t, "readiness", func() bool { ok, _ := p.ready(); return ok })
+	}
+	eventually(t, "root", func() bool { return s.root("app") != "" })
+	old := strings.TrimSpace(s.root("app"))
+	f, err := authority.Create(meshDomain, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	next := strings.TrimSpace(string(f.Cert))
+	if _, err := s.kubernetes.CoreV1().Secrets(ownNS).Create(t.Context(), &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: pluggedSecret},
+		Data: map[string][]byte{"ca-cert.pem": f.Cert, "ca-key.pem": f.Key, "root-cert.pem": f.Cert}}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "both roots", func() bool { return strings.Contains(s.root("app"), old) && strings.Contains(s.root("app"), next) })
+	planes = append(planes, s.controlPlane(short))
+	for _, p := range planes {
+		eventually(t, "both roots of a replica", func() bool { return strings.Contains(p.cp.roots(), old) && strings.Contains(p.cp.roots(), next) })
+	}
+	for _, p := range planes {
+		eventually(t, "the new root alone", func() bool { return strings.TrimSpace(p.cp.roots()) == next })
+	}
+	eventually(t, "the new root alone in every namespace", func() bool { return strings.TrimSpace(s.root("app")) == next })
+	eventually(t, "no key of the old one", func() bool {
+		secret, err := s.kubernetes.CoreV1().Secrets(ownNS).Get(t.Context(), beforeSecret, metav1.GetOptions{})
+		return err == nil && len(secret.Data) == 0
+	})
+	if _, err := sign(t, s.dial(planes[2]), planes[2].as(s.token("ztunnel", "ztunnel-1", "istio-ca")), "spiffe://cluster.local/ns/app/sa/web"); err != nil {
+		t.Error(err)
+	}
+	for _, p := range planes {
+		if strings.Contains(p.log.String(), "forbidden") || strings.Contains(p.log.String(), "PRIVATE") {
+			t.Error(p.log.String())
+		}
 	}
 }
