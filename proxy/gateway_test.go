@@ -101,7 +101,7 @@ func TestDoubleHBONE(t *testing.T) {
 			b, err := io.ReadAll(c)
 			late <- fmt.Sprintf("%d %v", len(b), err)
 		})
-		gw.hops = func(string) hop { return hop{raw: server.addr(15008)} }
+		gw.sends(func(string) hop { return hop{raw: server.addr(15008)} })
 		c, err := client.dial("10.96.0.1:81")
 		if err != nil {
 			t.Fatal(err)
@@ -135,14 +135,14 @@ func TestDoubleHBONEFailures(t *testing.T) {
 		}
 	}
 	place := gw.IP4.String() + ":15008"
-	gw.hops = func(string) hop { return hop{status: 503} }
+	gw.sends(func(string) hop { return hop{status: 503} })
 	fails("the gateway refuses", "network gateway "+place+": http status: 503")
-	gw.hops = func(string) hop { return hop{raw: gw.addr(9)} }
+	gw.sends(func(string) hop { return hop{raw: gw.addr(9)} })
 	fails("the gateway cannot connect", "network gateway "+place+": http status: 503")
 	server.listen(9090, func(c *net.TCPConn) { io.WriteString(c, "this is no TLS at all"); io.Copy(io.Discard, c) })
-	gw.hops = func(string) hop { return hop{raw: server.addr(9090)} }
+	gw.sends(func(string) hop { return hop{raw: server.addr(9090)} })
 	fails("no tunnel behind the gateway", "web.default.svc.cluster.local:80 behind network gateway "+place+": tls handshake error")
-	gw.hops = was
+	gw.sends(was)
 	another := *server.w
 	another.ServiceAccount = "somebody"
 	m.nodes[0].srv.Store().Apply(workload.Batch{Workloads: []*workload.Workload{&another}})

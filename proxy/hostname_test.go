@@ -68,10 +68,12 @@ func TestHostnames(t *testing.T) {
 	var wp *gateway
 	wp = m.nodes[1].gateway("waypoint", func(string) hop { return hop{raw: outside.addr(8080)} })
 	wp.change(func(w *workload.Workload) { w.Addresses, w.Hostname = nil, "wp.example" })
+	resolver.mu.Lock()
 	resolver.zone = map[string][]netip.Addr{
 		"db.example.": {outside.IP4}, "six.example.": {outside.IP6}, "both.example.": {outside.IP4, outside.IP6},
 		"wp.example.": {wp.IP4}, "self.example.": {netip.MustParseAddr("127.0.0.1")},
 	}
+	resolver.mu.Unlock()
 	var b workload.Batch
 	add := func(name, vip, host string, change ...func(*workload.Service)) {
 		s := hosted(name, vip, change...)

@@ -86,8 +86,9 @@ func (g *gateway) serve(ctx context.Context, in *hbone.Incoming) {
 	}
 	g.mu.Lock()
 	g.seen = append(g.seen, asked{peer.String(), in.Authority, in.Header("forwarded")})
+	hops := g.hops
 	g.mu.Unlock()
-	h := g.hops(in.Authority)
+	h := hops(in.Authority)
 	if h.status != 0 {
 		in.Reject(h.status)
 		return
@@ -133,6 +134,13 @@ func splice(a, b *net.UnixConn) {
 	wg.Wait()
 	a.Close()
 	b.Close()
+}
+
+// sends changes where the gateway sends what it gets.
+func (g *gateway) sends(hops func(authority string) hop) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.hops = hops
 }
 
 // last is the latest CONNECT that the gateway got.

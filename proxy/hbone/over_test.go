@@ -29,7 +29,7 @@ func newOverRig(t *testing.T, h hbone.HandlerFunc) *overRig {
 	_, r.cfg.Ready = newRelay(t)
 	server := listen(t)
 	r.way = listen(t)
-	tc := r.server(t, "server")
+	tc, cfg := r.server(t, "server"), r.cfg // the client's may change
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	t.Cleanup(func() { cancel(); server.Close(); r.way.Close(); wg.Wait() })
@@ -39,7 +39,7 @@ func newOverRig(t *testing.T, h hbone.HandlerFunc) *overRig {
 			if err != nil {
 				return
 			}
-			wg.Go(func() { _ = hbone.Serve(ctx, ctx, c, tc, r.cfg, h) })
+			wg.Go(func() { _ = hbone.Serve(ctx, ctx, c, tc, cfg, h) })
 		}
 	})
 	wg.Go(func() {

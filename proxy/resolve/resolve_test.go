@@ -101,6 +101,12 @@ func (u *upstream) set(name, records string) {
 	u.zone[name] = records
 }
 
+func (u *upstream) change(f func()) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	f()
+}
+
 func (u *upstream) count(name string) int {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -257,7 +263,8 @@ func TestStale(t *testing.T) {
 // not end it.
 func TestOneFlight(t *testing.T) {
 	u := serve(t, map[string]string{"x.example. A": "x.example. 60 A 192.0.2.1"})
-	u.gate = make(chan struct{})
+	gate := make(chan struct{})
+	u.change(func() { u.gate = gate })
 	r, _ := resolver(t, Config{Servers: []netip.AddrPort{u.addr}})
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -273,7 +280,7 @@ func TestOneFlight(t *testing.T) {
 			}
 		})
 	}
-	close(u.gate)
+	close(gate)
 	wg.Wait()
 	if n := u.count("x.example. A"); n != 1 || failed.Load() != 0 {
 		t.Errorf("%d questions, %d failures", n, failed.Load())
@@ -283,7 +290,8 @@ func TestOneFlight(t *testing.T) {
 // What is asked at a time and what is kept is bounded.
 func TestBounds(t *testing.T) {
 	u := serve(t, map[string]string{})
-	u.gate = make(chan struct{})
+	gate := make(chan struct{})
+	u.change(func() { u.gate = gate })
 	r, _ := resolver(t, Config{Servers: []netip.AddrPort{u.addr}})
 	for i := range maxFlights {
 		r.ask(key{fmt.Sprintf("n%d.example.", i), dns.TypeA})
@@ -291,7 +299,7 @@ func TestBounds(t *testing.T) {
 	if _, err := r.Resolve(t.Context(), "more.example", Families{IPv4: true}); !errors.Is(err, ErrBusy) {
 		t.Errorf("one question more than allowed: %v", err)
 	}
-	close(u.gate)
+	close(gate)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for i := range maxEntries + 100 {
@@ -311,7 +319,7 @@ func TestServers(t *testing.T) {
 	defer dead.Close()
 	records := map[string]string{"x.example. A": "x.example. 60 A 192.0.2.1"}
 	liar, good := serve(t, records), serve(t, records)
-	liar.forge = func(m *dns.Msg) { m.Question[0].Name = "y.example." }
+	liar.change(func() { liar.forge = func(m *dns.Msg) { m.Question[0].Name = "y.example." } })
 	r, _ := resolver(t, Config{Servers: []netip.AddrPort{dead.LocalAddr().(*net.UDPAddr).AddrPort(), liar.addr, good.addr}})
 	if a, err := r.Resolve(t.Context(), "x.example", Families{IPv4: true}); err != nil || fmt.Sprint(a) != "[192.0.2.1]" {
 		t.Errorf("%v, %v", a, err)
