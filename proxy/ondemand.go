@@ -16,7 +16,13 @@ const askRounds = 4
 // has been looked for. With XDS_ON_DEMAND that may mean to ask the control plane, for a
 // while; what is unknown then is not decided about: it might be in the mesh.
 func (p *pod) known(ctx context.Context, view *workload.View, self *workload.Workload, dst netip.Addr) (*workload.View, error) {
-	return p.look(ctx, view, func(v *workload.View) []string { return unknownOnPath(v, self, dst) })
+	view, err := p.look(ctx, view, func(v *workload.View) []string { return unknownOnPath(v, self, dst) })
+	if err == nil && p.s.xds != nil && p.s.cfg.OnDemand {
+		if s := view.ServiceByVIP(workload.NetworkAddr{Network: self.Network, Addr: dst.Unmap()}, self.Namespace); s != nil {
+			p.s.xds.Renew(s.ResourceName())
+		}
+	}
+	return view, err
 }
 
 // knownWaypoint is known for a connection that comes to self: who its waypoint is.

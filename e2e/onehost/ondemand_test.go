@@ -63,6 +63,7 @@ func TestOnDemand(t *testing.T) {
 		}
 	}
 	carried(toB, b)
+	eventually(t, 20*time.Second, "the service is there", func() error { return roundTrip(a, vip, "hello") })
 	carried(vip, b)
 	mustEcho(t, a, toOld)
 	if !knows(t, one, b) || knows(t, one, quiet) {

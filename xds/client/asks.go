@@ -94,6 +94,10 @@ func (c *Client) Ask(ctx context.Context, names ...string) error {
 func (q *asks) ask(name string, now time.Time) (*ask, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	return q.askLocked(name, now)
+}
+
+func (q *asks) askLocked(name string, now time.Time) (*ask, error) {
 	e := q.names[name]
 	if e != nil {
 		q.recent.MoveToFront(e)
@@ -122,6 +126,29 @@ func (q *asks) ask(name string, now time.Time) (*ask, error) {
 	q.enter = append(q.enter, name)
 	q.notify()
 	return a, nil
+}
+
+// renewAfter is how old what is known of a service in use may get. Our own control plane
+// tells of endpoints that come to a service; to who follows on demand Istio's tells only
+// of those that change or go.
+const renewAfter = 10 * time.Second
+
+// Renew asks for a name again, without waiting, if that was last done some time ago. It
+// is for services, by "namespace/hostname", that connections are made to.
+func (c *Client) Renew(name string) {
+	if c.cfg.OnDemand {
+		c.asks.renew(name, time.Now())
+	}
+}
+
+func (q *asks) renew(name string, now time.Time) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	e := q.names[name]
+	if e != nil && (!e.Value.(*ask).answered() || now.Sub(e.Value.(*ask).at) < renewAfter) || !q.connected {
+		return
+	}
+	_, _ = q.askLocked(name, now) // there will be another connection
 }
 
 func (a *ask) answered() bool {

@@ -223,6 +223,30 @@ func TestAbsentWhileDisconnected(t *testing.T) {
 	}
 }
 
+// TestRenew: what is used is asked for again now and then, and nobody waits for it.
+func TestRenew(t *testing.T) {
+	q := newAsks()
+	now := time.Unix(100, 0)
+	q.renew("ns/s", now)
+	if _, enter := q.due(); len(enter) != 0 {
+		t.Errorf("asks %v without a stream", enter)
+	}
+	q.restart()
+	for _, step := range []struct {
+		after        time.Duration
+		leave, enter []string
+	}{
+		{0, nil, []string{"ns/s"}}, {renewAfter - 1, nil, nil}, {renewAfter, []string{"ns/s"}, []string{"ns/s"}}, {renewAfter + 1, nil, nil},
+	} {
+		q.renew("ns/s", now.Add(step.after))
+		q.renew("ns/s", now.Add(step.after))
+		if leave, enter := q.due(); !slices.Equal(leave, step.leave) || !slices.Equal(enter, step.enter) {
+			t.Errorf("after %s: takes back %v, asks %v, want %v, %v", step.after, leave, enter, step.leave, step.enter)
+		}
+		q.answer("ns/s", false, nil, now.Add(step.after))
+	}
+}
+
 func TestAsksAreBounded(t *testing.T) {
 	q := newAsks()
 	q.restart()
