@@ -13,6 +13,9 @@ type viewEditor struct {
 	byAddr *cowEditor[NetworkAddr, []*Workload]
 	local  *cowEditor[localKey, []*Workload]
 	byName *cowEditor[NamespacedHostname, []*Workload]
+	byNode *cowEditor[string, []*Workload]
+
+	nodeChanges map[string]nodeChanges
 
 	services *cowEditor[NamespacedHostname, *Service]
 	byHost   *cowEditor[string, []*Service]
@@ -31,7 +34,7 @@ type viewEditor struct {
 
 func edit(v *View) *viewEditor {
 	return &viewEditor{
-		byUID: editMap(v.byUID), byAddr: editMap(v.byAddr), local: editMap(v.local), byName: editMap(v.byName),
+		byUID: editMap(v.byUID), byAddr: editMap(v.byAddr), local: editMap(v.local), byName: editMap(v.byName), byNode: editMap(v.byNode), nodeChanges: map[string]nodeChanges{},
 		services: editMap(v.services), byHost: editMap(v.byHost), byVIP: editMap(v.byVIP),
 		byCIDR: editMap(v.byCIDR.services), lengths: v.byCIDR.lengths,
 		endpoints: editMap(v.endpoints), changes: map[NamespacedHostname]endpointChanges{},
@@ -41,7 +44,7 @@ func edit(v *View) *viewEditor {
 
 func (e *viewEditor) view() *View {
 	return &View{
-		byUID: e.byUID.m, byAddr: e.byAddr.m, local: e.local.m, byName: e.byName.m,
+		byUID: e.byUID.m, byAddr: e.byAddr.m, local: e.local.m, byName: e.byName.m, byNode: e.byNode.m,
 		services: e.services.m, byHost: e.byHost.m, byVIP: e.byVIP.m,
 		byCIDR:    cidrIndex{services: e.byCIDR.m, lengths: e.lengths},
 		endpoints: e.endpoints.m,
@@ -75,6 +78,7 @@ func (e *viewEditor) apply(b *Batch, rest func()) {
 		e.removeWorkload(w.UID)
 		e.addWorkload(w)
 	}
+	e.rebuildNodes(rest)
 	for key, c := range e.changes {
 		rest()
 		old, _ := e.endpoints.get(key)
@@ -99,6 +103,7 @@ func (e *viewEditor) removeAddress(resource string) {
 
 func (e *viewEditor) addWorkload(w *Workload) {
 	e.byUID.set(w.UID, w)
+	e.onNode(w.UID, w.Node, w)
 	if w.NetworkMode != HostNetwork {
 		for _, a := range w.Addresses {
 			listAdd(e.byAddr, NetworkAddr{Network: w.Network, Addr: a}, w, byRank)
@@ -119,6 +124,7 @@ func (e *viewEditor) removeWorkload(uid string) {
 		return
 	}
 	e.byUID.delete(uid)
+	e.onNode(uid, w.Node, nil)
 	if w.NetworkMode != HostNetwork {
 		for _, a := range w.Addresses {
 			listRemove(e.byAddr, NetworkAddr{Network: w.Network, Addr: a}, w)

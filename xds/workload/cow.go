@@ -6,35 +6,55 @@ import (
 	"maps"
 )
 
-// shards of a map. A hundred thousand entries make some 200 a shard, which are
-// copied in a few microseconds; an empty map costs one 4 KiB list on first write.
-const shards = 512
+// fan is how many parts a level of a map has. There are two levels, so 4096 shards: a
+// hundred thousand entries make some 25 a shard, and to change one of them copies that
+// and two lists of pointers, about 2 KB. What is copied becomes garbage, and to find
+// garbage costs in proportion to the whole mesh.
+const fan = 64
 
 // cowMap is an immutable map in shards. An editor copies only the shards that it
 // writes to. The zero value is an empty map.
 type cowMap[K comparable, V any] struct {
-	seed  maphash.Seed
-	parts []map[K]V // nil, or of length shards
-	size  int
+	seed   maphash.Seed
+	groups *[fan]*cowGroup[K, V] // nil, or some of them nil
+	size   int
 }
 
+type cowGroup[K comparable, V any] [fan]map[K]V
+
 func (m *cowMap[K, V]) get(k K) (V, bool) {
-	if m.parts == nil {
-		var zero V
+	var zero V
+	if m.groups == nil {
 		return zero, false
 	}
-	v, ok := m.parts[m.shard(k)][k]
+	g, s := m.place(k)
+	if m.groups[g] == nil {
+		return zero, false
+	}
+	v, ok := m.groups[g][s][k]
 	return v, ok
 }
 
-func (m *cowMap[K, V]) shard(k K) uint64 { return maphash.Comparable(m.seed, k) % shards }
+// place is a key's group and its shard therein.
+func (m *cowMap[K, V]) place(k K) (group, shard int) {
+	h := maphash.Comparable(m.seed, k)
+	return int(h % fan), int(h / fan % fan)
+}
 
 func (m *cowMap[K, V]) all() iter.Seq2[K, V] {
 	return func(yield func(K, V) bool) {
-		for _, p := range m.parts {
-			for k, v := range p {
-				if !yield(k, v) {
-					return
+		if m.groups == nil {
+			return
+		}
+		for _, g := range m.groups {
+			if g == nil {
+				continue
+			}
+			for _, shard := range g {
+				for k, v := range shard {
+					if !yield(k, v) {
+						return
+					}
 				}
 			}
 		}
@@ -43,9 +63,10 @@ func (m *cowMap[K, V]) all() iter.Seq2[K, V] {
 
 // cowEditor changes a copy of a map.
 type cowEditor[K comparable, V any] struct {
-	m     cowMap[K, V]
-	fresh [shards / 64]uint64 // which parts are our own copies
-	own   bool                // whether the list of parts is
+	m      cowMap[K, V]
+	own    bool        // whether the list of groups is our own copy
+	groups uint64      // which groups are
+	shards [fan]uint64 // which shards are
 }
 
 func editMap[K comparable, V any](m cowMap[K, V]) *cowEditor[K, V] {
@@ -57,23 +78,33 @@ func (e *cowEditor[K, V]) get(k K) (V, bool) { return e.m.get(k) }
 // part returns the shard of a key as a map of our own.
 func (e *cowEditor[K, V]) part(k K) map[K]V {
 	if !e.own {
-		parts := make([]map[K]V, shards)
-		copy(parts, e.m.parts)
-		if e.m.parts == nil {
+		groups := new([fan]*cowGroup[K, V])
+		if e.m.groups == nil {
 			e.m.seed = maphash.MakeSeed()
-		}
-		e.m.parts, e.own = parts, true
-	}
-	i := e.m.shard(k)
-	if e.fresh[i/64]&(1<<(i%64)) == 0 {
-		e.fresh[i/64] |= 1 << (i % 64)
-		if e.m.parts[i] == nil {
-			e.m.parts[i] = make(map[K]V)
 		} else {
-			e.m.parts[i] = maps.Clone(e.m.parts[i])
+			*groups = *e.m.groups
+		}
+		e.m.groups, e.own = groups, true
+	}
+	g, s := e.m.place(k)
+	if e.groups&(1<<g) == 0 {
+		group := new(cowGroup[K, V])
+		if old := e.m.groups[g]; old != nil {
+			*group = *old
+		}
+		e.m.groups[g] = group
+		e.groups |= 1 << g
+	}
+	group := e.m.groups[g]
+	if e.shards[g]&(1<<s) == 0 {
+		e.shards[g] |= 1 << s
+		if group[s] == nil {
+			group[s] = make(map[K]V)
+		} else {
+			group[s] = maps.Clone(group[s])
 		}
 	}
-	return e.m.parts[i]
+	return group[s]
 }
 
 func (e *cowEditor[K, V]) set(k K, v V) {

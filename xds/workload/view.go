@@ -15,6 +15,7 @@ type View struct {
 	byAddr cowMap[NetworkAddr, []*Workload]        // ranked, the best first
 	local  cowMap[localKey, []*Workload]           // by UID
 	byName cowMap[NamespacedHostname, []*Workload] // by hostname; ranked
+	byNode cowMap[string, []*Workload]             // by UID; without those that name no node
 
 	services cowMap[NamespacedHostname, *Service]
 	byHost   cowMap[string, []*Service]      // by namespace
@@ -80,11 +81,16 @@ func (v *View) Local(name, namespace, serviceAccount, node string) *Workload {
 	return best
 }
 
-// LocalTo goes through the workloads of a node, in no order. It looks at all.
+// LocalTo goes through the workloads of a node. For those of no node, "", it looks at
+// all.
 func (v *View) LocalTo(node string) iter.Seq[*Workload] {
+	if node != "" {
+		list, _ := v.byNode.get(node)
+		return slices.Values(list)
+	}
 	return func(yield func(*Workload) bool) {
 		for _, w := range v.byUID.all() {
-			if w.Node == node && !yield(w) {
+			if w.Node == "" && !yield(w) {
 				return
 			}
 		}
