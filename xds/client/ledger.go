@@ -59,6 +59,7 @@ type ledger struct {
 	// stream, or do not belong there. The first response repeats those of them that
 	// still exist.
 	unsaid map[string]struct{}
+	share  workload.Sharer
 }
 
 type entry struct {

@@ -126,6 +126,9 @@ func (c *change) take(l *ledger, res *discovery.Resource) error {
 	if key == e.name {
 		e.name = key // one string in memory instead of two
 	}
+	if o.workload != nil {
+		l.share.Workload(o.workload)
+	}
 	if old, held := l.entries[key]; held && old.service != e.service {
 		c.batch.RemovedAddresses = append(c.batch.RemovedAddresses, key)
 	}
