@@ -44,14 +44,68 @@ const (
 
 // difference is one that is meant to be there.
 type difference struct {
-	line string // matches whole lines of a comparison
-	why  string
+	line      string // matches whole lines of a comparison
+	why       string
+	sometimes bool // it depends on when objects were made
 }
 
 // accepted are the differences between what Warren's control plane and istiod tell a
 // proxy about the same objects. A test that no longer sees one fails: it is to be taken
 // out then.
-var accepted = []difference{}
+var accepted = []difference{
+	{line: `workload \S+: workload\.serviceAccount here "default", at istiod nothing`,
+		why: "the API server of these tests lacks the admission plugin that fills the field in; both are read as default"},
+	{line: `workload \S+: workload\.authorizationPolicies here nothing, at istiod \[.*\]`,
+		why: "istiod attaches every policy with a selector to what has no labels, and to ServiceEntries' endpoints by the labels of the ServiceEntry: a bug"},
+	{line: `policy app/converted_peer_authentication_(open|ports): groups here .*`,
+		why: "one condition in two rules that must both hold, or in one, or in another order: the same meaning"},
+	{line: `policy app/whole: scope here "NAMESPACE", at istiod "WORKLOAD_SELECTOR"`,
+		why: "an empty selector selects the whole namespace, as in all of Kubernetes; sent as a selector's it depends on the list of each workload"},
+	{line: `policy app/whole: groups here .*`,
+		why: "ranges are sent masked, and IPv4 in IPv6 as IPv4; the same meaning, and proxies refuse neither"},
+
+	{line: `service a/twice\.example: service\.(addresses|name) here .*`, sometimes: true,
+		why: "of two ServiceEntries of one age the first by name counts here; at istiod the order in which they came"},
+	{line: `workload Kubernetes/networking\.istio\.io/ServiceEntry/a/(young|zz-old)/twice\.example: only (here|at istiod)`, sometimes: true,
+		why: "as above"},
+	{line: `service \S+: service\.visibility here "NAMESPACE", at istiod nothing`,
+		why: "exportTo is honoured here; istiod has only the mesh's setting for it"},
+	{line: `service \S+: service\.canonical here (nothing, at istiod true|true, at istiod nothing)`,
+		why: "who may not be seen from elsewhere does not stand for a hostname there"},
+	{line: `service (c/young|app/hidden)\.example: only at istiod`,
+		why: "exportTo ~ is nobody"},
+	{line: `service (c/(|\*x\.y|-a\.b|a\.\*\.b|a\.\.b|a/b|ünïcode\.example)|app/\*): only at istiod`,
+		why: "not hostnames: proxies could not look them up, and a name with a slash could not be removed; Istio's own webhook refuses them"},
+	{line: `workload Kubernetes/networking\.istio\.io/ServiceEntry/app/dns/\*(\.example\.org)?: only at istiod`,
+		why: "a wildcard cannot be resolved, so nothing can be behind it"},
+	{line: `service app/(also|inline)\.example\.com: only here`,
+		why: "for one part that is wrong istiod leaves out the whole ServiceEntry; here only that part"},
+	{line: `workload Kubernetes/networking\.istio\.io/ServiceEntry/app/inline/\S+: only here`,
+		why: "as above"},
+	{line: `workload \S+: workload\.services\.app/both\.example here nothing, at istiod .*`,
+		why: "a ServiceEntry has endpoints or a selector; of one with both, which Istio's webhook refuses, the endpoints count"},
+	{line: `workload Kubernetes/networking\.istio\.io/WorkloadEntry/app/nowhere: only at istiod`,
+		why: "without an address, a hostname or a network that has a gateway it cannot be reached"},
+
+	{line: `workload Kubernetes/networking\.istio\.io/ServiceEntry/app/mixed/10\.0\.1\.2: workload\.network(Gateway)? here .*`,
+		why: "istiod lets the network of one endpoint leak to those after it: a bug"},
+	{line: `workload Kubernetes/networking\.istio\.io/WorkloadEntry/app/third: workload\.networkGateway here .*, at istiod nothing`,
+		why: "a gateway of class istio-east-west that is labelled with another network leads to that network as well"},
+	{line: `workload NetworkGateway/(third/192\.0\.2\.3/15008|there/fd00::9/15018): only here`,
+		why: "as above; and every gateway of a network is known, not the first alone"},
+	{line: `workload Kubernetes/networking\.istio\.io/WorkloadEntry/app/vm: workload\.networkGateway\.(address|hostname) here .*`,
+		why: "of several addresses of a gateway the first counts here, an IP rather than a name that has to be resolved"},
+	{line: `workload NetworkGateway/n2/(192\.0\.2\.1/15009: only here|GW\.example\.com/15009: only at istiod|gw\.example\.com/15009: only here)`,
+		why: "hostnames are in lower case here, and each address of a gateway is known"},
+	{line: `service app/canary\.app\.svc\.cluster\.local: service\.weightedWaypoints here .*`,
+		why: "of a gateway's addresses the first that is one counts, with its listener's port; istiod sends a waypoint that is nowhere, which proxies refuse"},
+	{line: `service app/private\.example: service\.(waypoint|ingressUseWaypoint) here nothing, at istiod .*`,
+		why: "a waypoint in another namespace could not see what is private to this one"},
+	{line: `workload Kubernetes/networking\.istio\.io/ServiceEntry/app/private/10\.3\.0\.1: workload\.waypoint here .*, at istiod nothing`,
+		why: "the endpoint's own label names its waypoint; istiod looks at the ServiceEntry's labels alone"},
+	{line: `workload Kubernetes//Pod/cross/selected: workload\.waypoint here .*, at istiod nothing`,
+		why: "open: the listener that the class binds to allows this namespace, and by the Gateway API's rule that is what counts"},
+}
 
 // TestDifferential has both translate what xds/translate's own tests are made of, as an
 // API server stores it, and compares everything that a proxy is sent, field by field.
@@ -70,7 +124,7 @@ func TestDifferential(t *testing.T) {
 		})
 	}
 	for _, d := range accepted {
-		if !seen[d.line] && !t.Failed() {
+		if !seen[d.line] && !d.sometimes && !t.Failed() {
 			t.Errorf("there is no difference %q any more: take it out", d.line)
 		}
 	}

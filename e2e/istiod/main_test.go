@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -75,6 +76,8 @@ const (
 
 var worlds = map[string]*world{}
 
+var built atomic.Int32 // worlds so far
+
 // both runs a scenario under Warren's own control plane and under istiod.
 func both(t *testing.T, scenario func(t *testing.T, w *world)) {
 	for _, name := range []string{"warren", "istiod"} {
@@ -107,7 +110,7 @@ func (w *world) showLogs(t *testing.T) {
 }
 
 func (w *world) build(env []string) error {
-	o := onehost.Options{Prefix: fmt.Sprintf("wi%d-%d", os.Getpid()%100000, len(worlds)), Bins: bins, Env: env, NoWire: true}
+	o := onehost.Options{Prefix: fmt.Sprintf("wi%d-%d", os.Getpid()%100000, built.Add(1)), Bins: bins, Env: env, NoWire: true}
 	if w.name == "istiod" {
 		o.ControlPlane = &istiod{}
 		o.Env = append(slices.Clone(env), "ALT_XDS_HOSTNAME=istiod.istio-system.svc", "ALT_CA_HOSTNAME=istiod.istio-system.svc", "SERVICE_ACCOUNT=ztunnel")
@@ -164,6 +167,9 @@ spec:
   - {name: tcp, port: 9090, targetPort: 19090}
   - {name: nothing, port: 84, targetPort: 18084}
 `))
+	if len(env) > 0 {
+		return err // what the proxies know then is what they were asked for
+	}
 	return errors.Join(err, w.WaitPods(ctx))
 }
 
@@ -176,9 +182,9 @@ func answer(name string) func(*net.TCPConn) {
 	}
 }
 
-// serveElsewhere is a host that no control plane knows.
+// serveElsewhere is a host that no control plane knows: a node's own address.
 func (w *world) serveElsewhere() error {
-	err := w.FabricNS().Do(func() (err error) {
+	err := w.Nodes[1].NS.Do(func() (err error) {
 		w.elsewhere, err = net.Listen("tcp", w.elsewhereAddr().String())
 		return err
 	})
@@ -202,7 +208,7 @@ func (w *world) serveElsewhere() error {
 }
 
 func (w *world) elsewhereAddr() netip.AddrPort {
-	return netip.AddrPortFrom(w.ControlPlaneAddr().Addr(), 7777)
+	return netip.AddrPortFrom(w.Nodes[1].Addrs()[0].Addr(), 7777)
 }
 
 func (w *world) close() error {
@@ -231,6 +237,9 @@ func (w *world) put(t *testing.T, kind, namespace, name, doc string) {
 			t.Error(err)
 		}
 	})
+	if kind == "Service" {
+		knows(t, w, namespace, name) // else a call goes where nobody answers, and takes long
+	}
 }
 
 // reply is what a server said.

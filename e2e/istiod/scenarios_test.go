@@ -499,3 +499,47 @@ func TestL4Telemetry(t *testing.T) {
 		})
 	})
 }
+
+// TestOnDemand: proxies that ask for what a connection needs carry the same traffic.
+func TestOnDemand(t *testing.T) {
+	for _, name := range []string{"warren", "istiod"} {
+		t.Run(name, func(t *testing.T) {
+			w := &world{name: name}
+			t.Cleanup(func() {
+				if t.Failed() && w.Mesh != nil {
+					w.showLogs(t)
+				}
+				if err := w.close(); err != nil {
+					t.Error(err)
+				}
+			})
+			if err := w.build([]string{"XDS_ON_DEMAND=true"}); err != nil {
+				t.Fatal(err)
+			}
+			spread(t, w.client, at(webVIP, 80), "app/server", "app/second")
+			reaches(t, w.client, on(w.outsideServer, 18080), "plain/server")
+			reaches(t, w.client, w.elsewhereAddr(), "elsewhere")
+			logs := w.AccessLogs()
+			reaches(t, w.client, on(w.server, 18080), "app/server")
+			lines, err := logs.Wait(t.Context(), w.client.IPs, w.server.IPs, []string{"outbound", "inbound"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, l := range lines {
+				if l.DstIdentity != "spiffe://cluster.local/ns/app/sa/server" {
+					t.Errorf("%s: to %q", l.Direction, l.DstIdentity)
+				}
+			}
+			late, err := w.Nodes[1].AddPod(t.Context(), onehost.PodSpec{Namespace: "app", Name: "late", ServiceAccount: "late", Labels: map[string]string{"app": "web"}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			s, err := late.Serve(18080, answer("app/late"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.apps = append(w.apps, s)
+			spread(t, w.client, at(webVIP, 80), "app/server", "app/second", "app/late")
+		})
+	}
+}

@@ -346,8 +346,14 @@ func (i *istiod) Put(doc []byte) error {
 	if !has || !k.status {
 		return nil
 	}
-	stored.Object["status"] = status
-	if _, err := to.UpdateStatus(ctx, stored, metav1.UpdateOptions{}); err != nil {
+	for err == nil {
+		stored.Object["status"] = status
+		if _, err = to.UpdateStatus(ctx, stored, metav1.UpdateOptions{}); !apierrors.IsConflict(err) {
+			break
+		}
+		stored, err = to.Get(ctx, obj.GetName(), metav1.GetOptions{}) // istiod writes into some of them
+	}
+	if err != nil {
 		return fmt.Errorf("status of %s %s/%s: %w", obj.GetKind(), obj.GetNamespace(), obj.GetName(), err)
 	}
 	return nil
