@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/warren-mesh/warren/proxy/track"
@@ -40,8 +41,14 @@ func (l *logs) access(a *accessLine) {
 	if !l.enabled(accessScope, level) {
 		return
 	}
-	l.write(time.Now(), level, accessScope, msg, nil, a.attrs(make([]slog.Attr, 0, 18)))
+	list := accessAttrs.Get().(*[]slog.Attr)
+	*list = a.attrs((*list)[:0])
+	l.write(time.Now(), level, accessScope, msg, nil, *list)
+	clear(*list)
+	accessAttrs.Put(list)
 }
+
+var accessAttrs = sync.Pool{New: func() any { return new(make([]slog.Attr, 0, 20)) }}
 
 // early writes the line of a connection that was refused before anything was
 // known of it.

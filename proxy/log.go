@@ -5,6 +5,7 @@ import (
 	"io"
 	"log/slog"
 	"slices"
+	"sync"
 	"time"
 )
 
@@ -37,9 +38,18 @@ func (l *logs) scope(name string) *slog.Logger { return slog.New(&logHandler{log
 
 // write writes one line.
 func (l *logs) write(t time.Time, level slog.Level, scope, msg string, fixed, attrs []slog.Attr) {
-	b := l.encode(make([]byte, 0, 512), t, level, scope, msg, fixed, attrs)
-	l.sink.line(b)
+	b := lineBuffers.Get().(*[]byte)
+	*b = l.encode((*b)[:0], t, level, scope, msg, fixed, attrs)
+	l.sink.line(*b)
+	if cap(*b) <= maxLineBuffer {
+		lineBuffers.Put(b)
+	}
 }
+
+// maxLineBuffer is the largest buffer that is kept for another line.
+const maxLineBuffer = 4 << 10
+
+var lineBuffers = sync.Pool{New: func() any { return new(make([]byte, 0, 1<<10)) }}
 
 // logHandler is a slog.Handler over logs.
 type logHandler struct {

@@ -86,6 +86,10 @@ func appendJSONValue(b []byte, v slog.Value) []byte {
 	switch v.Kind() {
 	case slog.KindInt64, slog.KindUint64, slog.KindBool:
 		return appendTextValue(b, v)
+	case slog.KindAny:
+		if a, ok := v.Any().(netip.AddrPort); ok && a.Addr().Zone() == "" {
+			return append(a.AppendTo(append(b, '"')), '"')
+		}
 	}
 	return appendJSONString(b, valueText(v))
 }
@@ -120,9 +124,22 @@ func appendPlain(b []byte, s string) []byte {
 	return b
 }
 
+// harmless says whether s stands between quotes as it is, as nearly everything does.
+func harmless(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; c < ' ' || c > '~' || c == '"' || c == '\\' {
+			return false
+		}
+	}
+	return true
+}
+
 // appendQuoted quotes as Rust's debug format does.
 func appendQuoted(b []byte, s string) []byte {
 	b = append(b, '"')
+	if harmless(s) {
+		return append(append(b, s...), '"')
+	}
 	for _, r := range s {
 		switch {
 		case r == '"' || r == '\\':
@@ -149,6 +166,9 @@ func appendQuoted(b []byte, s string) []byte {
 func appendJSONString(b []byte, s string) []byte {
 	const hex = "0123456789abcdef"
 	b = append(b, '"')
+	if harmless(s) {
+		return append(append(b, s...), '"')
+	}
 	for _, r := range s {
 		switch {
 		case r == '"' || r == '\\':

@@ -12,6 +12,9 @@ const (
 	maxLogBytes = 8 << 20
 	// lastWords is how long the end waits for a reader of the log.
 	lastWords = 2 * time.Second
+	// logPause is how long lines are gathered after a write: one write, and one
+	// waking of who does it, for each would cost as much again as making them.
+	logPause = 5 * time.Millisecond
 )
 
 // logSink takes finished lines and writes them from a goroutine of its own, many
@@ -79,10 +82,21 @@ func (s *logSink) run() {
 		select {
 		case <-s.wake:
 			spare = s.flush(spare)
+			s.gather()
 		case <-s.quit:
 			s.flush(spare)
 			return
 		}
+	}
+}
+
+// gather lets lines come, for a while.
+func (s *logSink) gather() {
+	pause := time.NewTimer(logPause)
+	defer pause.Stop()
+	select {
+	case <-pause.C:
+	case <-s.quit:
 	}
 }
 
