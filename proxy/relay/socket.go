@@ -183,15 +183,20 @@ func (e *end) ended(err error) {
 	if err == io.EOF {
 		err = e.checkEnd()
 	}
+	f := e.f
 	if err == nil {
 		e.other.shut.Store(true)
-		err = closeWrite(&e.other.sock)
+		f.mu.Lock()
+		last := e.other.over // what is closed next needs no half-close
+		f.mu.Unlock()
+		if !last {
+			err = closeWrite(&e.other.sock)
+		}
 	}
 	if err != nil {
-		e.f.fail(err)
+		f.fail(err)
 		return
 	}
-	f := e.f
 	f.mu.Lock()
 	e.over = true
 	f.open--

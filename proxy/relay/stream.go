@@ -35,6 +35,7 @@ type streamFlow struct {
 	changed  bool   // since the turn's last read began there may be more
 	hangup   bool   // the application's end, or worse, follows what can be read, or a mark is in it
 	upDone   bool   // the application's end was passed on, or nobody wants it
+	emptied  bool   // nothing is left to read: closing the application is no reset
 	blocked  bool   // the queue waits for the socket
 	draining bool   // drain is running
 	writable bool   // the socket has got room since drain's last write began
@@ -315,9 +316,14 @@ func (f *streamFlow) End(err error) {
 // endDown passes the far end's end on to the application.
 func (f *streamFlow) endDown() {
 	f.shut.Store(true)
-	if err := closeWrite(&f.app); err != nil {
-		f.fail(err) // nothing new, if it is closed: it has failed
-		return
+	f.mu.Lock()
+	last := f.emptied // finish closes it then, which says the same
+	f.mu.Unlock()
+	if !last {
+		if err := closeWrite(&f.app); err != nil {
+			f.fail(err) // nothing new, if it is closed: it has failed
+			return
+		}
 	}
 	f.mu.Lock()
 	f.downDone = true
@@ -328,7 +334,7 @@ func (f *streamFlow) endDown() {
 // endUp notes that the application's end was passed on.
 func (f *streamFlow) endUp() {
 	f.mu.Lock()
-	f.upDone = true
+	f.upDone, f.emptied = true, true
 	f.mu.Unlock()
 	f.finish()
 }
