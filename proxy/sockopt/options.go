@@ -56,12 +56,6 @@ func Transparent() Option {
 	return func(fd int) error { return setInt(fd, unix.SOL_IP, unix.IP_TRANSPARENT, 1, "IP_TRANSPARENT") }
 }
 
-// FreeBind is IP_FREEBIND: bind to an address that no interface has. The bit is
-// shared by both families, as Transparent's.
-func FreeBind() Option {
-	return func(fd int) error { return setInt(fd, unix.SOL_IP, unix.IP_FREEBIND, 1, "IP_FREEBIND") }
-}
-
 // BindAddressNoPort is IP_BIND_ADDRESS_NO_PORT: choose the source port when
 // connecting and not when binding. One client address then has 28,000 ports for
 // each destination, instead of for all together, and bind need not look for one.
@@ -119,7 +113,7 @@ func Source(src netip.Addr, apart bool) Option {
 		if src.Is4() {
 			to = &unix.SockaddrInet4{Addr: src.As4()}
 		}
-		err := apply(fd, Transparent(), FreeBind())
+		err := Transparent()(fd)
 		if err == nil && !apart {
 			err = BindAddressNoPort()(fd)
 		}
