@@ -50,6 +50,47 @@ func (os Objects) Of(kind string) (found Objects) {
 	return found
 }
 
+// Named returns the objects of a kind, or the one that is "kind/name".
+func (os Objects) Named(what string) (found Objects) {
+	kind, name, one := strings.Cut(what, "/")
+	for _, o := range os.Of(kind) {
+		if !one || o.GetName() == name {
+			found = append(found, o)
+		}
+	}
+	return found
+}
+
+// Without returns the objects that others do not have.
+func (os Objects) Without(others Objects) Objects {
+	key := func(o *unstructured.Unstructured) string {
+		return o.GetKind() + "/" + o.GetNamespace() + "/" + o.GetName()
+	}
+	have := map[string]bool{}
+	for _, o := range others {
+		have[key(o)] = true
+	}
+	return slices.DeleteFunc(slices.Clone(os), func(o *unstructured.Unstructured) bool { return have[key(o)] })
+}
+
+// AsHelmUninstalls is the order in which helm uninstall deletes: workloads before what
+// they may do and who they are. It waits for none.
+func (os Objects) AsHelmUninstalls() Objects {
+	order := []string{
+		"Service", "Deployment", "DaemonSet", "RoleBinding", "Role", "ClusterRoleBinding", "ClusterRole", "CustomResourceDefinition",
+		"ConfigMap", "Secret", "ServiceAccount", "PodDisruptionBudget", "ResourceQuota", "NetworkPolicy", "Namespace",
+	}
+	rank := func(o *unstructured.Unstructured) int {
+		if i := slices.Index(order, o.GetKind()); i >= 0 {
+			return i
+		}
+		return len(order) // kinds that it does not know go last
+	}
+	r := os.Reversed()
+	slices.SortStableFunc(r, func(a, b *unstructured.Unstructured) int { return rank(a) - rank(b) })
+	return r
+}
+
 // Reversed is the other way round.
 func (os Objects) Reversed() Objects {
 	r := slices.Clone(os)
@@ -83,12 +124,21 @@ func (c *Cluster) ApplyText(ctx context.Context, text string) error {
 
 // Delete removes the objects and waits for none; what is gone already is gone.
 func (c *Cluster) Delete(ctx context.Context, os Objects) error {
-	foreground := metav1.DeletePropagationForeground
+	return c.remove(ctx, os, metav1.DeletePropagationForeground)
+}
+
+// DeleteNow is Delete as kubectl and helm do it: the objects are gone at once, and what
+// they own follows.
+func (c *Cluster) DeleteNow(ctx context.Context, os Objects) error {
+	return c.remove(ctx, os, metav1.DeletePropagationBackground)
+}
+
+func (c *Cluster) remove(ctx context.Context, os Objects, how metav1.DeletionPropagation) error {
 	var errs []error
 	for _, o := range os {
 		r, err := c.resource(o)
 		if err == nil {
-			err = r.Delete(ctx, o.GetName(), metav1.DeleteOptions{PropagationPolicy: &foreground})
+			err = r.Delete(ctx, o.GetName(), metav1.DeleteOptions{PropagationPolicy: &how})
 		}
 		if err != nil && !apierrors.IsNotFound(err) && !meta.IsNoMatchError(err) {
 			errs = append(errs, fmt.Errorf("delete %s %s/%s: %w", o.GetKind(), o.GetNamespace(), o.GetName(), err))

@@ -58,12 +58,31 @@ func Connect(ctx context.Context) (*Cluster, error) {
 }
 
 func ready(n *corev1.Node) bool {
-	for _, cond := range n.Status.Conditions {
-		if cond.Type == corev1.NodeReady {
-			return cond.Status == corev1.ConditionTrue
+	cond := readiness(n)
+	return cond != nil && cond.Status == corev1.ConditionTrue
+}
+
+func readiness(n *corev1.Node) *corev1.NodeCondition {
+	for i := range n.Status.Conditions {
+		if cond := &n.Status.Conditions[i]; cond.Type == corev1.NodeReady {
+			return cond
 		}
 	}
-	return false
+	return nil
+}
+
+// NodeHeard waits until a node's kubelet has said since then that it is ready.
+func (c *Cluster) NodeHeard(ctx context.Context, node string, since time.Time, within time.Duration) error {
+	return Until(ctx, within, node+" is ready", func(ctx context.Context) error {
+		n, err := c.CoreV1().Nodes().Get(ctx, node, metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		if cond := readiness(n); cond == nil || cond.Status != corev1.ConditionTrue || !cond.LastHeartbeatTime.After(since) {
+			return fmt.Errorf("the condition is %+v", cond)
+		}
+		return nil
+	})
 }
 
 // Until asks again and again until ok returns nil, and says what was last wrong.
@@ -90,3 +109,14 @@ func Until(ctx context.Context, within time.Duration, what string, ok func(conte
 
 // Dynamic is for kinds that are no Go types here.
 func (c *Cluster) Dynamic() dynamic.Interface { return c.dyn }
+
+// Taint puts a taint on a node that keeps pods away which do not tolerate it.
+func (c *Cluster) Taint(ctx context.Context, node, key string) error {
+	n, err := c.CoreV1().Nodes().Get(ctx, node, metav1.GetOptions{})
+	if err != nil {
+		return err
+	}
+	n.Spec.Taints = append(n.Spec.Taints, corev1.Taint{Key: key, Effect: corev1.TaintEffectNoSchedule})
+	_, err = c.CoreV1().Nodes().Update(ctx, n, metav1.UpdateOptions{})
+	return err
+}

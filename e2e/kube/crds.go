@@ -21,6 +21,7 @@ var foreignKinds = []struct {
 	{"security.istio.io", "PeerAuthentication", "peerauthentications", []string{"v1", "v1beta1"}},
 	{"networking.istio.io", "ServiceEntry", "serviceentries", []string{"v1", "v1beta1"}},
 	{"networking.istio.io", "WorkloadEntry", "workloadentries", []string{"v1", "v1beta1"}},
+	{"monitoring.coreos.com", "PodMonitor", "podmonitors", []string{"v1"}}, // which the chart can make
 }
 
 // ForeignKinds defines the kinds of Istio's that the cluster lacks. A cluster that

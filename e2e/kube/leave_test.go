@@ -5,50 +5,72 @@ package kube_test
 import (
 	"context"
 	"fmt"
-	"slices"
 	"sync"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"github.com/warren-mesh/warren/e2e/kube"
 	"github.com/warren-mesh/warren/e2e/kube/app"
 )
 
+// leaving is a way to take the mesh away.
+type leaving struct {
+	name string
+	// first are objects by kind, or kind/name, that are deleted before all else, each
+	// waited for.
+	first []string
+	// all deletes the rest; nil: the manifests turned round.
+	all func(context.Context) error
+	// unmarked: the agent can take its annotation off the pods. It cannot where its
+	// account or its rights go before it has ended: Kubernetes takes those at once.
+	unmarked bool
+}
+
+// waysToLeave are in every order that people use, and in those that go wrong.
+func waysToLeave() []leaving {
+	agent, proxy, control := "DaemonSet/"+kube.AgentDaemonSet, "DaemonSet/"+kube.ProxyDaemonSet, "Deployment/"+kube.ControlPlane
+	return []leaving{
+		{name: "the agent first", first: []string{agent}, unmarked: true},
+		{name: "the proxy first", first: []string{proxy, agent}, unmarked: true},
+		{name: "the control plane first", first: []string{control, agent, proxy}, unmarked: true},
+		{name: "the proxy and the control plane long before the agent", first: []string{proxy, control}},
+		{name: "all at once", all: func(ctx context.Context) error { return mesh.DeleteNow(ctx, mesh.Objects) }},
+		{name: "as helm uninstall does", all: func(ctx context.Context) error { return mesh.DeleteNow(ctx, mesh.Objects.AsHelmUninstalls()) }},
+		{name: "what the agent may do first", first: []string{"ClusterRoleBinding", "ClusterRole"}},
+		{name: "the namespace first", first: []string{"Namespace"}},
+	}
+}
+
 // TestLeave uninstalls the mesh in several orders under the feet of pods in it: they
-// keep their network, new pods start, and nothing of ours is left on the nodes. Then
-// it is installed again and takes the same pods back.
+// keep their network, connections between pods outside go on, new pods start, and
+// nothing of ours is left on the nodes. Then it is installed again and takes the same
+// pods back.
 func TestLeave(t *testing.T) {
 	hosts := []*kube.Node{host(t, mesh.Nodes[0]), host(t, mesh.Nodes[1])}
-	for _, order := range []struct {
-		name  string
-		first []string // kinds or names that are deleted before all else, each waited for
-	}{
-		{"as installed, turned round", nil},
-		{"the proxy first", []string{kube.ProxyDaemonSet}},
-		{"the control plane first, then the agent", []string{kube.ControlPlane, kube.AgentDaemonSet}},
-		{"what the agent may do first", []string{"ClusterRoleBinding", "ClusterRole"}},
-		{"the namespace first", []string{"Namespace"}},
-	} {
-		t.Run(order.name, func(t *testing.T) {
+	for _, way := range waysToLeave() {
+		t.Run(way.name, func(t *testing.T) {
 			ctx := testContext(t)
 			e := newEnds(t)
 			awaitCaptured(t, e.a, e.near, e.far)
 			back := sync.OnceFunc(func() { must(t, mesh.Install(context.Background())) })
 			t.Cleanup(back)
-			for _, what := range order.first {
-				some := slices.DeleteFunc(slices.Clone(mesh.Objects), func(o *unstructured.Unstructured) bool { return o.GetKind() != what && o.GetName() != what })
+			for _, what := range way.first {
+				some := mesh.Objects.Named(what)
+				if len(some) == 0 {
+					t.Fatalf("the manifests have no %s", what)
+				}
 				must(t, mesh.Delete(ctx, some))
 				must(t, kube.Until(ctx, 2*time.Minute, what+" is gone", func(ctx context.Context) error { return mesh.Gone(ctx, some) }))
 			}
+			if way.all != nil {
+				must(t, way.all(ctx))
+			}
 			must(t, mesh.Uninstall(ctx))
-			stays(t, e, order.name, hosts)
-			// An agent that may not write any more leaves the annotation; so may one whose
-			// namespace goes, for its account goes with it.
-			if !slices.Contains(order.first, "ClusterRole") && !slices.Contains(order.first, "Namespace") {
+			stays(t, e, way.name, hosts)
+			if way.unmarked {
 				awaitUnmarked(t, e)
 			}
 			back()

@@ -5,6 +5,8 @@ package kube_test
 import (
 	"context"
 	"fmt"
+	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -113,34 +115,53 @@ func TestLabelLive(t *testing.T) {
 // TestLabelUnderLoad: enrolling and removing a pod breaks none of the connections
 // that are alive.
 func TestLabelUnderLoad(t *testing.T) {
+	cycles := 50
+	if v := os.Getenv("E2E_CYCLES"); v != "" {
+		n, err := strconv.Atoi(v)
+		must(t, err)
+		cycles = n
+	}
 	ns := namespace(t, nil)
 	p := run(t, kube.PodSpec{Namespace: ns, Name: "a", Node: mesh.Nodes[0]}, kube.PodSpec{Namespace: ns, Name: "b", Node: mesh.Nodes[1]})
-	ctx := testContext(t)
-	must(t, mesh.StartLoad(ctx, ns, "a", app.Load{Name: "kept", URL: url("tcp", p[1], app.EchoPort), Workers: 200, Interval: "500ms", Timeout: "20s"}))
-	must(t, mesh.StartLoad(ctx, ns, "a", app.Load{Name: "new", URL: url("http", p[1], app.HTTPPort), Workers: 4, Interval: "100ms", Timeout: "20s"}))
-	must(t, kube.Until(ctx, time.Minute, "200 connections", func(ctx context.Context) error {
-		s, err := mesh.LookLoad(ctx, ns, "a", "kept")
-		if err == nil && s.Live < 200 {
-			err = fmt.Errorf("%d", s.Live)
-		}
-		return err
-	}))
-	const cycles = 5
+	all := []flow{
+		{"kept", "a", app.Load{Name: "kept", URL: url("tcp", p[1], app.EchoPort), Workers: 200, Interval: "500ms", Timeout: "30s"}},
+		{"new", "a", app.Load{Name: "new", URL: url("http", p[1], app.HTTPPort), Workers: 4, Interval: "100ms", Timeout: "30s"}},
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Minute)
+	defer cancel()
+	for _, f := range all {
+		must(t, mesh.StartLoad(ctx, ns, f.pod, f.load))
+	}
+	awaitLive(t, ns, "a", "kept", 200)
+	began := time.Now()
 	for range cycles {
 		must(t, mesh.Label(ctx, ns, "", in))
 		awaitCaptured(t, p...)
 		must(t, mesh.Label(ctx, ns, "", map[string]string{"istio.io/dataplane-mode": ""}))
 		awaitLeft(t, p...)
 	}
-	time.Sleep(2 * time.Second) // every connection is used once more
-	for _, name := range []string{"kept", "new"} {
-		s, err := mesh.StopLoad(ctx, ns, "a", name)
+	took := time.Since(began).Round(time.Second)
+	awaitProgress(t, ns, all) // every connection is used once more
+	for _, f := range all {
+		s, err := mesh.StopLoad(ctx, ns, f.pod, f.load.Name)
 		must(t, err)
-		fmt.Printf("measure: %d times into the mesh and out, %s connections: %d requests, %d failed %v\n", cycles, name, s.Sent, s.Failed, s.Errors)
+		fmt.Printf("measure: %d times into the mesh and out in %s, %s connections: %d requests, %d failed %v\n", cycles, took, f.name, s.Sent, s.Failed, s.Errors)
 		if s.Failed > 0 {
-			t.Errorf("%s connections: %+v", name, s)
+			t.Errorf("%s connections: %+v", f.name, s)
 		}
 	}
+}
+
+// awaitLive waits until a load keeps so many connections.
+func awaitLive(t *testing.T, ns, pod, load string, want int) {
+	t.Helper()
+	must(t, kube.Until(testContext(t), time.Minute, fmt.Sprintf("%d connections", want), func(ctx context.Context) error {
+		s, err := mesh.LookLoad(ctx, ns, pod, load)
+		if err == nil && (s.Live < want || s.Sent < want) {
+			err = fmt.Errorf("%d, and %d requests", s.Live, s.Sent)
+		}
+		return err
+	}))
 }
 
 // TestPostStart: a pod whose hook calls out starts while there is no control plane;

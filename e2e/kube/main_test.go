@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -18,7 +19,35 @@ import (
 )
 
 // mesh is installed once; a test that takes it away brings it back.
-var mesh *kube.Mesh
+var (
+	mesh     *kube.Mesh
+	renderer *kube.Renderer
+)
+
+// leftOut are the tests that could not run for want of a command.
+var leftOut []string
+
+// command is what an environment variable says to do with the cluster. The test fails
+// where it is not set, or is left out where that is allowed.
+func command(t *testing.T, variable, does string) func(ctx context.Context, args ...string) error {
+	t.Helper()
+	line := os.Getenv(variable)
+	if line == "" {
+		why := fmt.Sprintf("%s is not set: name a command that %s; how depends on the cluster", variable, does)
+		if os.Getenv("E2E_PARTIAL") != "yes" {
+			t.Fatal(why + ". E2E_PARTIAL=yes leaves such tests out")
+		}
+		leftOut = append(leftOut, t.Name()+": "+why)
+		t.Skip(why)
+	}
+	return func(ctx context.Context, args ...string) error {
+		text, err := exec.CommandContext(ctx, "sh", append([]string{"-c", line + ` "$@"`, line}, args...)...).CombinedOutput()
+		if err != nil {
+			err = fmt.Errorf("%s: %s %s: %w: %s", variable, line, strings.Join(args, " "), err, text)
+		}
+		return err
+	}
+}
 
 func TestMain(m *testing.M) {
 	if err := setUp(context.Background()); err != nil {
@@ -26,6 +55,9 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	code := m.Run()
+	for _, l := range leftOut {
+		fmt.Println("e2e/kube: left out, because of E2E_PARTIAL:", l)
+	}
 	if err := tearDown(context.Background()); err != nil {
 		fmt.Fprintln(os.Stderr, "e2e/kube:", err)
 		code = 1
@@ -41,7 +73,13 @@ func setUp(ctx context.Context) error {
 	if kube.AppImage() == "" {
 		return fmt.Errorf("E2E_APP_IMAGE is not set: name the image with the tests' application, as `make e2e-kube` does")
 	}
+	if renderer, err = kube.NewRenderer(); err != nil {
+		return err
+	}
 	objects, err := kube.Manifests()
+	if err == nil && objects == nil {
+		objects, err = renderer.Chart(ctx)
+	}
 	if err != nil {
 		return err
 	}

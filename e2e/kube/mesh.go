@@ -33,11 +33,11 @@ type Mesh struct {
 	Objects Objects // the rendered manifests
 }
 
-// Manifests reads what $E2E_MANIFESTS names.
+// Manifests reads what $E2E_MANIFESTS names; nil where it is not set.
 func Manifests() (Objects, error) {
 	path := os.Getenv("E2E_MANIFESTS")
 	if path == "" {
-		return nil, errors.New("E2E_MANIFESTS is not set: name a file with the rendered manifests, as `make e2e-kube` does")
+		return nil, nil
 	}
 	text, err := os.ReadFile(path)
 	if err != nil {

@@ -41,7 +41,8 @@ func TestProbes(t *testing.T) {
 
 	// Probes went on meanwhile; those of a running pod must as well while the agent restarts.
 	must(t, mesh.Rollout(testContext(t), kube.AgentDaemonSet))
-	time.Sleep(8 * time.Second) // more periods than any threshold
+	// No event tells of a probe that passed: these are more periods than any threshold.
+	time.Sleep(8 * time.Second)
 	for _, p := range pods {
 		now, err := mesh.CoreV1().Pods(ns).Get(testContext(t), p.Name, metav1.GetOptions{})
 		must(t, err)

@@ -5,8 +5,6 @@ package kube_test
 import (
 	"context"
 	"fmt"
-	"os"
-	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -50,11 +48,11 @@ func under(t *testing.T, e ends, what string, upheaval func(context.Context) err
 	for _, f := range all {
 		must(t, mesh.StartLoad(ctx, e.ns, f.pod, f.load))
 	}
-	time.Sleep(2 * time.Second) // a load before
+	awaitProgress(t, e.ns, all) // a load before
 	began := time.Now()
 	err := upheaval(ctx)
 	took := time.Since(began).Round(time.Second)
-	time.Sleep(3 * time.Second) // and after
+	awaitProgress(t, e.ns, all) // and after
 	for _, f := range all {
 		s, stopErr := mesh.StopLoad(ctx, e.ns, f.pod, f.load.Name)
 		must(t, stopErr)
@@ -68,6 +66,27 @@ func under(t *testing.T, e ends, what string, upheaval func(context.Context) err
 	}
 	must(t, err)
 	return failedNew, failedKept
+}
+
+// awaitProgress waits until every worker of each flow has asked twice more.
+func awaitProgress(t *testing.T, ns string, all []flow) {
+	t.Helper()
+	ctx := testContext(t)
+	began := make([]int, len(all))
+	for i, f := range all {
+		s, err := mesh.LookLoad(ctx, ns, f.pod, f.load.Name)
+		must(t, err)
+		began[i] = s.Sent
+	}
+	for i, f := range all {
+		must(t, kube.Until(ctx, 2*time.Minute, f.name+" goes on", func(ctx context.Context) error {
+			s, err := mesh.LookLoad(ctx, ns, f.pod, f.load.Name)
+			if err == nil && s.Sent < began[i]+2*f.load.Workers {
+				err = fmt.Errorf("%d requests, %d before", s.Sent, began[i])
+			}
+			return err
+		}))
+	}
 }
 
 // TestRollingRestarts restarts the mesh's own parts under load.
@@ -93,20 +112,20 @@ func TestRollingRestarts(t *testing.T) {
 
 // TestKubeletRestart: pods go on while kubelet is away, and after.
 func TestKubeletRestart(t *testing.T) {
-	command := os.Getenv("E2E_RESTART_KUBELET")
-	if command == "" {
-		t.Skip("E2E_RESTART_KUBELET is not set: how kubelet is restarted depends on the cluster")
-	}
+	restart := command(t, "E2E_RESTART_KUBELET", "restarts the kubelet of the node that it is called with")
 	e := newEnds(t)
 	awaitCaptured(t, e.a, e.near, e.far)
 	failedNew, failedKept := under(t, e, "restart of kubelet", func(ctx context.Context) error {
 		for _, node := range mesh.Nodes {
-			if text, err := exec.CommandContext(ctx, "sh", "-c", command+" "+node).CombinedOutput(); err != nil {
-				return fmt.Errorf("E2E_RESTART_KUBELET: %w: %s", err, text)
+			began := time.Now().Add(-time.Second) // the API counts whole seconds
+			if err := restart(ctx, node); err != nil {
+				return err
+			}
+			if err := mesh.NodeHeard(ctx, node, began, 2*time.Minute); err != nil {
+				return err
 			}
 		}
-		time.Sleep(5 * time.Second) // it tells the API server of its pods
-		return kube.Until(ctx, 2*time.Minute, "the nodes are ready", func(ctx context.Context) error {
+		return kube.Until(ctx, 2*time.Minute, "the agents answer", func(ctx context.Context) error {
 			_, err := mesh.PodStatus(ctx, e.far)
 			return err
 		})

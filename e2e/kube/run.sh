@@ -5,7 +5,7 @@
 #   E2E_LOAD        a command that is called with an image's tar and puts it on all
 #                   nodes; unset, the images are taken as present
 #   VERSION         the images' tag
-#   E2E_MANIFESTS   rendered manifests, in place of this tree's
+#   E2E_MANIFESTS   rendered manifests to install, in place of this tree's
 # See doc.go for those that the tests read.
 set -eu
 : "${KUBECONFIG:?is not set: name the file that leads to the cluster under test, or run make e2e-kind, which makes one}"
@@ -19,10 +19,7 @@ if [ -n "${E2E_LOAD:-}" ]; then
 	done
 fi
 export E2E_APP_IMAGE="${E2E_APP_IMAGE:-warren-e2e-app:$VERSION}"
-if [ -z "${E2E_MANIFESTS:-}" ]; then
-	E2E_MANIFESTS=$(mktemp)
-	trap 'rm -f "$E2E_MANIFESTS"' EXIT
-	export E2E_MANIFESTS
-	${E2E_RENDER:?is not set: run this by make e2e-kube} >"$E2E_MANIFESTS"
-fi
-$GO test -tags kube -count=1 -timeout 90m -v ./e2e/kube "$@"
+here=$(pwd)
+export E2E_RENDER="${E2E_RENDER:-$here/bin/render}" E2E_MANIFESTS_DIR="${E2E_MANIFESTS_DIR:-$here/manifests}"
+export E2E_VALUES="${E2E_VALUES:-image.tag=$VERSION image.pullPolicy=Never namespace.create=true}"
+$GO test -tags kube -count=1 -timeout 120m -v ./e2e/kube "$@"

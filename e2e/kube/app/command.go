@@ -14,7 +14,12 @@ const usage = `usage:
   meshapp ctl COMMAND JSON         call, load, look or stop at this pod's server
   meshapp once URL [SECONDS]       ask until there is an answer, at most so long (30)
   meshapp sleep SECONDS
-  meshapp file ls|cat|write|mv|rm PATH [TEXT or PATH]`
+  meshapp file ls|cat|write|mv|rm PATH [TEXT or PATH]
+  meshapp feed TEXT PROGRAM ...    run a program with a text as its input
+  meshapp lend PATH                put a copy of this program there
+  meshapp istio-routes             make the routes of Istio's agent in this namespace
+  meshapp front ADDR FOLDER        stand in front of the API server, with a certificate
+  meshapp front-mode ADDR MODE     set what that one does: open, gone, busy or slow`
 
 // Main runs one command line.
 func Main(ctx context.Context, args []string, out io.Writer) error {
@@ -31,6 +36,23 @@ func Main(ctx context.Context, args []string, out io.Writer) error {
 		return err
 	case len(args) > 1 && args[0] == "file":
 		return files(args[1:], out)
+	}
+	return more(ctx, args, out)
+}
+
+// more are the commands of the tests that play somebody else.
+func more(ctx context.Context, args []string, out io.Writer) error {
+	switch {
+	case len(args) > 2 && args[0] == "feed":
+		return feed(ctx, args[1], args[2:], out)
+	case len(args) == 2 && args[0] == "lend":
+		return lend(args[1])
+	case len(args) == 1 && args[0] == "istio-routes":
+		return istioRoutes()
+	case len(args) == 3 && args[0] == "front":
+		return serveFront(ctx, args[1], args[2])
+	case len(args) == 3 && args[0] == "front-mode":
+		return setFront(ctx, args[1], args[2])
 	}
 	return errors.New(usage)
 }
