@@ -8,6 +8,7 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 )
@@ -53,6 +54,7 @@ func (m *Mesh) WithTools(s PodSpec) PodSpec {
 		})
 		p.Spec.Containers = append(p.Spec.Containers, corev1.Container{
 			Name: toolsContainer, Image: image, ImagePullPolicy: corev1.PullNever, Command: []string{toolsFolder + "/meshapp", "sleep", "36000"}, VolumeMounts: mount,
+			Env:             []corev1.EnvVar{{Name: "XTABLES_LOCKFILE", Value: toolsFolder + "/xtables.lock"}},
 			SecurityContext: &corev1.SecurityContext{RunAsUser: &root, Capabilities: &corev1.Capabilities{Add: []corev1.Capability{"NET_ADMIN", "NET_RAW"}}},
 		})
 	}
@@ -167,10 +169,10 @@ func (m *Mesh) StartIstioAgent(ctx context.Context, namespace string) error {
 	})
 }
 
-// StopIstioAgent takes it away.
+// StopIstioAgent takes it away, if it is there.
 func (m *Mesh) StopIstioAgent(ctx context.Context, namespace string) error {
 	how := metav1.DeletePropagationForeground
-	if err := m.AppsV1().DaemonSets(namespace).Delete(ctx, IstioAgent, metav1.DeleteOptions{PropagationPolicy: &how}); err != nil {
+	if err := m.AppsV1().DaemonSets(namespace).Delete(ctx, IstioAgent, metav1.DeleteOptions{PropagationPolicy: &how}); err != nil && !apierrors.IsNotFound(err) {
 		return err
 	}
 	return Until(ctx, 2*time.Minute, IstioAgent+" is gone", func(ctx context.Context) error {

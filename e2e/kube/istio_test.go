@@ -75,7 +75,7 @@ func TestTakenOverFromIstio(t *testing.T) {
 			kept := []flow{{"kept", "a", app.Load{Name: "kept", URL: url("tcp", p[1], app.EchoPort), Workers: 20, Interval: "200ms", Timeout: "30s"}}}
 			must(t, mesh.StartLoad(ctx, ns, "a", kept[0].load))
 			awaitLive(t, ns, "a", "kept", 20)
-			must(t, mesh.StartIstioAgent(ctx, istio))
+			startIstioAgent(t, istio)
 			for _, pod := range p {
 				must(t, mesh.AsIstio(ctx, pod, form))
 			}
@@ -105,6 +105,14 @@ func TestTakenOverFromIstio(t *testing.T) {
 			unharmed(t, ns, kept, "Istio's to ours and out, "+form.Name)
 		})
 	}
+}
+
+// startIstioAgent runs what looks like Istio's agent until the test stops it, at its end
+// at the latest.
+func startIstioAgent(t *testing.T, ns string) {
+	t.Helper()
+	t.Cleanup(func() { must(t, mesh.StopIstioAgent(context.Background(), ns)) })
+	must(t, mesh.StartIstioAgent(testContext(t), ns))
 }
 
 // unharmed ends loads of which no request may have failed.
@@ -137,7 +145,7 @@ func TestBackToIstio(t *testing.T) {
 		must(t, mesh.StartLoad(ctx, ns, f.pod, f.load))
 	}
 	awaitLive(t, ns, "a", "kept", 20)
-	must(t, mesh.StartIstioAgent(ctx, istio))
+	startIstioAgent(t, istio)
 	waits, err := mesh.Create(ctx, kube.PodSpec{Namespace: ns, Name: "waits", Node: mesh.Nodes[0]})
 	must(t, err)
 	must(t, kube.Until(ctx, time.Minute, "a new pod of ours waits, by name", func(ctx context.Context) error {

@@ -55,6 +55,7 @@ func (e *Enroller) stopWorkers() {
 
 // compare starts a worker for each pod that is not where it belongs.
 func (e *Enroller) compare(view *View) {
+	e.tellRival(view)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, m := range e.members {
@@ -65,6 +66,29 @@ func (e *Enroller) compare(view *View) {
 			e.warnLocked(view, m)
 		}
 	}
+}
+
+// tellRival tells of running pods that are outside because another mesh's agent is at
+// work on this node.
+func (e *Enroller) tellRival(view *View) {
+	rival := e.rival(view)
+	if view == nil || rival == "" || e.isRetired() != "" {
+		return
+	}
+	for _, p := range view.Pods() {
+		if !p.Eligible.InMesh || !p.running() || e.holds(p.UID) {
+			continue
+		}
+		e.tell(p.PodName, p.ObjectUID, NoticeRefused, rivalReason(rival))
+	}
+}
+
+// holds says whether a pod is in the mesh, or on its way there or out.
+func (e *Enroller) holds(uid string) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	m := e.members[uid]
+	return m != nil && m.box != nil && (m.phase.served() || m.phase == PhaseAdding)
 }
 
 // warnLocked tells of annotations that are not understood, once.

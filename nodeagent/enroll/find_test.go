@@ -249,6 +249,7 @@ func TestRival(t *testing.T) {
 	find.set("uid-running", running)
 	n.world.pod("app", "running", "uid-running", address("10.1.2.3"))
 	n.until("it is said who is in the way", func() bool { return strings.Contains(n.reason("uid-running"), "istio-system/istio-cni-node-x") })
+	n.until("it is told as well", func() bool { return n.notices.about("running", "istio-system/istio-cni-node-x") })
 
 	n.world.pod("app", "bare", "uid-bare")
 	bare := n.sandbox("app", "bare", "uid-bare", "c2")
