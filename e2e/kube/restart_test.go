@@ -25,16 +25,20 @@ type flow struct {
 	load      app.Load
 }
 
-// flows are loads of new and of kept connections over every kind of path.
+// flows are loads of new and of kept connections over every kind of path. Of those
+// that come in from outside, the kept are another pod's: where a client has a
+// connection to one port of a pod, a second from the same port of its own to another
+// port of that pod hangs, because all are redirected to one and the kernel gives the
+// packet to the first connection before it has given the second another port.
 func flows(e ends) []flow {
 	var all []flow
-	for _, w := range []struct{ name, from, ip string }{
-		{"mesh", "a", e.far.Status.PodIP}, {"same node", "a", e.near.Status.PodIP},
-		{"in", "outside", e.far.Status.PodIP}, {"out", "a", e.outsideFar.Status.PodIP},
+	for _, w := range []struct{ name, newFrom, keptFrom, ip string }{
+		{"mesh", "a", "a", e.far.Status.PodIP}, {"same node", "a", "a", e.near.Status.PodIP},
+		{"in", "outside", "outside-far", e.far.Status.PodIP}, {"out", "a", "a", e.outsideFar.Status.PodIP},
 	} {
 		all = append(all,
-			flow{w.name + ", new", w.from, app.Load{Name: w.name + " new", URL: fmt.Sprintf("http://%s:%d", w.ip, app.HTTPPort), Workers: 2, Interval: "50ms", Timeout: "10s"}},
-			flow{w.name + ", kept", w.from, app.Load{Name: w.name + " kept", URL: fmt.Sprintf("tcp://%s:%d", w.ip, app.EchoPort), Workers: 10, Interval: "500ms", Timeout: "10s"}})
+			flow{w.name + ", new", w.newFrom, app.Load{Name: w.name + " new", URL: fmt.Sprintf("http://%s:%d", w.ip, app.HTTPPort), Workers: 2, Interval: "50ms", Timeout: "10s"}},
+			flow{w.name + ", kept", w.keptFrom, app.Load{Name: w.name + " kept", URL: fmt.Sprintf("tcp://%s:%d", w.ip, app.EchoPort), Workers: 10, Interval: "500ms", Timeout: "10s"}})
 	}
 	return all
 }
