@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -415,4 +416,25 @@ func TestContact(t *testing.T) {
 	c.whole(now)
 	c.exists(false)
 	says("a kind that is not there", now.Add(silent+time.Minute), "")
+}
+
+// A reflector asks a busy API server for a streamed list again and again, without a
+// word. That it cannot stream one is nothing to tell: it is asked for a list then.
+func TestBusyIsTold(t *testing.T) {
+	yes := true
+	for _, tt := range []struct {
+		err  error
+		told bool
+	}{
+		{apierrors.NewTooManyRequests("come again", 1), true},
+		{syscall.ECONNREFUSED, true},
+		{apierrors.NewInvalid(schema.GroupKind{Kind: "ListOptions"}, "", nil), false},
+	} {
+		c := &contact{kind: "Pod", log: slog.New(slog.DiscardHandler)}
+		src := source{watch: func(context.Context, metav1.ListOptions) (watch.Interface, error) { return nil, tt.err }}
+		_, _ = src.watched(c)(t.Context(), metav1.ListOptions{SendInitialEvents: &yes})
+		if got := c.status(time.Now()).Err; (got != "") != tt.told {
+			t.Errorf("%v: the contact says %q", tt.err, got)
+		}
+	}
 }

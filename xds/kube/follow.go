@@ -13,6 +13,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/cache"
@@ -139,7 +140,7 @@ func (src source) watched(c *contact) cache.WatchFuncWithContext {
 			c.broken(errors.New("a watch was not answered"))
 		case err == nil:
 			c.whole(time.Now())
-		case o.SendInitialEvents != nil || apierrors.IsNotFound(err) || apierrors.IsResourceExpired(err) || apierrors.IsGone(err) || ctx.Err() != nil:
+		case o.SendInitialEvents != nil && !retriedQuietly(err) || apierrors.IsNotFound(err) || apierrors.IsResourceExpired(err) || apierrors.IsGone(err) || ctx.Err() != nil:
 			// An API server that cannot stream a list is asked for one; the others are for
 			// the reflector, too.
 		default:
@@ -147,6 +148,12 @@ func (src source) watched(c *contact) cache.WatchFuncWithContext {
 		}
 		return w, err
 	}
+}
+
+// retriedQuietly says whether a reflector asks for a streamed list again for ever after
+// this, where others make it ask for a list.
+func retriedQuietly(err error) bool {
+	return apierrors.IsTooManyRequests(err) || utilnet.IsConnectionRefused(err)
 }
 
 // unanswered says whether a watch is one that client-go makes up when the connection
