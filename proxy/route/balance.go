@@ -1,6 +1,27 @@
 package route
 
-import "github.com/warren-mesh/warren/xds/workload"
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/warren-mesh/warren/xds/workload"
+)
+
+// Endpoint names one port of a workload behind a service, over views: a workload
+// that comes back under its name has another address.
+type Endpoint struct {
+	UID  string
+	Addr netip.Addr // the workload's first; the zero one if it has none
+	Port uint16     // that it listens on
+}
+
+func endpoint(w *workload.Workload, port uint16) Endpoint {
+	e := Endpoint{UID: w.UID, Port: port}
+	if len(w.Addresses) > 0 {
+		e.Addr = w.Addresses[0]
+	}
+	return e
+}
 
 // balancer picks an endpoint of a service for one connection. It does not
 // allocate.
@@ -10,6 +31,8 @@ type balancer struct {
 	port    uint16 // of the service
 	random  func(n uint64) uint64
 	purpose purpose
+	tried   []Endpoint          // not to be chosen
+	resting func(Endpoint) bool // to be chosen if nothing else is left; nil: none
 }
 
 // Draws before a scan. With half of the endpoints unusable, 8 draws fail once in
@@ -28,7 +51,7 @@ func (b *balancer) pick(set *workload.EndpointSet) (workload.Endpoint, bool) {
 		// Drawing and rejecting is as fair as a scan, and does not grow with
 		// the number of endpoints.
 		for range draws {
-			if e := &list[b.random(uint64(len(list)))]; b.usable(e) {
+			if e := &list[b.random(uint64(len(list)))]; b.usable(e) && !b.rests(e) {
 				return *e, true
 			}
 		}
@@ -36,12 +59,12 @@ func (b *balancer) pick(set *workload.EndpointSet) (workload.Endpoint, bool) {
 	return b.scan(list)
 }
 
-// scan finds the best rank and its total weight, then the one a random number
+// scan finds the best place and its total weight, then the one a random number
 // falls on.
 func (b *balancer) scan(list []workload.Endpoint) (workload.Endpoint, bool) {
 	best, total := -1, uint64(0)
 	for i := range list {
-		switch r := b.rank(&list[i]); {
+		switch r := b.place(&list[i]); {
 		case r < 0 || r < best:
 		case r > best:
 			best, total = r, uint64(list[i].Workload.Weight())
@@ -49,12 +72,12 @@ func (b *balancer) scan(list []workload.Endpoint) (workload.Endpoint, bool) {
 			total += uint64(list[i].Workload.Weight())
 		}
 	}
-	if best < 0 || total == 0 {
+	if best < 0 {
 		return workload.Endpoint{}, false
 	}
 	n := b.random(total)
 	for i := range list {
-		if b.rank(&list[i]) != best {
+		if b.place(&list[i]) != best {
 			continue
 		}
 		w := uint64(list[i].Workload.Weight())
@@ -64,6 +87,26 @@ func (b *balancer) scan(list []workload.Endpoint) (workload.Endpoint, bool) {
 		n -= w
 	}
 	return workload.Endpoint{}, false
+}
+
+// awake is above every rank: one that rests comes after all that do not.
+const awake = 1 << 16
+
+// place orders endpoints, -1 is not among them: one without weight takes no
+// connections, so that those of a worse rank are not kept from taking them.
+func (b *balancer) place(e *workload.Endpoint) int {
+	r := b.rank(e)
+	if r < 0 || e.Workload.Weight() == 0 {
+		return -1
+	}
+	if !b.rests(e) {
+		r += awake
+	}
+	return r
+}
+
+func (b *balancer) rests(e *workload.Endpoint) bool {
+	return b.resting != nil && b.resting(endpoint(e.Workload, b.target(*e)))
 }
 
 func (b *balancer) ranked() bool {
@@ -124,7 +167,7 @@ func (b *balancer) meets(p workload.Scope, w *workload.Workload) bool {
 	}
 }
 
-// usable: healthy enough, reachable, and it has the port.
+// usable: healthy enough, reachable, it has the port, and it has not been tried.
 func (b *balancer) usable(e *workload.Endpoint) bool {
 	w := e.Workload
 	if !b.service.Usable(w.Status) {
@@ -133,7 +176,8 @@ func (b *balancer) usable(e *workload.Endpoint) bool {
 	if !b.reachable(w) {
 		return false
 	}
-	return b.target(*e) != 0
+	port := b.target(*e)
+	return port != 0 && (len(b.tried) == 0 || !slices.Contains(b.tried, endpoint(w, port)))
 }
 
 // reachable: it has an address, or its network a gateway. Gateways themselves are

@@ -43,6 +43,12 @@ type Options struct {
 	Network string
 	// Rand returns a number in [0, n); n is above 0. Nil means math/rand/v2.
 	Rand func(n uint64) uint64
+	// Tried are endpoints of services that this connection has been to already:
+	// none of them is chosen again.
+	Tried []Endpoint
+	// Resting reports endpoints that failed a moment ago: one is chosen when
+	// nothing else is left. Nil: there are none.
+	Resting func(Endpoint) bool
 }
 
 // Decision says what to do with an outbound connection.
@@ -66,6 +72,9 @@ type Decision struct {
 	Destination *workload.Workload
 	// Service is what the client addressed, or nil.
 	Service *workload.Service
+	// Endpoint is which endpoint of Service was chosen, for Options.Tried. Where
+	// there was no choice it is zero.
+	Endpoint Endpoint
 	// ServiceAddressed: the client used an address of Service. Its hostname then
 	// goes into the forwarded header.
 	ServiceAddressed bool

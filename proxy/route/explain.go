@@ -2,6 +2,7 @@ package route
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/warren-mesh/warren/xds/workload"
@@ -17,7 +18,7 @@ func (b *balancer) why(set *workload.EndpointSet) string {
 	if len(list) == 0 {
 		return fmt.Sprintf("service %s has no endpoints", name)
 	}
-	var sick, far, nowhere, portless, weightless, elsewhere int
+	var sick, far, nowhere, portless, weightless, tried, elsewhere int
 	for i := range list {
 		w := list[i].Workload
 		switch {
@@ -31,6 +32,8 @@ func (b *balancer) why(set *workload.EndpointSet) string {
 			portless++
 		case w.Weight() == 0:
 			weightless++
+		case slices.Contains(b.tried, endpoint(w, b.target(list[i]))):
+			tried++
 		default:
 			elsewhere++
 		}
@@ -41,7 +44,7 @@ func (b *balancer) why(set *workload.EndpointSet) string {
 		what string
 	}{
 		{sick, "not healthy"}, {far, "in a network without a gateway"}, {nowhere, "without an address"},
-		{portless, fmt.Sprintf("without port %d", b.port)}, {weightless, "of weight 0"}, {elsewhere, "not near enough for its routing preference, which is strict"},
+		{tried, "tried already"}, {portless, fmt.Sprintf("without port %d", b.port)}, {weightless, "of weight 0"}, {elsewhere, "not near enough for its routing preference, which is strict"},
 	} {
 		if p.n > 0 {
 			parts = append(parts, fmt.Sprintf("%d %s", p.n, p.what))

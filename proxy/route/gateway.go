@@ -49,6 +49,7 @@ type found struct {
 	service  *workload.Service // of which it is an endpoint, or nil
 	dial     netip.AddrPort    // without address where it is in another network, or hostname is set
 	hostname string            // to be resolved
+	endpoint Endpoint          // of service, if there was a choice
 }
 
 // find chooses the workload behind a gateway's address. One that cannot be found
@@ -67,12 +68,13 @@ func (q *query) find(g *workload.GatewayAddress, p purpose) (found, error) {
 	families := workload.Automatic
 	switch {
 	case s != nil:
-		b := balancer{client: q.self, service: s, port: port, random: q.random, purpose: p}
+		b := q.balancer(s, port, p)
 		e, ok := b.pick(q.v.Endpoints(s))
 		if !ok {
 			return found{}, fmt.Errorf("%w: %s %s: %s", ErrNoHealthyUpstream, p, g, b.why(q.v.Endpoints(s)))
 		}
 		f.workload, port, families = e.Workload, b.target(e), s.IPFamilies
+		f.endpoint = endpoint(f.workload, port)
 	case w == nil:
 		return found{}, fmt.Errorf("%w: %s: no service and no workload has this address; is its Gateway there and ready?", unknownOf(p), g)
 	}
@@ -99,11 +101,12 @@ func unknownOf(p purpose) error {
 // throughGateway is a connection to a workload of another network: a tunnel to it
 // within a tunnel to that network's gateway. w is the endpoint, or the waypoint,
 // that was chosen, of is the service in which it was found; s is what the client
-// addressed: a gateway knows services only, and by name.
+// addressed: a gateway knows services only, and by name. Where there is a choice of
+// gateways, that is what another attempt is made with, else another chosen.
 //
 // The far end is one of many that the gateway chooses from, so the identities that
 // the service lists are what counts. Where it lists none, that of w is.
-func (q *query) throughGateway(w *workload.Workload, of, s *workload.Service) (Decision, error) {
+func (q *query) throughGateway(w *workload.Workload, of, s *workload.Service, chosen Endpoint) (Decision, error) {
 	switch {
 	case s == nil:
 		return Decision{}, fmt.Errorf("%w: no service for target address: %s: in network %q only services can be reached", ErrNoRoute, q.to, w.Network)
@@ -113,6 +116,9 @@ func (q *query) throughGateway(w *workload.Workload, of, s *workload.Service) (D
 	gw, err := q.find(w.NetworkGateway, asGateway)
 	if err != nil {
 		return Decision{}, fmt.Errorf("%w (on the way to %s in network %q)", err, s.ResourceName(), w.Network)
+	}
+	if gw.endpoint != (Endpoint{}) {
+		chosen = gw.endpoint
 	}
 	inner := w.Identities()
 	if of != nil && len(of.SANs()) > 0 {
@@ -124,6 +130,6 @@ func (q *query) throughGateway(w *workload.Workload, of, s *workload.Service) (D
 	a := Authority{Host: s.Hostname, Port: q.to.Port()}
 	return Decision{
 		Protocol: DoubleHBONE, Dial: gw.dial, Hostname: gw.hostname, Authority: a, Expected: expected(gw.workload, gw.service),
-		InnerAuthority: a, InnerExpected: inner, Destination: w, Service: s, ServiceAddressed: true, Reason: reasonGateway,
+		InnerAuthority: a, InnerExpected: inner, Destination: w, Service: s, Endpoint: chosen, ServiceAddressed: true, Reason: reasonGateway,
 	}, nil
 }

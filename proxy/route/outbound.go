@@ -70,13 +70,13 @@ func (q *query) toService(s *workload.Service) (Decision, error) {
 	if s.Mode() == workload.LBPassthrough {
 		return Decision{Protocol: TCP, Dial: q.to, Service: s, ServiceAddressed: true, Reason: reasonServicePass}, nil
 	}
-	b := balancer{client: q.self, service: s, port: q.to.Port(), random: q.random}
+	b := q.balancer(s, q.to.Port(), asEndpoint)
 	e, ok := b.pick(q.v.Endpoints(s))
 	if !ok {
 		return Decision{}, fmt.Errorf("%w: %s: %s", ErrNoHealthyUpstream, q.to, b.why(q.v.Endpoints(s)))
 	}
 	if e.Workload.Network != q.self.Network {
-		return q.throughGateway(e.Workload, s, s)
+		return q.throughGateway(e.Workload, s, s, endpoint(e.Workload, b.target(e)))
 	}
 	ip, ok := chooseIP(e.Workload, s.IPFamilies, q.to.Addr())
 	d := direct(e.Workload, s, ip, b.target(e), reasonService)
@@ -85,6 +85,7 @@ func (q *query) toService(s *workload.Service) (Decision, error) {
 			return Decision{}, fmt.Errorf("%w: %s has no address of the families of service %s", ErrNoRoute, e.Workload.UID, s.ResourceName())
 		}
 	}
+	d.Endpoint = endpoint(e.Workload, b.target(e))
 	return d, nil
 }
 

@@ -16,6 +16,13 @@ type query struct {
 	random func(n uint64) uint64
 }
 
+// balancer chooses among the endpoints of a service.
+func (q *query) balancer(s *workload.Service, port uint16, p purpose) balancer {
+	return balancer{
+		client: q.self, service: s, port: port, random: q.random, purpose: p, tried: q.opts.Tried, resting: q.opts.Resting,
+	}
+}
+
 // isSelf says whether a workload is the one that asks. While the control plane
 // does not know that, its address decides among those of its identity.
 func (q *query) isSelf(w *workload.Workload) bool {

@@ -77,11 +77,11 @@ func (q *query) toWaypoint(g *workload.GatewayAddress, s *workload.Service) (Dec
 		return Decision{}, err
 	}
 	if f.workload.Network != q.self.Network {
-		return q.throughGateway(f.workload, f.service, s)
+		return q.throughGateway(f.workload, f.service, s, f.endpoint)
 	}
 	return Decision{
 		Protocol: HBONE, Dial: f.dial, Hostname: f.hostname, Authority: Authority{Addr: q.to.Addr(), Port: q.to.Port()},
 		Expected: expected(f.workload, f.service), Destination: f.workload, Service: s, ServiceAddressed: s != nil,
-		Waypoint: true, Reason: reasonWaypoint,
+		Waypoint: true, Endpoint: f.endpoint, Reason: reasonWaypoint,
 	}, nil
 }
