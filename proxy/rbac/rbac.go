@@ -37,11 +37,12 @@ type Verdict struct {
 	Reason string
 	// Message says in constant words how the answer came about.
 	Message string
-	// DryRun holds what policies in dry run would have done.
+	// DryRun holds what policies in dry run would have done, each that matches.
 	DryRun []DryRun
 }
 
-// DryRun is what a policy in dry run, or all of them together, would have done.
+// DryRun is what a policy in dry run would have done, or, without a policy, all
+// of those that allow together.
 type DryRun struct {
 	Message string
 	Policy  string // "namespace/name"; empty when none matched
@@ -71,83 +72,86 @@ func Evaluate(v *workload.View, dst *workload.Workload, c Connection) Verdict {
 	if dst == nil {
 		return Verdict{Reason: ReasonNoWorkload, Message: MessageNoWorkload}
 	}
-	e := evaluation{view: v, dst: dst, facts: newFacts(c)}
-	var verdict Verdict
-	e.dryRun(workload.Deny, &verdict)
-	deny, _, missing := e.first(workload.Deny, false)
+	e := evaluation{facts: newFacts(c)}
+	e.all(v, dst)
+	verdict := Verdict{DryRun: e.dryDeny}
 	switch {
-	case deny != nil:
-		verdict.Policy = deny.ResourceName()
+	case e.deny != nil:
+		verdict.Policy = e.deny.ResourceName()
 		verdict.Reason, verdict.Message = reasonDenied+verdict.Policy, MessageDeny
 		return verdict
-	case missing != "":
-		verdict.Policy = missing
-		verdict.Reason, verdict.Message = reasonMissing+missing, MessageMissing
+	case e.missing != "":
+		verdict.Policy = e.missing
+		verdict.Reason, verdict.Message = reasonMissing+e.missing, MessageMissing
 		return verdict
 	}
-	e.dryRun(workload.Allow, &verdict)
-	allow, any, _ := e.first(workload.Allow, false)
 	switch {
-	case !any:
+	case len(e.dryAllow) > 0:
+		verdict.DryRun = append(verdict.DryRun, e.dryAllow...)
+	case e.anyDryAllow:
+		verdict.DryRun = append(verdict.DryRun, DryRun{Message: MessageDryNoneAllow})
+	}
+	switch {
+	case !e.anyAllow:
 		verdict.Allowed, verdict.Message = true, MessageNoPolicies
-	case allow != nil:
-		verdict.Allowed, verdict.Message, verdict.Policy = true, MessageAllow, allow.ResourceName()
+	case e.allow != nil:
+		verdict.Allowed, verdict.Message, verdict.Policy = true, MessageAllow, e.allow.ResourceName()
 	default:
 		verdict.Reason, verdict.Message = ReasonNotAllowed, MessageNoAllow
 	}
 	return verdict
 }
 
-// evaluation is one connection against the policies of one workload.
+// evaluation is one connection against the policies of one workload, each of
+// which is looked at once.
 type evaluation struct {
-	view  *workload.View
-	dst   *workload.Workload
 	facts facts
+
+	deny, allow           *workload.Policy // the first that match
+	missing               string           // the first that the workload wants but the view lacks
+	dryDeny, dryAllow     []DryRun         // all in dry run that match
+	anyAllow, anyDryAllow bool             // there are some, matching or not
 }
 
-// first finds the first policy of an action that matches. any says whether there
-// is one of that action at all, missing names a policy that the workload wants
-// but the view lacks.
-func (e *evaluation) first(action workload.Action, dryRun bool) (match *workload.Policy, any bool, missing string) {
-	for _, list := range [2][]*workload.Policy{e.view.GlobalPolicies(), e.view.NamespacePolicies(e.dst.Namespace)} {
-		for _, p := range list {
-			if p.Action != action || p.DryRun != dryRun {
-				continue
-			}
-			any = true
-			if e.facts.match(p) {
-				return p, true, missing
-			}
+// all looks at the policies that guard dst.
+func (e *evaluation) all(v *workload.View, dst *workload.Workload) {
+	for _, p := range v.GlobalPolicies() {
+		e.see(p)
+	}
+	for _, p := range v.NamespacePolicies(dst.Namespace) {
+		e.see(p)
+	}
+	for _, name := range dst.Policies {
+		if p := v.Policy(name); p != nil {
+			e.see(p)
+		} else if e.missing == "" {
+			e.missing = name
 		}
 	}
-	for _, name := range e.dst.Policies {
-		p := e.view.Policy(name)
-		if p == nil {
-			if missing == "" {
-				missing = name
-			}
-			continue
-		}
-		if p.Action != action || p.DryRun != dryRun {
-			continue
-		}
-		any = true
-		if e.facts.match(p) {
-			return p, true, missing
-		}
-	}
-	return nil, any, missing
 }
 
-// dryRun records what the policies of an action in dry run would do.
-func (e *evaluation) dryRun(action workload.Action, verdict *Verdict) {
-	p, any, _ := e.first(action, true)
+// see takes a policy into account. Once a denial has matched, only what is in dry
+// run can add something.
+func (e *evaluation) see(p *workload.Policy) {
 	switch {
-	case p != nil && action == workload.Deny:
-		verdict.DryRun = append(verdict.DryRun, DryRun{Message: MessageDryDeny, Policy: p.ResourceName()})
-	case p != nil:
-		verdict.DryRun = append(verdict.DryRun, DryRun{Message: MessageDryAllow, Policy: p.ResourceName()})
-	case any && action == workload.Allow:
-		verdict.DryRun = append(verdict.DryRun, DryRun{Message: MessageDryNoneAllow})
+	case p.DryRun && p.Action == workload.Deny:
+		if e.facts.match(p) {
+			e.dryDeny = append(e.dryDeny, DryRun{Message: MessageDryDeny, Policy: p.ResourceName()})
+		}
+	case e.deny != nil:
+	case p.DryRun:
+		e.anyDryAllow = true
+		if e.facts.match(p) {
+			e.dryAllow = append(e.dryAllow, DryRun{Message: MessageDryAllow, Policy: p.ResourceName()})
+		}
+	case p.Action == workload.Deny:
+		if e.facts.match(p) {
+			e.deny = p
+		}
+	default:
+		e.anyAllow = true
+		if e.allow == nil && e.facts.match(p) {
+			e.allow = p
+		}
 	}
 }

@@ -1,7 +1,9 @@
 package rbac
 
 import (
+	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -229,6 +231,21 @@ func TestEvaluate(t *testing.T) {
 			Verdict{Reason: ReasonNotAllowed, Message: MessageNoAllow, DryRun: []DryRun{{"dry-run: allow policy match", "app/a"}}}},
 		{"dry-run deny beside a denial", pod, []*workload.Policy{with(policy("a", workload.Deny, yes), dry), policy("d", workload.Deny, yes)},
 			Verdict{Policy: "app/d", Reason: "explicitly denied by: app/d", Message: MessageDeny, DryRun: []DryRun{{"dry-run: deny policy match", "app/a"}}}},
+		{"dry-run deny behind a denial", pod, []*workload.Policy{policy("a", workload.Deny, yes), with(policy("d", workload.Deny, yes), dry)},
+			Verdict{Policy: "app/a", Reason: "explicitly denied by: app/a", Message: MessageDeny, DryRun: []DryRun{{"dry-run: deny policy match", "app/d"}}}},
+		{"every dry run is told", pod, []*workload.Policy{with(policy("a", workload.Deny, yes), dry), with(policy("b", workload.Deny, no), dry),
+			with(policy("c", workload.Deny, yes), dry), with(policy("d", workload.Allow, yes), dry), with(policy("e", workload.Allow, no), dry),
+			with(policy("f", workload.Allow, yes), dry)},
+			Verdict{Allowed: true, Message: MessageNoPolicies, DryRun: []DryRun{{MessageDryDeny, "app/a"}, {MessageDryDeny, "app/c"}, {MessageDryAllow, "app/d"}, {MessageDryAllow, "app/f"}}}},
+		{"dry-run allow is not told of who is denied", pod, []*workload.Policy{with(policy("a", workload.Allow, yes), dry), policy("d", workload.Deny, yes)},
+			Verdict{Policy: "app/d", Reason: "explicitly denied by: app/d", Message: MessageDeny}},
+		{"dry run of the whole mesh and of a selector", named("app/s"), []*workload.Policy{
+			with(with(policy("g", workload.Deny, yes), scoped(workload.ScopeGlobal, "root")), dry), with(with(policy("s", workload.Deny, yes), selector), dry)},
+			Verdict{Allowed: true, Message: MessageNoPolicies, DryRun: []DryRun{{MessageDryDeny, "root/g"}, {MessageDryDeny, "app/s"}}}},
+		{"the first allow is named", pod, []*workload.Policy{policy("a", workload.Allow, no), policy("b", workload.Allow, yes), policy("c", workload.Allow, yes)},
+			Verdict{Allowed: true, Policy: "app/b", Message: MessageAllow}},
+		{"the first missing is named", named("app/x", "app/s", "app/y"), []*workload.Policy{with(policy("s", workload.Allow, yes), selector)},
+			Verdict{Policy: "app/x", Reason: "policy not known yet: app/x", Message: MessageMissing}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if diff := cmp.Diff(tt.want, Evaluate(view(tt.policies...), tt.dst, conn)); diff != "" {
@@ -238,17 +255,38 @@ func TestEvaluate(t *testing.T) {
 	}
 }
 
-// TestStrictMutualTLS is the policy that Istio's control plane makes of a strict
-// PeerAuthentication.
+// TestStrictMutualTLS are the policies that Istio's control plane makes of
+// PeerAuthentications: for a workload that is strict as a whole, for one that is
+// but for some ports, and for one that is on some ports only.
 func TestStrictMutualTLS(t *testing.T) {
-	strict := policy("istio_converted_static_strict", workload.Deny, rule(workload.Match{NotPrincipals: kind(workload.Presence, "")}))
-	strict.Scope, strict.Namespace = workload.ScopeSelector, "istio-system"
-	dst := &workload.Workload{UID: "pod", Namespace: "app", Policies: []string{strict.ResourceName()}}
-	for id, allowed := range map[string]bool{"": false, "spiffe://cluster.local/ns/x/sa/y": true} {
-		c := conn
-		c.Peer = peer(id)
-		if got := Evaluate(view(strict), dst, c); got.Allowed != allowed {
-			t.Errorf("peer %q: %+v", id, got)
+	plaintext := workload.Match{NotPrincipals: kind(workload.Presence, "")}
+	clause := func(m workload.Match) workload.Clause { return workload.Clause{Matches: []workload.Match{m}} }
+	but := func(port uint16) workload.Clause { return clause(workload.Match{NotDestinationPorts: []uint16{port}}) }
+	on := func(port uint16) workload.Rule {
+		return workload.Rule{Clauses: []workload.Clause{clause(plaintext), clause(workload.Match{DestinationPorts: []uint16{port}})}}
+	}
+	for _, tt := range []struct {
+		name   string
+		rules  []workload.Rule
+		denied []uint16 // ports, to plaintext
+	}{
+		{"istio_converted_static_strict", []workload.Rule{rule(plaintext)}, []uint16{80, 8080, 9090}},
+		{"converted_peer_authentication_but", []workload.Rule{{Clauses: []workload.Clause{clause(plaintext), but(80), but(8080)}}}, []uint16{9090}},
+		{"converted_peer_authentication_but_again", []workload.Rule{{Clauses: []workload.Clause{clause(plaintext), but(8080), clause(plaintext)}}}, []uint16{80, 9090}},
+		{"converted_peer_authentication_on", []workload.Rule{on(80), on(9090)}, []uint16{80, 9090}},
+	} {
+		p := policy(tt.name, workload.Deny, tt.rules...)
+		p.Scope, p.Namespace = workload.ScopeSelector, "istio-system"
+		dst := &workload.Workload{UID: "pod", Namespace: "app", Policies: []string{p.ResourceName()}}
+		for _, id := range []string{"", "spiffe://cluster.local/ns/x/sa/y"} {
+			for _, port := range []uint16{80, 8080, 9090} {
+				c := conn
+				c.Peer, c.Dst = peer(id), netip.AddrPortFrom(conn.Dst.Addr(), port)
+				want := id != "" || !slices.Contains(tt.denied, port)
+				if got := Evaluate(view(p), dst, c); got.Allowed != want {
+					t.Errorf("%s: peer %q, port %d: %+v", tt.name, id, port, got)
+				}
+			}
 		}
 	}
 }
@@ -268,15 +306,45 @@ func TestEvaluateAllocations(t *testing.T) {
 	}
 }
 
+// BenchmarkEvaluate: policies of which none matches but, for "allow", the last.
 func BenchmarkEvaluate(b *testing.B) {
+	for _, n := range []int{1, 100, 1000} {
+		for name, last := range map[string]*workload.Policy{"deny": nil, "allow": policy("zz", workload.Allow, rule(workload.Match{Namespaces: exact("other")}))} {
+			var policies []*workload.Policy
+			for i := range n {
+				policies = append(policies, policy(fmt.Sprint("p", i), workload.Deny,
+					rule(workload.Match{Principals: exact(fmt.Sprint("cluster.local/ns/other/sa/", i)), DestinationPorts: []uint16{8080}})))
+			}
+			if last != nil {
+				policies = append(policies, last)
+			}
+			v := view(policies...)
+			b.Run(fmt.Sprintf("%s/%d", name, n), func(b *testing.B) {
+				b.ReportAllocs()
+				for b.Loop() {
+					if !Evaluate(v, pod, conn).Allowed {
+						b.Fatal("refused")
+					}
+				}
+			})
+		}
+	}
+}
+
+// BenchmarkEvaluateSelected: policies that the workload names.
+func BenchmarkEvaluateSelected(b *testing.B) {
+	dst := &workload.Workload{UID: "pod", Namespace: "app"}
 	var policies []*workload.Policy
-	for i := range 100 {
-		policies = append(policies, policy(strings.Repeat("p", i+1), workload.Deny,
-			rule(workload.Match{Principals: exact("cluster.local/ns/x/sa/y"), DestinationPorts: []uint16{80}})))
+	for i := range 1000 {
+		p := policy(fmt.Sprint("p", i), workload.Deny, rule(workload.Match{SourceIPs: prefixes("192.168.0.0/16")}))
+		p.Scope = workload.ScopeSelector
+		policies, dst.Policies = append(policies, p), append(dst.Policies, p.ResourceName())
 	}
 	v := view(policies...)
 	b.ReportAllocs()
 	for b.Loop() {
-		Evaluate(v, pod, conn)
+		if !Evaluate(v, dst, conn).Allowed {
+			b.Fatal("refused")
+		}
 	}
 }
