@@ -56,3 +56,6 @@ func (s *Server) AddTunnels(n int64) {
 
 // MaxTunnels is how many a pod may have.
 const MaxTunnels = maxTunnels
+
+// Judged says whether live connections have been judged by the present view.
+func (s *Server) Judged() bool { return s.judged.Load() == s.store.View() }

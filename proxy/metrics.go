@@ -43,6 +43,8 @@ type metrics struct {
 
 	xdsEnds, xdsMessages, xdsBytes *prometheus.CounterVec
 
+	policies policyMetrics
+
 	mu     sync.Mutex
 	series map[labels]*series
 	rest   map[track.Direction]*series
@@ -67,6 +69,7 @@ func newMetrics(tracked *track.Registry, lost func() int, version string) *metri
 		xdsEnds:     counters("istio_xds_connection_terminations_total", "Ends of connections to the control plane (unstable).", "reason"),
 		xdsMessages: counters("istio_xds_message_total", "Responses of the control plane (unstable).", "url"),
 		xdsBytes:    counters("istio_xds_message_bytes_total", "Bytes of resources in them (unstable).", "url"),
+		policies:    newPolicyMetrics(),
 	}
 	for _, d := range []track.Direction{track.Inbound, track.Outbound} {
 		m.rest[d] = &series{labels: labels{direction: d}}
@@ -85,7 +88,7 @@ func newMetrics(tracked *track.Registry, lost func() int, version string) *metri
 		Name: "warren_log_lines_dropped_total", Help: "Log lines that were dropped because the log was not read fast enough (unstable).",
 	}, func() float64 { return float64(lost()) })
 	m.registry.MustRegister(build, crypto, dropped, m.started, m.stopped, m.active, m.pending, m.certs, m.certFailures, m.sameNode, m.lookups.vec,
-		m.xdsEnds, m.xdsMessages, m.xdsBytes, connectionCollector{m},
+		m.xdsEnds, m.xdsMessages, m.xdsBytes, m.policies.refused, m.policies.closed, m.policies.dryRun, connectionCollector{m},
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), collectors.NewGoCollector())
 	m.dns = newDNSMetrics(m.registry)
 	return m
@@ -215,6 +218,13 @@ type xdsObserver struct{ m *metrics }
 func (o xdsObserver) Received(typeURL string, bytes int) {
 	o.m.xdsMessages.WithLabelValues(typeURL).Inc()
 	o.m.xdsBytes.WithLabelValues(typeURL).Add(float64(bytes))
+}
+
+func (o xdsObserver) Applied(typeURL string, refused, unheld int) {
+	o.m.policies.refused.WithLabelValues(typeURL).Add(float64(refused))
+	if typeURL == client.AuthorizationType {
+		o.m.policies.closed.Set(float64(unheld))
+	}
 }
 
 func (o xdsObserver) Ended(r client.Reason) { o.m.xdsEnds.WithLabelValues(string(r)).Inc() }

@@ -22,6 +22,7 @@ func (s *Server) watch(ctx context.Context) {
 	for {
 		v := s.store.View()
 		s.recheck(v, judged)
+		s.judged.Store(v)
 		pause := time.Until(searched.Add(prefetchEvery))
 		if pause <= 0 {
 			s.prefetch(v)
@@ -128,8 +129,10 @@ func connText(f track.Facts) string {
 	return f.Src.String() + id + "->" + f.Dst.String()
 }
 
-// logVerdict says how policies decided.
+// logVerdict says how policies decided, and counts what those in dry run would have
+// done.
 func (s *Server) logVerdict(f track.Facts, v rbac.Verdict) {
+	s.metrics.policies.wouldHave(v.DryRun)
 	level := slog.LevelDebug
 	if s.cfg.PolicyInfoLog {
 		level = slog.LevelInfo

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/warren-mesh/warren/ca/mtls"
@@ -73,9 +74,10 @@ type Server struct {
 	share        *share
 	proven       pairs
 	revoked      mtls.Revocations
-	rootsChanged chan struct{}     // capacity 1: peers have to be judged again
-	names        *resolve.Resolver // of workloads' hostnames
-	waiting      *ready.Set        // the sockets of connections
+	judged       atomic.Pointer[workload.View] // by which live connections were judged last
+	rootsChanged chan struct{}                 // capacity 1: peers have to be judged again
+	names        *resolve.Resolver             // of workloads' hostnames
+	waiting      *ready.Set                    // the sockets of connections
 	relay        *relay.Relay
 	ready        *admin.Readiness
 	pods         *pods

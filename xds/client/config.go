@@ -36,6 +36,10 @@ type Observer interface {
 	// Received tells of a response: its type, one of the two that are asked for,
 	// and the bytes of its resources.
 	Received(typeURL string, bytes int)
+	// Applied tells that a response of a type has taken effect: how many of its
+	// resources were refused, and how many refused ones there are by now of which
+	// no earlier version is in force. What such policies guard is closed.
+	Applied(typeURL string, refused, unheld int)
 	// Ended tells why an attempt, or the connection that came of it, is over.
 	Ended(Reason)
 }

@@ -55,6 +55,8 @@ type ledger struct {
 	// refused are policies that were not taken and of which there is no earlier
 	// version nor a stand-in: nobody should wait for them.
 	refused map[string]struct{}
+	// standIns counts those entries; they are refused policies, too.
+	standIns int
 	// unsaid are keys that did not fit into the request at the start of the
 	// stream, or do not belong there. The first response repeats those of them that
 	// still exist.
@@ -117,12 +119,15 @@ func (l *ledger) initial(budget int) map[string]string {
 // record notes a change that the store has taken.
 func (l *ledger) record(c *change, rest *breath) {
 	for key := range c.gone {
+		l.stand(l.entries[key], -1)
 		l.bytes -= l.entries[key].bytes
 		delete(l.entries, key)
 		delete(l.refused, key)
 	}
 	for key, e := range c.set {
 		rest.item()
+		l.stand(l.entries[key], -1)
+		l.stand(e, 1)
 		l.bytes += e.bytes - l.entries[key].bytes
 		l.entries[key] = e
 		delete(l.refused, key)
@@ -134,3 +139,12 @@ func (l *ledger) record(c *change, rest *breath) {
 	}
 	l.unsaid = nil
 }
+
+func (l *ledger) stand(e entry, n int) {
+	if e.standIn {
+		l.standIns += n
+	}
+}
+
+// unheld counts the refused resources of which there is no earlier version.
+func (l *ledger) unheld() int { return l.standIns + len(l.refused) }

@@ -253,6 +253,11 @@ func (s *session) apply(ctx context.Context, changes ...*change) error {
 		s.seen[c.kind] = true
 	}
 	s.c.applied(changes)
+	if o := s.c.cfg.Observer; o != nil {
+		for _, c := range changes {
+			o.Applied(c.kind.typeURL(), c.refusals.count, s.c.ledgers[c.kind].unheld())
+		}
+	}
 	for _, c := range changes {
 		s.c.answer(c.answers)
 		if err := s.answer(ctx, c); err != nil {
@@ -269,13 +274,11 @@ func (s *session) answer(ctx context.Context, c *change) error {
 		s.c.complaints.Do(func() {
 			s.c.cfg.Log.Warn("resources refused; their earlier versions stay", "type", c.kind.typeURL(),
 				"refused", c.refusals.count, "taken", len(c.set)-len(c.standIns), "err", clip(text, maxLastError))
-		})
-		if n := len(c.standIns); n > 0 {
-			s.c.complaints.Do(func() {
+			if n := len(c.standIns); n > 0 { // in the same breath: the first line must not cost the second
 				s.c.cfg.Log.Error("policies refused that have no earlier version; until a valid one comes, what they guard is closed",
 					"count", n, "policies", clip(strings.Join(c.standIns[:min(n, maxNamed)], " "), maxLastError))
-			})
-		}
+			}
+		})
 	} else {
 		s.c.cfg.Log.Debug("response taken", "type", c.kind.typeURL(), "set", len(c.set), "removed", len(c.gone))
 	}
