@@ -59,9 +59,15 @@ func (p *pod) dnsConfig() dns.Config {
 			return netip.AddrPort{}, errors.ErrUnsupported
 		},
 		AskedUDP: p.sockets.OriginalPacketDst,
-		Take:     func() error { return p.s.share.take(p) },
-		Give:     func() { p.s.share.give(p) },
-		Metrics:  podQueries{p}, Log: p.s.logs.scope("dns").With("src.workload", p.info.Name, "src.namespace", p.info.Namespace),
+		Deafen: func(c dns.PacketConn) error {
+			if u, ok := c.(*net.UDPConn); ok {
+				return sockopt.Deafen(u)
+			}
+			return errors.ErrUnsupported
+		},
+		Take:    func() error { return p.s.share.take(p) },
+		Give:    func() { p.s.share.give(p) },
+		Metrics: podQueries{p}, Log: p.s.logs.scope("dns").With("src.workload", p.info.Name, "src.namespace", p.info.Namespace),
 	}
 }
 

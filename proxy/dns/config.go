@@ -36,6 +36,10 @@ type Config struct {
 	AskedTCP func(c net.Conn) (netip.AddrPort, error)
 	AskedUDP func(client, local netip.AddrPort) (netip.AddrPort, error)
 
+	// Deafen keeps further packets from a socket, for whoever shares its address. It
+	// may be nil.
+	Deafen func(c PacketConn) error
+
 	// Take counts a descriptor against what the pod may have, Give takes that
 	// back. They may be nil.
 	Take func() error

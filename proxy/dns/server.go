@@ -58,7 +58,7 @@ func (s *Server) Shutdown(ctx context.Context) {
 	s.closed = true
 	s.close()
 	for c := range s.sockets {
-		_ = c.SetReadDeadline(time.Unix(1, 0)) // wakes the loop; answers can still be written
+		_ = c.SetReadDeadline(s.lastRead(c)) // wakes the loop; answers can still be written
 	}
 	s.mu.Unlock()
 	ended := make(chan struct{})
@@ -75,6 +75,19 @@ func (s *Server) Shutdown(ctx context.Context) {
 	s.mu.Unlock()
 	<-ended
 }
+
+// lastRead is when a socket has to stop reading: at once, but that queries which have
+// come to a packet socket are still taken, now that no more come.
+func (s *Server) lastRead(c socket) time.Time {
+	packets, ok := c.(PacketConn)
+	if !ok || s.cfg.Deafen == nil || s.cfg.Deafen(packets) != nil {
+		return time.Unix(1, 0)
+	}
+	return time.Now().Add(leftovers)
+}
+
+// leftovers is how long packets that have come are read.
+const leftovers = 50 * time.Millisecond
 
 // Close ends everything now.
 func (s *Server) Close() error {

@@ -33,6 +33,29 @@ func (s *Sockets) DialPacket(dst netip.AddrPort) (*net.UDPConn, error) {
 	return c.(*net.UDPConn), nil
 }
 
+// Deafen keeps further packets from c, which can go on sending: those that come to
+// its address go to the other sockets that share it, as a new process's do. What has
+// come already can be read.
+func Deafen(c *net.UDPConn) error {
+	local, ok := c.LocalAddr().(*net.UDPAddr)
+	if !ok {
+		return fmt.Errorf("sockopt: deafen: no local address: %w", os.ErrInvalid)
+	}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("sockopt: deafen: %w", err)
+	}
+	// A connected socket hears its peer only, and this one is nobody.
+	nobody := netip.AddrPortFrom(unmap(local.AddrPort()).Addr(), discardPort)
+	if err := control(raw, func(fd int) error { return os.NewSyscallError("connect", unix.Connect(fd, sockaddr(nobody))) }); err != nil {
+		return fmt.Errorf("sockopt: deafen %s: %w", local, err)
+	}
+	return nil
+}
+
+// discardPort is that of a service which nobody has run for decades.
+const discardPort = 9
+
 // datagram makes a UDP socket in our namespace.
 func (s *Sockets) datagram(family int) (int, error) {
 	if s.ns != nil {

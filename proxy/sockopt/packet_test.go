@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -100,5 +101,58 @@ func TestOriginalPacketDst(t *testing.T) {
 	s.Close()
 	if _, err := s.OriginalPacketDst(netip.MustParseAddrPort("127.0.0.1:1"), netip.MustParseAddrPort("127.0.0.1:2")); err == nil {
 		t.Error("of a namespace that is gone")
+	}
+}
+
+// Of two sockets that share an address the deaf one gets nothing more, and still
+// speaks from it.
+func TestDeafen(t *testing.T) {
+	nstest.LeakCheck(t)
+	pod := nstest.New(t).Node("n").Pod("p")
+	s := inPod(t, pod, sockopt.Defaults())
+	for _, at := range []string{"127.0.0.1:15053", "[::1]:15053"} {
+		addr := netip.MustParseAddrPort(at)
+		var pair [2]*net.UDPConn
+		for i := range pair {
+			c, err := s.ListenPacket(t.Context(), addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			pair[i] = c
+		}
+		old, heir := pair[0], pair[1]
+		first, err := pod.Dial(t.Context(), "udp", at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer first.Close()
+		if err := sockopt.Deafen(old); err != nil {
+			t.Fatal(err)
+		}
+		const n = 64 // of as many sources: half of them would be the old one's
+		for range n {
+			c, err := pod.Dial(t.Context(), "udp", at)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			if _, err := c.Write([]byte("x")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		_ = heir.SetReadDeadline(time.Now().Add(20 * time.Second))
+		for range n {
+			if _, _, err := heir.ReadFromUDPAddrPort(make([]byte, 1)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := old.WriteToUDPAddrPort([]byte("answer"), first.LocalAddr().(*net.UDPAddr).AddrPort()); err != nil {
+			t.Fatal(err)
+		}
+		buf := make([]byte, 16)
+		if k, err := first.Read(buf); err != nil || string(buf[:k]) != "answer" {
+			t.Errorf("%q, %v", buf[:k], err)
+		}
 	}
 }
