@@ -98,7 +98,7 @@ func TestAdminShowsPods(t *testing.T) {
 	}
 	m.nodes[0].admin(t, "/debug/pods", &pods)
 	if len(pods) != 2 || pods[0].UID != client.uid || pods[0].Outbound != 1 || pods[1].Inbound != 1 || pods[1].Netns != server.NS.ID().String() ||
-		pods[1].Identity != server.identity() || pods[1].CertState != "Available" || pods[1].Expires == "" || fmt.Sprint(pods[1].Listeners) != "[15001 15006 15008]" {
+		pods[1].Identity != server.identity() || pods[1].CertState != "Available" || pods[1].Expires == "" || fmt.Sprint(pods[1].Listeners) != "[15001 15006 15008 15053]" {
 		t.Errorf("pods: %+v", pods)
 	}
 	var dump struct {
