@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/warren-mesh/warren/proxy/ready"
 	"github.com/warren-mesh/warren/proxy/sockopt"
 	"github.com/warren-mesh/warren/proxy/track"
 )
@@ -22,6 +23,42 @@ type acceptor interface {
 	AcceptTCP() (*net.TCPConn, error)
 }
 
+// door is where connections come in that are relayed from socket to socket or
+// through a tunnel: the loops accept them, and handle, which must not block, has
+// them from then on.
+type door struct {
+	p      *pod
+	handle func(*sockopt.Connection, *ready.Turn)
+	pause  time.Duration // after accepts that failed
+}
+
+// Accepted implements ready.Acceptor.
+func (d *door) Accepted(fd int, peer netip.AddrPort, turn *ready.Turn) {
+	d.pause = 0
+	d.handle(sockopt.Connected(fd, peer), turn)
+}
+
+// Failed implements ready.Acceptor.
+func (d *door) Failed(err error) time.Duration {
+	d.pause = longer(d.pause)
+	d.p.log.Warn(acceptFailed, "err", err, "pause", d.pause)
+	return d.pause
+}
+
+const acceptFailed = "accepting failed, trying again"
+
+func longer(pause time.Duration) time.Duration {
+	return min(max(2*pause, acceptPauseMin), acceptPauseMax)
+}
+
+// apart is a door's handle that has each connection on a goroutine of its own.
+func (p *pod) apart(handle func(*sockopt.Connection)) func(*sockopt.Connection, *ready.Turn) {
+	return func(c *sockopt.Connection, turn *ready.Turn) {
+		p.work.Go(func() { handle(c) })
+		turn.Woke()
+	}
+}
+
 // accept hands each connection to handle, on a goroutine of its own, until the
 // listener is closed.
 func (p *pod) accept(l acceptor, handle func(*net.TCPConn)) {
@@ -35,8 +72,8 @@ func (p *pod) accept(l acceptor, handle func(*net.TCPConn)) {
 		case errors.Is(err, net.ErrClosed):
 			return
 		default:
-			pause = min(max(2*pause, acceptPauseMin), acceptPauseMax)
-			p.log.Warn("accepting failed, trying again", "err", err, "pause", pause)
+			pause = longer(pause)
+			p.log.Warn(acceptFailed, "err", err, "pause", pause)
 			wait(p.soft, pause)
 		}
 	}
@@ -62,11 +99,24 @@ func addrOf(a net.Addr) netip.AddrPort {
 	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
 }
 
+// accepted is a socket that came in: a *net.TCPConn or *sockopt.Connection.
+type accepted interface {
+	SetLinger(sec int) error
+	Close() error
+}
+
+// refuse closes a client's connection so that it sees an error and not the end of
+// an answer.
+func refuse(c accepted) {
+	_ = c.SetLinger(0) // fails on what is closed already
+	_ = c.Close()
+}
+
 // opened counts an accepted socket; closed is called at its end. A socket beyond
 // the pod's share is closed, and false returned.
-func (p *pod) opened(d track.Direction, c *net.TCPConn) bool {
+func (p *pod) opened(d track.Direction, c accepted, src netip.AddrPort) bool {
 	if err := p.s.share.take(p); err != nil {
-		p.s.logs.early(d, addrOf(c.RemoteAddr()), netip.AddrPort{}, err)
+		p.s.logs.early(d, src, netip.AddrPort{}, err)
 		refuse(c)
 		return false
 	}

@@ -49,16 +49,24 @@ func (c *connection) dialHBONE(d route.Decision, self *workload.Workload) (relay
 
 // openStream has the decision's peer accept a CONNECT.
 func (c *connection) openStream(d route.Decision, self *workload.Workload, header [][2]string) (*hbone.Stream, error) {
-	// A warm tunnel would do without; the pod may have lost its identity since.
-	if _, err := c.p.identity(c.ctx, self); err != nil {
+	key, err := c.streamTo(c.ctx, d, self)
+	if err != nil {
 		return nil, err
 	}
-	key := hbone.Key{Src: self.Identity(), Expected: joinIDs(d.Expected), Dst: d.Dial, SrcIP: c.guard.Facts.Src.Addr()}
 	s, err := c.p.pool.Open(c.ctx, key, hbone.Request{Authority: c.hbone, Header: header})
 	if err != nil {
 		return nil, c.openError(d, err)
 	}
 	return s, nil
+}
+
+// streamTo names the tunnels to the decision's peer.
+func (c *connection) streamTo(ctx context.Context, d route.Decision, self *workload.Workload) (hbone.Key, error) {
+	// A warm tunnel would do without; the pod may have lost its identity since.
+	if _, err := c.p.identity(ctx, self); err != nil {
+		return hbone.Key{}, err
+	}
+	return hbone.Key{Src: self.Identity(), Expected: joinIDs(d.Expected), Dst: d.Dial, SrcIP: c.guard.Facts.Src.Addr()}, nil
 }
 
 func (c *connection) openError(d route.Decision, err error) error {

@@ -22,8 +22,10 @@ func (p *pod) withAddress(ctx context.Context, d route.Decision, self *workload.
 	if d.Hostname == "" {
 		return d, nil
 	}
-	p.s.metrics.lookedUp(self, d.Hostname)
 	list, err := p.s.names.Resolve(ctx, d.Hostname, p.families(d, self, dst))
+	if err == nil || ctx.Err() == nil { // else it will be asked for anew by who can wait
+		p.s.metrics.lookedUp(self, d.Hostname)
+	}
 	if err != nil {
 		return d, fmt.Errorf("no ip addresses were resolved for workload: %s: %w", d.Destination.UID, err)
 	}

@@ -36,7 +36,7 @@ type tunnel struct {
 
 // inbound serves a tunnel until it ends. It owns conn.
 func (p *pod) inbound(conn *net.TCPConn, transparent bool) {
-	if !p.opened(track.Inbound, conn) {
+	if !p.opened(track.Inbound, conn, addrOf(conn.RemoteAddr())) {
 		return
 	}
 	defer p.closed(track.Inbound)

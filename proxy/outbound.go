@@ -1,7 +1,7 @@
 package proxy
 
 import (
-	"net"
+	"context"
 	"net/netip"
 
 	"github.com/warren-mesh/warren/proxy/route"
@@ -10,46 +10,36 @@ import (
 	"github.com/warren-mesh/warren/xds/workload"
 )
 
-// outbound carries a connection that the pod made. It owns app and returns when
-// the relay runs or all is over.
-func (p *pod) outbound(app *net.TCPConn) {
-	if !p.opened(track.Outbound, app) {
-		return
-	}
-	dst, err := sockopt.OriginalDst(app)
-	if err != nil {
-		p.turnAway(app, dst, err, nil)
-		return
-	}
-	p.outboundTo(app, dst, nil)
-}
-
 // turnAway ends a connection that was opened, before it is known where it goes.
-func (p *pod) turnAway(app *net.TCPConn, dst netip.AddrPort, err error, answer func(error)) {
-	p.s.logs.early(track.Outbound, addrOf(app.RemoteAddr()), dst, err)
+func (p *pod) turnAway(app accepted, src, dst netip.AddrPort, err error, answer func(error)) {
+	p.s.logs.early(track.Outbound, src, dst, err)
 	hangUp(app, err, answer)
 	p.closed(track.Outbound)
 }
 
-// outboundTo is outbound for a connection that goes to dst. answer, unless it is
-// nil, tells the client how that went, once.
-func (p *pod) outboundTo(app *net.TCPConn, dst netip.AddrPort, answer func(error)) {
-	src := addrOf(app.RemoteAddr())
-	c, d, self, err := p.decideOutbound(app, src, dst)
+// outboundTo carries a connection to dst and may wait. answer, unless it is nil,
+// tells the client how that went, once. It owns app and returns when the relay runs
+// or all is over.
+func (p *pod) outboundTo(app accepted, src, dst netip.AddrPort, answer func(error)) {
+	c, d, self, err := p.decideOutbound(p.hard, src, dst)
 	if err != nil {
-		p.turnAway(app, dst, err, answer)
+		p.turnAway(app, src, dst, err, answer)
 		return
 	}
 	c.answer = answer
-	if n := p.neighbour(src, d, self); n != nil {
+	p.carry(c, d, self, app)
+}
+
+// carry has the destination accept the connection, and starts the relay. It owns
+// app and returns when the relay runs or all is over.
+func (p *pod) carry(c *connection, d route.Decision, self *workload.Workload, app accepted) {
+	if n := p.neighbour(c.guard.Facts.Src, d, self); n != nil {
 		p.outboundHere(c, n, d, self, app)
 		return
 	}
 	far, err := c.dialOut(d, self)
 	if err != nil {
-		c.end(err)
-		hangUp(app, err, answer)
-		p.closed(track.Outbound)
+		c.lost(err, app)
 		return
 	}
 	c.accepted = true
@@ -57,22 +47,26 @@ func (p *pod) outboundTo(app *net.TCPConn, dst netip.AddrPort, answer func(error
 	c.relay(app, far)
 }
 
-// refuse closes an application's connection so that it sees an error and not
-// the end of an answer.
-func refuse(app *net.TCPConn) {
-	_ = app.SetLinger(0) // fails on what is closed already
-	_ = app.Close()
+// redirectedTo is where the application wanted a connection to go that came to our
+// port.
+func redirectedTo(app *sockopt.Connection) (netip.AddrPort, error) {
+	dst, err := app.OriginalDst()
+	if err == nil && madeToUs(app, dst) {
+		err = errRecursive
+	}
+	return dst, err
 }
 
-// decideOutbound says where the connection goes, and counts it as opened.
-func (p *pod) decideOutbound(app *net.TCPConn, src, dst netip.AddrPort) (*connection, route.Decision, *workload.Workload, error) {
+// decideOutbound says where the connection goes, and counts it as opened. What it
+// has to wait for it waits for until ctx ends.
+func (p *pod) decideOutbound(ctx context.Context, src, dst netip.AddrPort) (*connection, route.Decision, *workload.Workload, error) {
 	var none route.Decision
-	if route.Recursive(dst) || dst == addrOf(app.LocalAddr()) && dst.Port() == OutboundPort {
-		return nil, none, nil, errRecursive // nobody redirected this: it was made to our port
+	if route.Recursive(dst) {
+		return nil, none, nil, errRecursive
 	}
-	view, self, err := p.speaker(p.hard)
+	view, self, err := p.speaker(ctx)
 	if err == nil {
-		view, err = p.known(p.hard, view, self, dst.Addr())
+		view, err = p.known(ctx, view, self, dst.Addr())
 	}
 	if err != nil {
 		return nil, none, nil, err
@@ -81,7 +75,7 @@ func (p *pod) decideOutbound(app *net.TCPConn, src, dst netip.AddrPort) (*connec
 	if err != nil {
 		return nil, none, nil, err
 	}
-	if d, err = p.withAddress(p.hard, d, self, dst); err != nil {
+	if d, err = p.withAddress(ctx, d, self, dst); err != nil {
 		return nil, none, nil, err
 	}
 	c, err := p.track(track.Facts{
@@ -99,6 +93,15 @@ func (p *pod) decideOutbound(app *net.TCPConn, src, dst netip.AddrPort) (*connec
 		c.open(outboundLabels(self, d))
 	}
 	return c, d, self, nil
+}
+
+// madeToUs says whether nobody redirected this connection: it was made to our port.
+func madeToUs(app *sockopt.Connection, dst netip.AddrPort) bool {
+	if dst.Port() != OutboundPort {
+		return false
+	}
+	local, err := app.Local()
+	return err != nil || dst == local
 }
 
 func outboundLabels(self *workload.Workload, d route.Decision) labels {

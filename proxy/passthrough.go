@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"context"
-	"net"
 	"net/netip"
 
 	"github.com/warren-mesh/warren/proxy/relay"
@@ -15,12 +14,12 @@ import (
 // passthrough serves a connection that came to the pod in plaintext. Whether
 // that is allowed is for the policies to say: the client has no identity. It
 // owns client and returns when the relay runs or all is over.
-func (p *pod) passthrough(client *net.TCPConn, transparent bool) {
-	if !p.opened(track.Inbound, client) {
+func (p *pod) passthrough(client *sockopt.Connection, transparent bool) {
+	src := client.Peer()
+	if !p.opened(track.Inbound, client, src) {
 		return
 	}
-	src := addrOf(client.RemoteAddr())
-	dst, err := sockopt.OriginalDst(client)
+	dst, err := client.OriginalDst()
 	var c *connection
 	var self *workload.Workload
 	if err == nil {

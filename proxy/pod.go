@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -17,6 +18,7 @@ import (
 	"github.com/warren-mesh/warren/nodeagent/zds"
 	"github.com/warren-mesh/warren/proxy/dns"
 	"github.com/warren-mesh/warren/proxy/hbone"
+	"github.com/warren-mesh/warren/proxy/ready"
 	"github.com/warren-mesh/warren/proxy/sockopt"
 	"github.com/warren-mesh/warren/proxy/track"
 	"github.com/warren-mesh/warren/xds/workload"
@@ -31,7 +33,7 @@ type pod struct {
 	log  *slog.Logger
 
 	sockets   *sockopt.Sockets
-	listeners []*net.TCPListener
+	listeners []listener
 	pool      *hbone.Pool
 	serverTLS *tls.Config
 	dns       *dns.Server // nil: nobody asks
@@ -45,7 +47,7 @@ type pod struct {
 	// there are have to go.
 	soft, hard  context.Context
 	close, kill context.CancelCauseFunc
-	work        sync.WaitGroup // accept loops, tunnels and connections
+	work        sync.WaitGroup // the accept loop, tunnels and connections
 
 	mu             sync.Mutex
 	term           context.Context // see tenure
@@ -55,6 +57,12 @@ type pod struct {
 	last           *workload.Workload // as the control plane last knew it
 
 	dials map[hbone.Key]*mtls.Identity // what tunnels under way present
+}
+
+// listener is a *net.TCPListener or *ready.Listener.
+type listener interface {
+	Addr() net.Addr
+	Close() error
 }
 
 // newPod opens a pod's listeners and serves them. w.NS stays the caller's.
@@ -111,8 +119,12 @@ func (p *pod) openAll(ctx context.Context) error {
 	if err := p.openInbound(ctx); err != nil {
 		return err
 	}
-	p.work.Go(func() { p.accept(outbound, p.outbound) })
-	p.work.Go(func() { p.accept(plaintext, func(c *net.TCPConn) { p.passthrough(c, transparent) }) })
+	if err := p.open(outbound, p.outbound); err != nil {
+		return err
+	}
+	if err := p.open(plaintext, p.apart(func(c *sockopt.Connection) { p.passthrough(c, transparent) })); err != nil {
+		return err
+	}
 	if socks != nil {
 		p.work.Go(func() { p.accept(socks, p.socks) })
 	}
@@ -129,6 +141,15 @@ func (p *pod) openInbound(ctx context.Context) error {
 	p.transparent = transparent
 	p.work.Go(func() { p.accept(tunnels, func(c *net.TCPConn) { p.inbound(c, transparent) }) })
 	return nil
+}
+
+// open has the loops accept what comes to l.
+func (p *pod) open(l *net.TCPListener, handle func(*sockopt.Connection, *ready.Turn)) error {
+	watched, err := p.s.waiting.Listen(l, &door{p: p, handle: handle})
+	if err == nil {
+		p.listeners[slices.Index(p.listeners, listener(l))] = watched
+	}
+	return err
 }
 
 func (p *pod) listen(ctx context.Context, port uint16) (*net.TCPListener, bool, error) {
@@ -205,7 +226,11 @@ func (p *pod) hboneConfig() hbone.Config {
 // ports lists the ports that are listened on.
 func (p *pod) ports() []string {
 	out := make([]string, 0, len(p.listeners)+1)
-	for _, l := range append(p.listeners[:len(p.listeners):len(p.listeners)], p.queries[:min(1, len(p.queries))]...) {
+	all := slices.Clone(p.listeners)
+	if len(p.queries) > 0 {
+		all = append(all, p.queries[0])
+	}
+	for _, l := range all {
 		if a, ok := l.Addr().(*net.TCPAddr); ok {
 			out = append(out, strconv.Itoa(a.Port))
 		}

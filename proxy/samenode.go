@@ -3,7 +3,6 @@ package proxy
 import (
 	"crypto/x509"
 	"errors"
-	"net"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -69,6 +68,11 @@ func (p *pod) neighbour(client netip.AddrPort, d route.Decision, self *workload.
 		return nil
 	}
 	return &neighbour{p: q, self: dst, target: in.Target, client: sameFamily(self, client, in.Target.Addr())}
+}
+
+// nearby says whether neighbour may find something, without finding out.
+func (p *pod) nearby(d route.Decision) bool {
+	return p.s.cfg.SameNode && d.Destination != nil && p.s.pods.serving(d.Destination) != nil
 }
 
 // sameFamily is the client as one sees it who is called by the other family.
@@ -208,14 +212,12 @@ func acceptEachOther(mine, theirs *mtls.Identity, now time.Time) error {
 
 // outboundHere carries a connection from socket to socket. It owns app and
 // returns when the relay runs or all is over.
-func (p *pod) outboundHere(c *connection, n *neighbour, d route.Decision, self *workload.Workload, client *net.TCPConn) {
+func (p *pod) outboundHere(c *connection, n *neighbour, d route.Decision, self *workload.Workload, client accepted) {
 	c.here = true
 	in, app, err := c.connectHere(n, d, self)
 	if err != nil {
 		n.p.work.Done()
-		c.end(err)
-		hangUp(client, err, c.answer)
-		p.closed(track.Outbound)
+		c.lost(err, client)
 		return
 	}
 	c.welcome()

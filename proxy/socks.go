@@ -31,7 +31,7 @@ func (p *pod) listenSOCKS(ctx context.Context) (*net.TCPListener, error) {
 // there on it is like one that was redirected, but that the client is told, once it
 // is known, how it went. It owns app.
 func (p *pod) socks(app *net.TCPConn) {
-	if !p.opened(track.Outbound, app) {
+	if !p.opened(track.Outbound, app, addrOf(app.RemoteAddr())) {
 		return
 	}
 	stop := context.AfterFunc(p.hard, func() { _ = app.Close() })
@@ -40,10 +40,10 @@ func (p *pod) socks(app *net.TCPConn) {
 		err = errDrain
 	}
 	if err != nil {
-		p.turnAway(app, dst, err, func(error) {}) // it has been told
+		p.turnAway(app, addrOf(app.RemoteAddr()), dst, err, func(error) {}) // it has been told
 		return
 	}
-	p.outboundTo(app, dst, func(err error) {
+	p.outboundTo(app, addrOf(app.RemoteAddr()), dst, func(err error) {
 		// A client that is gone will show when there are bytes for it.
 		_ = socks5.Answer(app, socksCode(err), netip.AddrPort{}, socksPatience)
 	})
@@ -58,7 +58,7 @@ func (c *connection) welcome() {
 
 // hangUp ends an application's connection that leads nowhere. One that is not told
 // why is reset, so that it does not see the end of an answer.
-func hangUp(app *net.TCPConn, err error, answer func(error)) {
+func hangUp(app accepted, err error, answer func(error)) {
 	if answer == nil {
 		refuse(app)
 		return

@@ -17,24 +17,32 @@ var errStale = errors.New("tunnel takes no more streams")
 // request sends a CONNECT; await says what became of it.
 func (t *tunnel) request(req Request) (*Stream, <-chan error, error) {
 	t.mu.Lock()
-	if t.err != nil || t.deaf || t.closing || t.drain.started {
-		t.mu.Unlock()
-		return nil, nil, errStale
-	}
-	hs, err := t.h2.Open(req.Authority, req.Header)
+	s, err := t.openLocked(req)
 	if err != nil {
 		t.mu.Unlock()
-		if errors.Is(err, h2.ErrHeaderSize) {
-			return nil, nil, fmt.Errorf("hbone: CONNECT %s: %w", req.Authority, err)
-		}
-		return nil, nil, errStale
+		return nil, nil, err
 	}
-	s := newStream(t, hs)
 	answer := make(chan error, 1)
-	s.opening.answer = answer
-	t.changedLocked()
+	s.opening.answer, s.opening.waits = func(err error) { answer <- err }, true
 	t.send()
 	return s, answer, nil
+}
+
+// openLocked makes a stream and its CONNECT, which is to be sent.
+func (t *tunnel) openLocked(req Request) (*Stream, error) {
+	if t.err != nil || t.deaf || t.closing || t.drain.started {
+		return nil, errStale
+	}
+	hs, err := t.h2.Open(req.Authority, req.Header)
+	switch {
+	case errors.Is(err, h2.ErrHeaderSize):
+		return nil, fmt.Errorf("hbone: CONNECT %s: %w", req.Authority, err)
+	case err != nil:
+		return nil, errStale
+	}
+	s := newStream(t, hs)
+	t.changedLocked()
+	return s, nil
 }
 
 // await waits for the answer to the CONNECT of s.
@@ -48,22 +56,33 @@ func (s *Stream) await(ctx context.Context, answer <-chan error) error {
 	case <-ctx.Done():
 		return s.giveUp(answer, context.Cause(ctx))
 	case <-timeout.C:
-		return s.giveUp(answer, fmt.Errorf("hbone: no answer to CONNECT: %w after %s", ErrTimeout, limit))
+		return s.giveUp(answer, timeoutError(limit))
 	}
 }
 
 // giveUp takes a CONNECT back because of err, unless it is answered in this very
 // moment; it returns what became of it.
 func (s *Stream) giveUp(answer <-chan error, err error) error {
-	t := s.t
-	t.mu.Lock()
-	if s.opening == nil || s.opening.answer == nil {
-		t.mu.Unlock()
+	if s.takeBack() == nil {
 		return <-answer
 	}
-	s.opening.answer = nil
+	return err
+}
+
+// takeBack ends a stream whose CONNECT has not been answered, and returns who is to
+// be told of it; nil: it has been answered.
+func (s *Stream) takeBack() (answer func(error)) {
+	t := s.t
+	t.mu.Lock()
+	if s.opening != nil {
+		answer = s.opening.answer
+	}
+	if answer == nil {
+		t.mu.Unlock()
+		return nil
+	}
 	s.resetLocked(http2.ErrCodeCancel)
 	t.changedLocked()
 	t.kick()
-	return err
+	return answer
 }

@@ -71,10 +71,7 @@ func (p *Pool) Open(ctx context.Context, key Key, req Request) (*Stream, error) 
 	p.opening++
 	p.mu.Unlock()
 	s, err := p.open(ctx, key, req)
-	p.mu.Lock()
-	p.opening--
-	p.checkQuietLocked()
-	p.mu.Unlock()
+	p.opened()
 	return s, err
 }
 

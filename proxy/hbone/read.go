@@ -280,8 +280,9 @@ func (t *tunnel) handle(e *h2.Event) {
 		t.onConnect(newIncoming(e.Stream.User.(*Stream), e.Header))
 		t.woke()
 	case h2.Response:
-		e.Stream.User.(*Stream).respond(e.Status, e.Header)
-		t.woke()
+		if e.Stream.User.(*Stream).respond(e.Status, e.Header) {
+			t.woke()
+		}
 	case h2.End:
 		e.Stream.User.(*Stream).deliverEnd(io.EOF)
 	case h2.Reset:

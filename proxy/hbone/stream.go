@@ -36,7 +36,8 @@ type Near = interface {
 // opening is what a stream needs until it is attached.
 type opening struct {
 	header []hpack.HeaderField // of the response
-	answer chan error          // client: the outcome of the CONNECT, capacity 1
+	answer func(error)         // client: is told the outcome of the CONNECT; nil once it was
+	waits  bool                // client: a goroutine does, for answer
 	gone   chan struct{}       // server: closed when an unanswered request is over
 	early  []byte              // what has come, at most one window
 	ends   []error             // calls of end that are due
@@ -142,10 +143,10 @@ func (s *Stream) deliver(segs [][]byte) {
 func (s *Stream) deliverEnd(err error) {
 	s.t.mu.Lock()
 	half := err == io.EOF
+	var answer func(error)
 	if o := s.opening; o != nil && !half {
 		if o.answer != nil {
-			o.answer <- err // empty: respond takes the channel away
-			o.answer = nil
+			answer, o.answer = o.answer, nil
 			s.muted = true
 		}
 		if o.gone != nil {
@@ -158,6 +159,9 @@ func (s *Stream) deliverEnd(err error) {
 			s.opening.ends = append(s.opening.ends, err)
 		}
 		s.t.mu.Unlock()
+		if answer != nil {
+			answer(err)
+		}
 		return
 	}
 	s.muted = !half
@@ -191,23 +195,27 @@ func (s *Stream) deliverReset(e *h2.Event) {
 	}
 }
 
-// respond takes the answer to our CONNECT.
-func (s *Stream) respond(status int, header []hpack.HeaderField) {
+// respond takes the answer to our CONNECT. It says whether that woke a goroutine.
+func (s *Stream) respond(status int, header []hpack.HeaderField) (woke bool) {
 	s.t.mu.Lock()
-	defer s.t.mu.Unlock()
 	o := s.opening
 	if o == nil || o.answer == nil {
-		return
+		s.t.mu.Unlock()
+		return false
 	}
+	answer := o.answer
+	o.answer = nil
+	var err error
 	if status == 200 {
 		o.header = header
-		o.answer <- nil
 	} else {
-		o.answer <- &StatusError{Code: status}
+		err = &StatusError{Code: status}
 		s.muted = true
 		s.t.h2.Reset(s.h, http2.ErrCodeCancel) // unless it is over already
 	}
-	o.answer = nil
+	s.t.mu.Unlock()
+	answer(err)
+	return o.waits
 }
 
 // Ready says that near has something; see relay.Far. The writer role goes to who
@@ -221,13 +229,7 @@ func (s *Stream) Ready() interface{ Flush() } {
 		return nil
 	}
 	t.h2.Ready(s.h)
-	if t.bulk || t.writing || !t.workLocked() {
-		t.kick()
-		return nil
-	}
-	t.writing = true
-	t.mu.Unlock()
-	return t
+	return t.later()
 }
 
 // Took returns credit for n bytes; see relay.Far.

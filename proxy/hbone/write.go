@@ -42,6 +42,18 @@ func (t *tunnel) send() {
 	t.Flush()
 }
 
+// later is send for who flushes what it returns, if not nil, when others have said
+// what they have.
+func (t *tunnel) later() interface{ Flush() } {
+	if t.bulk || t.writing || !t.workLocked() {
+		t.kick()
+		return nil
+	}
+	t.writing = true
+	t.mu.Unlock()
+	return t
+}
+
 // workLocked says whether there is something to write.
 func (t *tunnel) workLocked() bool {
 	if t.err != nil || t.closed || t.deaf {

@@ -132,7 +132,7 @@ func (s *Set) watch(k *Socket, h Handler, l *loop) error {
 		return err
 	}
 	if k.writes.Load() { // since before there was a loop to say it to
-		return l.addWrites(fd, k.at)
+		return l.modify(fd, k.at, interest|unix.EPOLLOUT)
 	}
 	return nil
 }
@@ -210,14 +210,14 @@ func (l *loop) add(fd int, k *Socket, h Handler) error {
 	return nil
 }
 
-// addWrites has room told of as well, once there is any.
-func (l *loop) addWrites(fd int, at uint32) error {
+// modify changes what is told of a socket, and has that told which there is.
+func (l *loop) modify(fd int, at, events uint32) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
 		return ErrClosed
 	}
-	ev := unix.EpollEvent{Events: interest | unix.EPOLLOUT, Fd: int32(at), Pad: int32(l.entries[at].gen)}
+	ev := unix.EpollEvent{Events: events, Fd: int32(at), Pad: int32(l.entries[at].gen)}
 	if err := unix.EpollCtl(l.fd, unix.EPOLL_CTL_MOD, fd, &ev); err != nil {
 		return fmt.Errorf("ready: %w", os.NewSyscallError("epoll_ctl", err))
 	}

@@ -94,7 +94,24 @@ func (k *Socket) WatchWrites() error {
 		return nil
 	}
 	if l := k.loop.Load(); l != nil {
-		return l.addWrites(fd, k.at)
+		return l.modify(fd, k.at, interest|unix.EPOLLOUT)
+	}
+	return nil
+}
+
+// Again has what a watched socket is ready for told of once more.
+func (k *Socket) Again() error {
+	fd, ok := k.Acquire()
+	if !ok {
+		return nil
+	}
+	defer k.Release()
+	events := uint32(interest)
+	if k.writes.Load() {
+		events |= unix.EPOLLOUT
+	}
+	if l := k.loop.Load(); l != nil {
+		return l.modify(fd, k.at, events)
 	}
 	return nil
 }

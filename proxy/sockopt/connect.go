@@ -8,7 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"strconv"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -16,19 +16,16 @@ import (
 
 // Connection is a connected TCP socket that is in nobody's poller yet. It is for
 // who has a poller of its own: what net does for a connection costs as much again
-// as making it.
+// as making it. Its methods must not be called once the descriptor is given away,
+// but for Detach and Close, which may.
 type Connection struct {
-	once sync.Once
-	fd   int
+	fd   atomic.Int32 // negative: given away
+	peer netip.AddrPort
 }
 
 // Detach gives the descriptor away, once; it is non-blocking. Without one, because
 // it was given away or closed before, it returns -1.
-func (c *Connection) Detach() (fd int) {
-	fd = -1
-	c.once.Do(func() { fd = c.fd })
-	return fd
-}
+func (c *Connection) Detach() (fd int) { return int(c.fd.Swap(-1)) }
 
 // Close closes the socket, unless its descriptor was given away.
 func (c *Connection) Close() error {
@@ -37,6 +34,35 @@ func (c *Connection) Close() error {
 		return net.ErrClosed
 	}
 	return os.NewSyscallError("close", unix.Close(fd))
+}
+
+// Connected makes a Connection of a descriptor that somebody else accepted from peer,
+// or connected to it.
+func Connected(fd int, peer netip.AddrPort) *Connection {
+	c := &Connection{peer: unmap(peer)}
+	c.fd.Store(int32(fd))
+	return c
+}
+
+// Peer is the other end's address, unmapped.
+func (c *Connection) Peer() netip.AddrPort { return c.peer }
+
+// Local is our end's address, unmapped.
+func (c *Connection) Local() (netip.AddrPort, error) {
+	sa, err := unix.Getsockname(int(c.fd.Load()))
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("sockopt: %w", os.NewSyscallError("getsockname", err))
+	}
+	return fromSockaddr(sa)
+}
+
+// SetLinger is net.TCPConn's.
+func (c *Connection) SetLinger(sec int) error {
+	l := unix.Linger{Onoff: 1, Linger: int32(sec)}
+	if sec < 0 {
+		l = unix.Linger{}
+	}
+	return os.NewSyscallError("setsockopt SO_LINGER", unix.SetsockoptLinger(int(c.fd.Load()), unix.SOL_SOCKET, unix.SO_LINGER, &l))
 }
 
 // Connect is Dial for who has a poller of its own.
@@ -66,7 +92,7 @@ func (s *Sockets) connectFrom(ctx context.Context, src netip.Addr, dst netip.Add
 	if err != nil {
 		return nil, fmt.Errorf("sockopt: dial %s: %w", dst, err)
 	}
-	return s.connect(ctx, fd, dst, within)
+	return s.connect(ctx, fd, src, dst, within)
 }
 
 // socket makes a socket in our namespace.
@@ -78,22 +104,24 @@ func (s *Sockets) socket(family int) (int, error) {
 	return fd, os.NewSyscallError("socket", err)
 }
 
-// connect connects fd, which it owns.
-func (s *Sockets) connect(ctx context.Context, fd int, dst netip.AddrPort, within time.Duration) (*Connection, error) {
-	err := unix.Connect(fd, sockaddr(dst))
+// connect connects fd, which it owns and which is bound to src, if that is valid.
+func (s *Sockets) connect(ctx context.Context, fd int, src netip.Addr, dst netip.AddrPort, within time.Duration) (*Connection, error) {
+	to := sockaddr(dst)
+	err := unix.Connect(fd, to)
 	if err == unix.EINPROGRESS {
-		// An application in the same namespace has answered by now.
-		if done, serr := settled(fd); done {
-			err = serr
-		} else {
-			fd, err = await(ctx, fd, within)
-		}
+		// An application in the same namespace has answered by now, and connecting
+		// again says what.
+		err = unix.Connect(fd, to)
 	}
-	if err == nil && toItself(fd, dst) {
+	if err == unix.EALREADY || err == unix.EINPROGRESS {
+		fd, err = await(ctx, fd, within)
+	}
+	mayBeItself := !src.IsValid() || src == dst.Addr().WithZone("")
+	if err == nil && mayBeItself && toItself(fd, dst) {
 		err = unix.ECONNREFUSED
 	}
 	if err == nil {
-		return &Connection{fd: fd}, nil
+		return Connected(fd, dst), nil
 	}
 	_ = unix.Close(fd) // of what failed; there is nothing to lose
 	if errno, ok := err.(unix.Errno); ok {

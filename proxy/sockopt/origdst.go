@@ -33,20 +33,42 @@ func OriginalDst(c *net.TCPConn) (netip.AddrPort, error) {
 	}
 	var dst netip.AddrPort
 	err = control(raw, func(fd int) (err error) {
-		if at.Addr().Is4() { // on an IPv6 socket too: the connection itself is IPv4
-			dst, err = originalDst4(fd)
-		} else {
-			dst, err = originalDst6(fd)
-		}
+		dst, err = originalDst(fd, at.Addr().Is4())
 		return err
 	})
-	switch {
-	case err == nil:
-		return dst, nil
-	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOPROTOOPT), errors.Is(err, unix.EOPNOTSUPP):
-		return at, nil // not tracked, so not redirected
+	if err == nil && !dst.IsValid() {
+		dst = at
 	}
-	return netip.AddrPort{}, fmt.Errorf("sockopt: original destination of %s: %w", c.RemoteAddr(), err)
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("sockopt: original destination of %s: %w", c.RemoteAddr(), err)
+	}
+	return dst, nil
+}
+
+// OriginalDst is the package's OriginalDst.
+func (c *Connection) OriginalDst() (netip.AddrPort, error) {
+	dst, err := originalDst(int(c.fd.Load()), c.peer.Addr().Is4())
+	if err == nil && !dst.IsValid() {
+		dst, err = c.Local()
+	}
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("sockopt: original destination of %s: %w", c.peer, err)
+	}
+	return dst, nil
+}
+
+// originalDst returns no address for a connection that was not redirected. ip4: it
+// is IPv4, which it may be on an IPv6 socket too.
+func originalDst(fd int, ip4 bool) (dst netip.AddrPort, err error) {
+	if ip4 {
+		dst, err = originalDst4(fd)
+	} else {
+		dst, err = originalDst6(fd)
+	}
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOPROTOOPT) || errors.Is(err, unix.EOPNOTSUPP) {
+		return netip.AddrPort{}, nil // not tracked
+	}
+	return dst, err
 }
 
 // originalDst4 reads a sockaddr_in. IPv6Mreq is a struct of 20 bytes whose

@@ -3,6 +3,7 @@ package sockopt
 import (
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -15,7 +16,7 @@ func Pair() (*Connection, *net.UnixConn, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("sockopt: %w", os.NewSyscallError("socketpair", err))
 	}
-	near := &Connection{fd: fds[0]}
+	near := Connected(fds[0], netip.AddrPort{})
 	f := os.NewFile(uintptr(fds[1]), "pair")
 	defer f.Close()
 	far, err := net.FileConn(f)
