@@ -104,8 +104,9 @@ func (t *tunnel) serve(in *hbone.Incoming) {
 		c.end(err)
 		return
 	}
-	ctx, cancel := giveUpWith(c.ctx, in)
+	ctx, cancel := context.WithCancel(c.ctx)
 	defer cancel()
+	in.OnGone(cancel)
 	app, err := t.dial(ctx, r)
 	if err == nil && !stop() {
 		_ = app.Close() // cut, and answered, in this moment
@@ -257,17 +258,4 @@ func dialInbound[C any](ctx context.Context, p *pod, c *connection, dial dialFun
 		return none, &connectError{err}
 	}
 	return app, nil
-}
-
-// giveUpWith ends with ctx, and when the peer has given up the request.
-func giveUpWith(ctx context.Context, in *hbone.Incoming) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithCancel(ctx)
-	go func() {
-		select {
-		case <-in.Done():
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
-	return ctx, cancel
 }

@@ -87,6 +87,23 @@ func (in *Incoming) LocalAddr() net.Addr { return in.s.t.wire.local }
 // the answer, so that a dial under way for it can stop.
 func (in *Incoming) Done() <-chan struct{} { return in.gone }
 
+// OnGone has f called when Done is closed, at once if it is. f must not block.
+func (in *Incoming) OnGone(f func()) {
+	t := in.s.t
+	t.mu.Lock()
+	select {
+	case <-in.gone:
+		t.mu.Unlock()
+		f()
+		return
+	default:
+	}
+	if o := in.s.opening; o != nil {
+		o.onGone = f
+	}
+	t.mu.Unlock()
+}
+
 // Accept answers 200 with header and returns the stream. When the request is
 // already gone the stream ends as soon as it is attached. A second call returns
 // the same stream; after Reject it is one that has ended.
@@ -123,6 +140,6 @@ func (in *Incoming) Reject(status int) {
 // answered ends the time in which the request may be given up; t.mu is held.
 func (s *Stream) answered() {
 	if s.opening != nil {
-		s.opening.gone = nil
+		s.opening.gone, s.opening.onGone = nil, nil
 	}
 }

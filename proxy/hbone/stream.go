@@ -39,6 +39,7 @@ type opening struct {
 	answer func(error)         // client: is told the outcome of the CONNECT; nil once it was
 	waits  bool                // client: a goroutine does, for answer
 	gone   chan struct{}       // server: closed when an unanswered request is over
+	onGone func()              // server: called then
 	early  []byte              // what has come, at most one window
 	ends   []error             // calls of end that are due
 }
@@ -144,6 +145,7 @@ func (s *Stream) deliverEnd(err error) {
 	s.t.mu.Lock()
 	half := err == io.EOF
 	var answer func(error)
+	var onGone func()
 	if o := s.opening; o != nil && !half {
 		if o.answer != nil {
 			answer, o.answer = o.answer, nil
@@ -151,7 +153,7 @@ func (s *Stream) deliverEnd(err error) {
 		}
 		if o.gone != nil {
 			close(o.gone)
-			o.gone = nil
+			onGone, o.gone, o.onGone = o.onGone, nil, nil
 		}
 	}
 	if s.muted || !s.pushing {
@@ -161,6 +163,9 @@ func (s *Stream) deliverEnd(err error) {
 		s.t.mu.Unlock()
 		if answer != nil {
 			answer(err)
+		}
+		if onGone != nil {
+			onGone()
 		}
 		return
 	}

@@ -246,8 +246,13 @@ func (l *loop) run() {
 		events [batch]unix.EpollEvent
 		due    [batch]Handler
 		turn   Turn
+		thread int
 	)
 	for {
+		if t := unix.Gettid(); t != thread { // the runtime may move us, seldom
+			thread = t
+			askShortSlice()
+		}
 		n, err := unix.EpollWait(l.fd, events[:], -1)
 		if err == unix.EINTR {
 			continue
