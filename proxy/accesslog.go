@@ -22,6 +22,7 @@ type accessLine struct {
 	src, dst       netip.AddrPort
 	hbone          string // the authority of the CONNECT
 	via            string // not ztunnel's: how it travelled, if not by the wire
+	tried          string // not ztunnel's: the endpoints that did not accept it, and why
 	sent, received int64  // as the pod sees it
 	duration       time.Duration
 	ended          bool
@@ -101,6 +102,7 @@ func (a *accessLine) attrs(list []slog.Attr) []slog.Attr {
 	end("dst", a.dstPod, &a.l.dst)
 	add("direction", a.l.direction.String())
 	add("via", a.via)
+	add("tried", a.tried)
 	if a.ended {
 		list = append(list, slog.Int64("bytes_sent", a.sent), slog.Int64("bytes_recv", a.received),
 			slog.String("duration", strconv.FormatInt(a.duration.Milliseconds(), 10)+"ms"))

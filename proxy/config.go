@@ -61,6 +61,7 @@ type Config struct {
 
 	DrainDeadline   time.Duration // for connections that live when the proxy ends
 	SameNode        bool          // between two pods of this node: from socket to socket, without TLS
+	ConnectRetries  int           // how many more endpoints of a service a connection goes to; 0: none
 	ResponseBaggage bool          // send and read baggage about workloads
 	// LocalhostTunnel: applications that take PROXY protocol are reached on loopback.
 	LocalhostTunnel bool
@@ -151,6 +152,7 @@ func Defaults() Config {
 		DNS: true, ResolvConf: "/etc/resolv.conf",
 		DrainDeadline:   5 * time.Second,
 		SameNode:        true,
+		ConnectRetries:  defaultRetries,
 		ResponseBaggage: true,
 		LocalhostTunnel: true,
 		Log:             LogConfig{Filter: "info"},

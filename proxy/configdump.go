@@ -38,7 +38,7 @@ func configMap(c Config) map[string]any {
 		"proxy": true, "proxyMode": modeText(c), "proxyArgs": "proxy ztunnel", "localNode": orNull(c.NodeName), "network": c.Network,
 		"clusterId": c.ClusterID, "clusterDomain": c.ClusterDomain, "trustDomain": c.TrustDomain, "instanceIp": c.InstanceIP,
 		"proxyMetadata": c.Metadata, "secretTtl": duration(c.SecretTTL), "selfTerminationDeadline": duration(c.DrainDeadline),
-		"inpodUds": c.ZDSPath, "ipv6Enabled": c.IPv6, "sameNode": c.SameNode, "enableEnhancedBaggage": c.ResponseBaggage,
+		"inpodUds": c.ZDSPath, "ipv6Enabled": c.IPv6, "sameNode": c.SameNode, "connectRetries": c.ConnectRetries, "enableEnhancedBaggage": c.ResponseBaggage,
 		"localhostAppTunnel": c.LocalhostTunnel, "numWorkerThreads": c.Threads, "memoryLimit": c.MemoryLimit, "logLevel": c.Log.Filter, "logJson": c.Log.JSON,
 		"windowSize": c.HBONE.StreamWindow, "connectionWindowSize": c.HBONE.ConnWindow, "frameSize": c.HBONE.MaxFrame,
 		"poolMaxStreamsPerConn": c.HBONE.PoolStreams, "poolUnusedReleaseTimeout": duration(c.HBONE.IdleRelease),

@@ -35,6 +35,7 @@ type connection struct {
 	hbone          string
 	srcPod, dstPod string
 	series         *series
+	search         *search // of an endpoint that accepts; nil when there is nothing to say of it
 
 	mu           sync.Mutex
 	flow         *relay.Flow
@@ -180,6 +181,7 @@ func (c *connection) line(err error, ended bool) *accessLine {
 		l.via = viaNode
 	}
 	if ended {
+		l.tried = c.search.text()
 		l.duration = time.Since(c.p.s.born) - c.start
 		l.sent, l.received = c.bytes.Sent.Load(), c.bytes.Received.Load()
 		if c.clientNear && c.series.labels.direction == track.Inbound {

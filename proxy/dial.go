@@ -31,7 +31,9 @@ func (c *connection) dialTCP(d route.Decision) (relay.Far, error) {
 	if err := c.reserve(); err != nil {
 		return nil, err
 	}
-	far, err := c.p.sockets.Connect(c.ctx, netip.Addr{}, d.Dial)
+	ctx, done := c.patiently(c.ctx, d, since())
+	defer done()
+	far, err := c.p.sockets.Connect(ctx, netip.Addr{}, d.Dial)
 	if err != nil {
 		return nil, &upstreamError{err}
 	}
@@ -53,7 +55,9 @@ func (c *connection) openStream(d route.Decision, self *workload.Workload, heade
 	if err != nil {
 		return nil, err
 	}
-	s, err := c.p.pool.Open(c.ctx, key, hbone.Request{Authority: c.hbone, Header: header})
+	ctx, done := c.patiently(c.ctx, d, c.p.connects.of(key))
+	defer done()
+	s, err := c.p.pool.Open(ctx, key, hbone.Request{Authority: c.hbone, Header: header})
 	if err != nil {
 		return nil, c.openError(d, err)
 	}

@@ -62,7 +62,7 @@ func (c *connection) dialBoth(d route.Decision, self *workload.Workload) (*hbone
 		if errors.Is(err, hbone.ErrClosed) || p.hard.Err() != nil {
 			return nil, c.openError(d, err)
 		}
-		return nil, fmt.Errorf("%s behind network gateway %s: %w", d.InnerAuthority, d.Dial, tunnelError(d.Dial, err))
+		return nil, &behindError{fmt.Errorf("%s behind network gateway %s: %w", d.InnerAuthority, d.Dial, tunnelError(d.Dial, err))}
 	}
 	return inner, nil
 }

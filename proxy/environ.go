@@ -259,6 +259,7 @@ func (e *environ) tunnels(c *Config) {
 	default:
 		e.bad("SAME_NODE", "%q is neither splice nor mtls", v)
 	}
+	c.ConnectRetries = int(e.number("CONNECT_RETRIES", uint64(c.ConnectRetries), 0, maxRetries))
 	c.ResponseBaggage = e.boolean("ENABLE_RESPONSE_BAGGAGE", c.ResponseBaggage)
 	c.LocalhostTunnel = e.boolean("LOCALHOST_APP_TUNNEL", c.LocalhostTunnel)
 	c.PolicyInfoLog = e.boolean("AUTHZ_POLICY_INFO_LOGGING", false)

@@ -57,5 +57,8 @@ func (s *Server) AddTunnels(n int64) {
 // MaxTunnels is how many a pod may have.
 const MaxTunnels = maxTunnels
 
+// WakeAll has no endpoint rest any more.
+func (s *Server) WakeAll() { s.resting.list.Store(nil) }
+
 // Judged says whether live connections have been judged by the present view.
 func (s *Server) Judged() bool { return s.judged.Load() == s.store.View() }

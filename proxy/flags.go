@@ -86,7 +86,7 @@ func tunnelError(dst netip.AddrPort, err error) error {
 	switch {
 	case errors.As(err, &identity):
 		return identity
-	case errors.As(err, &connect) && isTimeout(err):
+	case errors.As(err, &connect) && isTimeout(err), errors.Is(err, errUnanswered):
 		return &blockedError{dst: dst, err: err}
 	case errors.As(err, &connect):
 		return &upstreamError{err: connect.Err}

@@ -151,7 +151,9 @@ func (p *pod) dialTunnel(ctx context.Context, key hbone.Key) (net.Conn, *tls.Con
 	if err != nil {
 		return nil, nil, err
 	}
+	connected := p.connects.begin(key)
 	c, err := p.sockets.Dial(ctx, netip.Addr{}, key.Dst)
+	connected()
 	if err != nil {
 		return nil, nil, err
 	}

@@ -38,6 +38,7 @@ type metrics struct {
 
 	certs, certFailures prometheus.Counter
 	sameNode            prometheus.Counter
+	retries             *prometheus.CounterVec // by reason
 	lookups             *lookups
 	dns                 *dnsMetrics
 
@@ -63,6 +64,7 @@ func newMetrics(tracked *track.Registry, lost func() int, version string) *metri
 		certFailures: counter("warren_svid_failures_total", "Certificate requests that failed (unstable)."),
 
 		sameNode: counter("warren_same_node_connections_total", "Connections whose bytes went from socket to socket on this node (unstable)."),
+		retries:  counters("warren_connect_retries_total", "Times that a connection left an endpoint of a service, which had not accepted it, for another one (unstable).", "reason"),
 
 		lookups: newLookups(),
 
@@ -73,6 +75,9 @@ func newMetrics(tracked *track.Registry, lost func() int, version string) *metri
 	}
 	for _, d := range []track.Direction{track.Inbound, track.Outbound} {
 		m.rest[d] = &series{labels: labels{direction: d}}
+	}
+	for _, reason := range leftReasons {
+		m.retries.WithLabelValues(reason) // 0 is a statement, too
 	}
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "istio_build", Help: "The component's version.",
@@ -87,7 +92,7 @@ func newMetrics(tracked *track.Registry, lost func() int, version string) *metri
 	dropped := prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "warren_log_lines_dropped_total", Help: "Log lines that were dropped because the log was not read fast enough (unstable).",
 	}, func() float64 { return float64(lost()) })
-	m.registry.MustRegister(build, crypto, dropped, m.started, m.stopped, m.active, m.pending, m.certs, m.certFailures, m.sameNode, m.lookups.vec,
+	m.registry.MustRegister(build, crypto, dropped, m.started, m.stopped, m.active, m.pending, m.certs, m.certFailures, m.sameNode, m.lookups.vec, m.retries,
 		m.xdsEnds, m.xdsMessages, m.xdsBytes, m.policies.refused, m.policies.closed, m.policies.dryRun, connectionCollector{m},
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), collectors.NewGoCollector())
 	m.dns = newDNSMetrics(m.registry)

@@ -27,24 +27,7 @@ func (p *pod) outboundTo(app accepted, src, dst netip.AddrPort, answer func(erro
 		return
 	}
 	c.answer = answer
-	p.carry(c, d, self, app)
-}
-
-// carry has the destination accept the connection, and starts the relay. It owns
-// app and returns when the relay runs or all is over.
-func (p *pod) carry(c *connection, d route.Decision, self *workload.Workload, app accepted) {
-	if n := p.neighbour(c.guard.Facts.Src, d, self); n != nil {
-		p.outboundHere(c, n, d, self, app)
-		return
-	}
-	far, err := c.dialOut(d, self)
-	if err != nil {
-		c.lost(err, app)
-		return
-	}
-	c.accepted = true
-	c.welcome()
-	c.relay(app, far)
+	p.carry(c, d, self, app, nil)
 }
 
 // redirectedTo is where the application wanted a connection to go that came to our
@@ -64,25 +47,48 @@ func (p *pod) decideOutbound(ctx context.Context, src, dst netip.AddrPort) (*con
 	if route.Recursive(dst) {
 		return nil, none, nil, errRecursive
 	}
+	d, self, err := p.decide(ctx, src, dst, nil)
+	if err != nil {
+		return nil, none, nil, err
+	}
+	c, err := p.record(src, dst, d, self)
+	if err != nil {
+		return nil, none, nil, err
+	}
+	c.search = p.seek(d, dst)
+	return c, d, self, nil
+}
+
+// decide says where a connection goes that has been to those endpoints before.
+func (p *pod) decide(ctx context.Context, src, dst netip.AddrPort, tried []route.Endpoint) (route.Decision, *workload.Workload, error) {
+	d, self, err := p.choose(ctx, src, dst, tried)
+	if err == nil {
+		d, err = p.withAddress(ctx, d, self, dst)
+	}
+	return d, self, err
+}
+
+// choose is decide, with the names of workloads left as they are.
+func (p *pod) choose(ctx context.Context, src, dst netip.AddrPort, tried []route.Endpoint) (route.Decision, *workload.Workload, error) {
 	view, self, err := p.speaker(ctx)
 	if err == nil {
 		view, err = p.known(ctx, view, self, dst.Addr())
 	}
 	if err != nil {
-		return nil, none, nil, err
+		return route.Decision{}, nil, err
 	}
-	d, err := route.Outbound(view, self, route.Options{Network: p.s.cfg.Network}, src, dst)
-	if err != nil {
-		return nil, none, nil, err
-	}
-	if d, err = p.withAddress(ctx, d, self, dst); err != nil {
-		return nil, none, nil, err
-	}
+	opts := route.Options{Network: p.s.cfg.Network, Tried: tried, Resting: p.s.resting.reports()}
+	d, err := route.Outbound(view, self, opts, src, dst)
+	return d, self, err
+}
+
+// record registers a connection that goes where d says, and counts it as opened.
+func (p *pod) record(src, dst netip.AddrPort, d route.Decision, self *workload.Workload) (*connection, error) {
 	c, err := p.track(track.Facts{
 		Pod: p.uid, Direction: track.Outbound, Src: src, Dst: d.Dial, Protocol: d.Protocol.String(), Original: dst.String(),
 	})
 	if err != nil {
-		return nil, none, nil, err
+		return nil, err
 	}
 	c.clientNear = true
 	c.srcPod, c.hbone = self.Name, d.Authority.String()
@@ -92,7 +98,7 @@ func (p *pod) decideOutbound(ctx context.Context, src, dst netip.AddrPort) (*con
 	if d.Protocol != route.DoubleHBONE { // who is there will be known when it is
 		c.open(outboundLabels(self, d))
 	}
-	return c, d, self, nil
+	return c, nil
 }
 
 // madeToUs says whether nobody redirected this connection: it was made to our port.

@@ -42,6 +42,7 @@ type pod struct {
 	// client's address.
 	transparent bool
 	tunnels     atomic.Int64
+	connects    connects
 
 	// soft ends when the pod takes no new connections, hard when those that
 	// there are have to go.

@@ -140,7 +140,9 @@ func (c *connection) connectHere(n *neighbour, d route.Decision, self *workload.
 		in.end(err)
 		return nil, nil, errStatus(http.StatusUnauthorized)
 	}
-	app, err := dialInbound(in.ctx, n.p, in, n.p.sockets.ConnectLocal, n.target, n.p.transparent)
+	ctx, done := c.patiently(in.ctx, d, since())
+	defer done()
+	app, err := dialInbound(ctx, n.p, in, n.p.sockets.ConnectLocal, n.target, n.p.transparent)
 	if err == nil && in.ctx.Err() != nil {
 		_ = app.Close()
 		app, err = nil, in.ctx.Err()
@@ -210,16 +212,16 @@ func acceptEachOther(mine, theirs *mtls.Identity, now time.Time) error {
 	return nil
 }
 
-// outboundHere carries a connection from socket to socket. It owns app and
-// returns when the relay runs or all is over.
-func (p *pod) outboundHere(c *connection, n *neighbour, d route.Decision, self *workload.Workload, client accepted) {
+// outboundHere carries a connection from socket to socket. On success the relay
+// owns client.
+func (p *pod) outboundHere(c *connection, n *neighbour, d route.Decision, self *workload.Workload, client accepted) error {
 	c.here = true
 	in, app, err := c.connectHere(n, d, self)
 	if err != nil {
 		n.p.work.Done()
-		c.lost(err, client)
-		return
+		return err
 	}
+	c.taken(d)
 	c.welcome()
 	p.s.metrics.sameNode.Inc()
 	p.work.Add(1)
@@ -232,6 +234,7 @@ func (p *pod) outboundHere(c *connection, n *neighbour, d route.Decision, self *
 	})
 	c.ride(flow)
 	in.ride(flow)
+	return nil
 }
 
 // maxPairs bounds the memory of pairs.

@@ -73,6 +73,7 @@ type Server struct {
 	gate         *hbone.Gate
 	share        *share
 	proven       pairs
+	resting      resting
 	revoked      mtls.Revocations
 	judged       atomic.Pointer[workload.View] // by which live connections were judged last
 	rootsChanged chan struct{}                 // capacity 1: peers have to be judged again
@@ -133,6 +134,7 @@ func New(cfg Config, o Options) (s *Server, err error) {
 	}
 	s.relay = relay.New(s.waiting)
 	s.metrics = newMetrics(s.tracked, l.sink.Lost, s.tag())
+	s.metrics.registry.MustRegister(s.resting.gauge())
 	s.pods = newPods(s)
 	s.lines.zds.address(cfg.ZDSPath)
 	if err := errors.Join(s.newResolvers(), s.newState()); err != nil {

@@ -39,7 +39,7 @@ func (p *pod) outbound(app *sockopt.Connection, turn *ready.Turn) {
 	case c.startStream(d, self, app, turn):
 		return
 	default:
-		p.work.Go(func() { p.carry(c, d, self, app) })
+		p.work.Go(func() { p.carry(c, d, self, app, nil) })
 	}
 	turn.Woke()
 }
@@ -76,10 +76,12 @@ func (c *connection) startStream(d route.Decision, self *workload.Workload, app 
 func (c *connection) started(d route.Decision, self *workload.Workload, app *sockopt.Connection, far *hbone.Stream, err error) {
 	switch {
 	case err == nil:
-		c.accepted = true
-		c.relay(app, far)
+		c.acceptedBy(d, app, far)
 	case hbone.Again(err):
-		c.p.work.Go(func() { c.p.carry(c, d, self, app) })
+		c.p.work.Go(func() { c.p.carry(c, d, self, app, nil) })
+	case c.search != nil:
+		err = c.openError(d, err)
+		c.p.work.Go(func() { c.p.carry(c, d, self, app, err) })
 	default:
 		c.lost(c.openError(d, err), app)
 	}

@@ -1,0 +1,313 @@
+package proxy
+
+import (
+	"context"
+	"net/netip"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/warren-mesh/warren/proxy/hbone"
+	"github.com/warren-mesh/warren/proxy/relay"
+	"github.com/warren-mesh/warren/proxy/route"
+	"github.com/warren-mesh/warren/xds/workload"
+)
+
+const (
+	// defaultRetries is how many more endpoints a connection goes to when one does
+	// not take it: with three a service of four is asked whole, and one that is
+	// down altogether gets no more than four times its connections.
+	defaultRetries = 3
+	maxRetries     = 16
+	// retryTime is how long after its beginning a connection goes to yet another
+	// endpoint: clients do not wait much longer.
+	retryTime = 10 * time.Second
+	// connectPatience is how long an endpoint may take for the TCP connection
+	// while there is another to go to. The first SYN may get lost in it, which is
+	// sent again after a second. Where there is no other, sockopt's limit holds.
+	connectPatience = 2 * time.Second
+)
+
+// search is the way of a connection to a service through its endpoints, until one
+// of them accepts it.
+type search struct {
+	origDst netip.AddrPort
+	began   time.Time
+	failed  []attempt // in their order
+}
+
+// attempt is an endpoint that did not accept.
+type attempt struct {
+	endpoint route.Endpoint
+	err      error
+}
+
+// seek prepares for a connection not to be accepted where d says. Nothing is to
+// be prepared where there is nothing to choose among.
+func (p *pod) seek(d route.Decision, origDst netip.AddrPort) *search {
+	if p.s.cfg.ConnectRetries == 0 || d.Endpoint == (route.Endpoint{}) {
+		return nil
+	}
+	return &search{origDst: origDst, began: time.Now()}
+}
+
+// tried are the endpoints that are not to be asked again, with those of more.
+func (s *search) tried(more ...route.Endpoint) []route.Endpoint {
+	for _, a := range s.failed {
+		more = append(more, a.endpoint)
+	}
+	return more
+}
+
+// over says whether no further endpoint is to be asked.
+func (s *search) over(limit int) bool {
+	return len(s.failed) > limit || time.Since(s.began) > retryTime
+}
+
+// text says where a connection was in vain, and why. It is safe to ask nobody.
+func (s *search) text() string {
+	if s == nil {
+		return ""
+	}
+	var b strings.Builder
+	for i, a := range s.failed {
+		if i > 0 {
+			b.WriteString("; ")
+		}
+		if a.endpoint.Addr.IsValid() {
+			b.WriteString(netip.AddrPortFrom(a.endpoint.Addr, a.endpoint.Port).String())
+		} else {
+			b.WriteString(a.endpoint.UID + " port " + strconv.Itoa(int(a.endpoint.Port)))
+		}
+		b.WriteString(": " + a.err.Error())
+	}
+	return b.String()
+}
+
+// triedError is the last of several errors, and says the others.
+type triedError struct {
+	err    error
+	before string
+}
+
+func (e *triedError) Error() string { return e.err.Error() + " (tried before: " + e.before + ")" }
+func (e *triedError) Unwrap() error { return e.err }
+
+// unansweredError says that an endpoint was left because it did not answer.
+type unansweredError struct{}
+
+func (unansweredError) Error() string {
+	return "no answer within " + connectPatience.String() + ", and there was another endpoint"
+}
+func (unansweredError) Timeout() bool   { return true }
+func (unansweredError) Temporary() bool { return true }
+
+var errUnanswered error = unansweredError{}
+
+// carry has the destination accept the connection, or another endpoint of its
+// service, and starts the relay. It owns app. Until an endpoint has accepted,
+// nothing is read of app: there is nothing that could be lost or sent twice. err is
+// why the endpoint of d has refused already, if it has been asked.
+func (p *pod) carry(c *connection, d route.Decision, self *workload.Workload, app accepted, err error) {
+	for {
+		if err == nil {
+			err = p.carryOnce(c, d, self, app)
+		}
+		if err == nil {
+			return
+		}
+		before := c.search.text()
+		next, nextD, nextSelf := c.elsewhere(d, err)
+		if next == nil {
+			if before != "" {
+				err = &triedError{err: err, before: before}
+			}
+			c.search = nil // err has it all
+			c.lost(err, app)
+			return
+		}
+		c, d, self, err = next, nextD, nextSelf, nil
+	}
+}
+
+// carryOnce carries a decision out. On success the relay owns app.
+func (p *pod) carryOnce(c *connection, d route.Decision, self *workload.Workload, app accepted) error {
+	if n := p.neighbour(c.guard.Facts.Src, d, self); n != nil {
+		return p.outboundHere(c, n, d, self, app)
+	}
+	far, err := c.dialOut(d, self)
+	if err != nil {
+		return err
+	}
+	c.acceptedBy(d, app, far)
+	return nil
+}
+
+// acceptedBy starts the relay to the endpoint of d.
+func (c *connection) acceptedBy(d route.Decision, app accepted, far relay.Far) {
+	c.taken(d)
+	c.accepted = true
+	c.welcome()
+	c.relay(app, far)
+}
+
+// taken notes that the endpoint of d has accepted.
+func (c *connection) taken(d route.Decision) {
+	if c.search == nil {
+		return
+	}
+	c.p.s.resting.wake(d.Endpoint)
+	if len(c.search.failed) == 0 {
+		c.search = nil // it lives as long as the connection otherwise
+	}
+}
+
+// elsewhere finds another endpoint after err at the one of d, and gives the
+// connection a record of its own there. nil: there is none, or err is not for
+// another endpoint to mend.
+func (c *connection) elsewhere(d route.Decision, err error) (*connection, route.Decision, *workload.Workload) {
+	s, reason := c.search, leftBecause(err)
+	if s == nil || reason == "" || c.ctx.Err() != nil {
+		return nil, d, nil
+	}
+	p := c.p
+	p.s.resting.add(d.Endpoint)
+	s.failed = append(s.failed, attempt{d.Endpoint, err})
+	if s.over(p.s.cfg.ConnectRetries) {
+		return nil, d, nil
+	}
+	src := c.guard.Facts.Src
+	next, self, err := p.decide(p.hard, src, s.origDst, s.tried())
+	if err != nil || next.Endpoint == (route.Endpoint{}) {
+		return nil, d, nil
+	}
+	n, err := p.record(src, s.origDst, next, self)
+	if err != nil {
+		return nil, d, nil
+	}
+	n.start, n.search, n.answer = c.start, s, c.answer
+	c.abandon()
+	p.s.metrics.retries.WithLabelValues(reason).Inc()
+	return n, next, self
+}
+
+// abandon ends the record of a connection that goes on under another one. Nobody
+// was refused anything: it is closed in good order, and the log is told about it
+// at the end of the other.
+func (c *connection) abandon() {
+	c.mu.Lock()
+	c.ended = true
+	abort := c.abort
+	c.mu.Unlock()
+	abort(nil)
+	if c.reserved {
+		c.p.s.share.give(c.p)
+	}
+	c.guard.Release()
+	if c.series != nil {
+		c.series.closed[flagNone].Add(1)
+	}
+}
+
+// patience gives an endpoint up that takes too long while there is another.
+type patience struct {
+	c          *connection
+	d          route.Decision
+	ctx        context.Context
+	cancel     context.CancelCauseFunc
+	connecting func() (since time.Time, yes bool)
+
+	mu    sync.Mutex
+	timer *time.Timer
+}
+
+// patiently is ctx for one attempt; done ends it. connecting says since when the
+// endpoint has not answered, and whether it is that which is waited for.
+func (c *connection) patiently(ctx context.Context, d route.Decision, connecting func() (time.Time, bool)) (attempt context.Context, done func()) {
+	if c.search == nil {
+		return ctx, func() {}
+	}
+	w := &patience{c: c, d: d, connecting: connecting}
+	w.ctx, w.cancel = context.WithCancelCause(ctx)
+	w.mu.Lock()
+	w.timer = time.AfterFunc(connectPatience, w.check)
+	w.mu.Unlock()
+	return w.ctx, w.done
+}
+
+func (w *patience) done() {
+	w.cancel(nil)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.timer.Stop()
+}
+
+// check looks whether it is time. Where there is no other endpoint, or something
+// else is waited for, it looks again later.
+func (w *patience) check() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.ctx.Err() != nil {
+		return
+	}
+	since, connecting := w.connecting()
+	if connecting && time.Since(since) >= connectPatience && w.c.another(w.d) {
+		w.cancel(errUnanswered)
+		return
+	}
+	w.timer.Reset(connectPatience / 4)
+}
+
+// another says whether there is an endpoint to go to instead of that of d.
+func (c *connection) another(d route.Decision) bool {
+	s := c.search
+	if len(s.failed) >= c.p.s.cfg.ConnectRetries || time.Since(s.began) > retryTime {
+		return false
+	}
+	next, _, err := c.p.choose(c.p.hard, c.guard.Facts.Src, s.origDst, s.tried(d.Endpoint))
+	return err == nil && next.Endpoint != (route.Endpoint{})
+}
+
+// since is a connect that begins now, for patiently.
+func since() func() (time.Time, bool) {
+	now := time.Now()
+	return func() (time.Time, bool) { return now, true }
+}
+
+// connects are the TCP connections that the pool is making, and since when. A
+// handshake is not among them: a peer that has much to do is to be waited for, or
+// everybody would begin anew with another one, which has as much to do then.
+type connects struct {
+	mu sync.Mutex
+	m  map[hbone.Key]time.Time
+}
+
+// begin notes a connect; end ends it. The next one to the same peer may have
+// begun by then, if this one was given up.
+func (t *connects) begin(k hbone.Key) (end func()) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.m == nil {
+		t.m = make(map[hbone.Key]time.Time)
+	}
+	at := time.Now()
+	t.m[k] = at
+	return func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if t.m[k] == at {
+			delete(t.m, k)
+		}
+	}
+}
+
+// of is what patiently wants to know of a key.
+func (t *connects) of(k hbone.Key) func() (time.Time, bool) {
+	return func() (time.Time, bool) {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		at, ok := t.m[k]
+		return at, ok
+	}
+}

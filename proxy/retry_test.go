@@ -1,0 +1,338 @@
+package proxy_test
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/warren-mesh/warren/proxy"
+	"github.com/warren-mesh/warren/xds/workload"
+)
+
+// group is a service whose endpoints are asked in their order: each is nearer to
+// the clients than the next. There may be five.
+type group struct {
+	m   *mesh
+	key workload.NamespacedHostname
+	vip netip.AddrPort
+	eps []*workload.Workload
+}
+
+var groups byte // makes addresses of services unique
+
+func (m *mesh) group(eps ...*workload.Workload) *group {
+	groups++
+	g := &group{m: m, vip: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 96, 1, groups}), 80)}
+	g.key = workload.NamespacedHostname{Namespace: "default", Hostname: fmt.Sprintf("group%d.default.svc.cluster.local", groups)}
+	b := workload.Batch{Services: []*workload.Service{{
+		Name: fmt.Sprint("group", groups), Namespace: "default", Hostname: g.key.Hostname, VIPs: []workload.NetworkAddr{{Addr: g.vip.Addr()}},
+		Ports: workload.NewPortMap(workload.Port{Service: 80, Target: 8080}),
+		LoadBalancing: &workload.LoadBalancing{Mode: workload.LBFailover, Preferences: []workload.Scope{
+			workload.Region, workload.Zone, workload.Subzone, workload.Cluster,
+		}},
+	}}}
+	for i, w := range eps {
+		in := *w
+		in.Services = map[workload.NamespacedHostname]workload.PortMap{g.key: nil}
+		if i > 0 {
+			*[]*string{&in.ClusterID, &in.Locality.Subzone, &in.Locality.Zone, &in.Locality.Region}[i-1] = "elsewhere"
+		}
+		g.eps = append(g.eps, &in)
+	}
+	b.Workloads = g.eps
+	m.apply(b)
+	return g
+}
+
+func (g *group) addr() string { return g.vip.String() }
+
+// left counts how often a node's connections left an endpoint for this reason.
+func left(t *testing.T, n *node, reason string) int {
+	t.Helper()
+	families, err := n.srv.Gatherer().Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() != "warren_connect_retries_total" {
+			continue
+		}
+		for _, x := range f.GetMetric() {
+			if x.GetLabel()[0].GetValue() == reason {
+				return int(x.GetCounter().GetValue())
+			}
+		}
+	}
+	t.Fatalf("no metric of connections that left because of %q", reason)
+	return 0
+}
+
+// absent is a workload at an address that nobody has.
+func absent(p *pod, ip string, protocol workload.TunnelProtocol) *workload.Workload {
+	w := *p.w
+	w.Name, w.Protocol, w.Addresses = "absent-"+ip, protocol, []netip.Addr{netip.MustParseAddr(ip)}
+	w.UID = "Kubernetes//Pod/default/" + w.Name
+	return &w
+}
+
+// silence has the node drop what is for an address, without a word.
+func (n *node) silence(ip netip.Addr) {
+	n.mesh.t.Helper()
+	err := n.NS.Do(func() error {
+		return netlink.RouteAdd(&netlink.Route{Dst: &net.IPNet{IP: ip.AsSlice(), Mask: net.CIDRMask(32, 32)}, Type: syscall.RTN_BLACKHOLE})
+	})
+	if err != nil {
+		n.mesh.t.Fatal(err)
+	}
+}
+
+// A connection to a service goes to the next endpoint when one does not take it,
+// whatever the way of not taking it; the next connections spare that one.
+func TestConnectRetries(t *testing.T) {
+	m := newMesh(t, 2)
+	client := m.nodes[0].meshPod("client")
+	good, goodHere := m.nodes[1].meshPod("good"), m.nodes[0].meshPod("good-here")
+	deaf, deafHere := m.nodes[1].meshPod("deaf"), m.nodes[0].meshPod("deaf-here") // nothing listens
+	plain := m.nodes[1].pod("plain")
+	plainGood := m.nodes[1].pod("plain-good")
+	unserved := m.nodes[1].pod("unserved")
+	other := m.nodes[1].meshPod("other")
+	for _, p := range []*pod{good, goodHere, plainGood, other} {
+		p.echo(8080)
+	}
+	claimed := *unserved.w // the control plane says that it takes tunnels
+	claimed.Protocol = workload.HBONE
+	successor := *other.w // the control plane still has the pod that had its address before
+	successor.Name, successor.ServiceAccount, successor.UID = "before", "before", "Kubernetes//Pod/default/before"
+	gone := good.IP4.As4()
+	gone[3] = 251
+	nobody := netip.AddrFrom4(gone).String()
+	gone[3] = 252
+	silent := netip.AddrFrom4(gone)
+	m.nodes[1].silence(silent)
+	for _, tt := range []struct {
+		name   string
+		bad    *workload.Workload
+		next   *pod
+		reason string
+		said   string
+	}{
+		{"nothing listens", deaf.w, good, "unavailable", "http status: 503"},
+		{"nothing listens on this node", deafHere.w, good, "unavailable", "http status: 503"},
+		{"to an endpoint on this node", deaf.w, goodHere, "unavailable", "http status: 503"},
+		{"from one endpoint on this node to another", deafHere.w, goodHere, "unavailable", "http status: 503"},
+		{"nothing listens outside the mesh", plain.w, good, "refused", "onnection refused"},
+		{"to an endpoint outside the mesh", plain.w, plainGood, "refused", "onnection refused"},
+		{"no tunnels are taken", &claimed, good, "refused", "onnection refused"},
+		{"somebody else has the address", &successor, good, "identity", "identity verification error"},
+		{"nobody has the address", absent(good, nobody, workload.HBONE), good, "unreachable", "unreachable"},
+		{"nobody has the address, outside the mesh", absent(plain, nobody, workload.TCP), good, "unreachable", "unreachable"},
+		{"nobody answers", absent(good, silent.String(), workload.HBONE), good, "timeout", "connection timed out"},
+		{"nobody answers, outside the mesh", absent(plain, silent.String(), workload.TCP), good, "timeout", "deadline has elapsed"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			m.nodes[0].srv.WakeAll()
+			g := m.group(tt.bad, tt.next.w)
+			before, mark := left(t, m.nodes[0], tt.reason), m.nodes[0].logs.mark()
+			client.mustCall(g.addr())
+			line := m.nodes[0].logs.access(t, mark, map[string]string{
+				"direction": "outbound", "dst.service": g.key.Hostname, "dst.workload": tt.next.w.Name,
+				"tried": netip.AddrPortFrom(tt.bad.Addresses[0], 8080).String() + ": ", "error": "",
+			})
+			if s, _ := line["tried"].(string); !strings.Contains(s, tt.said) {
+				t.Errorf("tried %q, want it to say %q", s, tt.said)
+			}
+			if n := left(t, m.nodes[0], tt.reason) - before; n != 1 {
+				t.Errorf("%d connections were counted as having left because of %q, want 1", n, tt.reason)
+			}
+			mark = m.nodes[0].logs.mark()
+			client.mustCall(g.addr())
+			m.nodes[0].logs.access(t, mark, map[string]string{"direction": "outbound", "dst.workload": tt.next.w.Name, "tried": "", "error": ""})
+			if n := left(t, m.nodes[0], tt.reason) - before; n != 1 {
+				t.Errorf("the next connection did not spare the endpoint that failed")
+			}
+			m.apply(workload.Batch{RemovedAddresses: []string{g.key.Namespace + "/" + g.key.Hostname}})
+		})
+	}
+	until(t, "all connections are gone", func() bool { return m.nodes[0].srv.Tracked().Len()+m.nodes[1].srv.Tracked().Len() == 0 })
+	had := m.nodes[0].srv.Sockets() // tunnels
+	g := m.group(plain.w, plainGood.w)
+	for range 5 {
+		m.nodes[0].srv.WakeAll()
+		client.mustCall(g.addr())
+	}
+	until(t, "descriptors are given back", func() bool { return m.nodes[0].srv.Sockets() == had })
+}
+
+// What an endpoint refuses is not asked of the others.
+func TestDenialIsNotRetried(t *testing.T) {
+	m := newMesh(t, 2)
+	client := m.nodes[0].meshPod("client")
+	strict, strictHere, open := m.nodes[1].meshPod("strict"), m.nodes[0].meshPod("strict-here"), m.nodes[1].meshPod("open")
+	for _, p := range []*pod{strict, strictHere, open} {
+		p.echo(8080)
+	}
+	selector := deny("selected", workload.Match{Principals: principals(client)})
+	selector.Scope = workload.ScopeSelector
+	m.apply(workload.Batch{Policies: []*workload.Policy{selector}})
+	for _, p := range []*pod{strict, strictHere} {
+		w := *p.w
+		w.Policies = []string{"default/selected"}
+		g := m.group(&w, open.w)
+		for range 2 { // it does not rest either
+			mark := m.nodes[0].logs.mark()
+			client.mustFail(g.addr())
+			m.nodes[0].logs.access(t, mark, map[string]string{"direction": "outbound", "dst.workload": p.w.Name, "tried": "", "error": "http status: 401"})
+		}
+	}
+}
+
+// When nobody takes the connection, the log names all who were asked, and asks
+// nobody twice.
+func TestAllEndpointsFail(t *testing.T) {
+	m := newMesh(t, 2)
+	client := m.nodes[0].meshPod("client")
+	var eps []*workload.Workload
+	for i := range 5 {
+		eps = append(eps, m.nodes[1].meshPod(fmt.Sprint("deaf", i)).w)
+	}
+	at := func(i int) string {
+		return netip.AddrPortFrom(eps[i].Addresses[0], 8080).String() + ": http status: 503"
+	}
+	for _, tt := range []struct {
+		name string
+		eps  int
+		said []int // those before the last
+	}{
+		{"of one", 1, nil},
+		{"of two", 2, []int{0}},
+		{"of five, four are asked", 5, []int{0, 1, 2}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			m.nodes[0].srv.WakeAll()
+			g := m.group(eps[:tt.eps]...)
+			smark, mark := m.nodes[1].logs.mark(), m.nodes[0].logs.mark()
+			client.mustFail(g.addr())
+			want := map[string]string{"direction": "outbound", "dst.service": g.key.Hostname, "error": "http status: 503", "tried": ""}
+			line := fmt.Sprint(m.nodes[0].logs.access(t, mark, want)["error"])
+			for _, i := range tt.said {
+				if !strings.Contains(line, at(i)) {
+					t.Errorf("error %q does not name %s", line, at(i))
+				}
+			}
+			if n := strings.Count(line, "503"); n != len(tt.said)+1 {
+				t.Errorf("error %q names %d attempts, want %d", line, n, len(tt.said)+1)
+			}
+			if n := strings.Count(m.nodes[1].logs.text()[smark:], `"connection complete"`); n != len(tt.said)+1 {
+				t.Errorf("%d connections arrived, want %d", n, len(tt.said)+1)
+			}
+		})
+	}
+}
+
+// CONNECT_RETRIES=0: the first endpoint's answer is the answer, and nothing rests.
+func TestRetriesOff(t *testing.T) {
+	m := newMesh(t, 2, func(c *proxy.Config) { c.ConnectRetries = 0 })
+	client, deaf, good := m.nodes[0].meshPod("client"), m.nodes[1].meshPod("deaf"), m.nodes[1].meshPod("good")
+	good.echo(8080)
+	g := m.group(deaf.w, good.w)
+	for range 2 {
+		mark := m.nodes[0].logs.mark()
+		client.mustFail(g.addr())
+		m.nodes[0].logs.access(t, mark, map[string]string{"direction": "outbound", "dst.workload": "deaf", "tried": "", "error": "http status: 503 Service Unavailable"})
+	}
+}
+
+// An endpoint that rests is used when there is no other, and is as good as any
+// again once it has taken a connection.
+func TestRestingEndpointIsBetterThanNone(t *testing.T) {
+	m := newMesh(t, 2)
+	client, ep, other := m.nodes[0].meshPod("client"), m.nodes[1].meshPod("ep"), m.nodes[1].meshPod("other")
+	g := m.group(ep.w, other.w)
+	client.mustFail(g.addr()) // both rest
+	ep.echo(8080)
+	client.mustCall(g.addr())
+	other.echo(8080)
+	mark := m.nodes[0].logs.mark()
+	client.mustCall(g.addr())
+	m.nodes[0].logs.access(t, mark, map[string]string{"direction": "outbound", "dst.workload": "ep", "tried": "", "error": ""})
+}
+
+// Bytes that the client has sent before anybody took the connection arrive once,
+// and only where it was taken.
+func TestRetryLosesNothing(t *testing.T) {
+	m := newMesh(t, 2)
+	client, deaf, good := m.nodes[0].meshPod("client"), m.nodes[1].meshPod("deaf"), m.nodes[1].meshPod("good")
+	away := good.IP4.As4()
+	away[3] = 252
+	silent := netip.AddrFrom4(away)
+	m.nodes[1].silence(silent)
+	got := make(chan string, 10)
+	good.listen(8080, func(c *net.TCPConn) {
+		b, _ := io.ReadAll(c)
+		got <- string(b)
+		fmt.Fprintf(c, "%d", len(b))
+	})
+	text := strings.Repeat("0123456789abcdef", 10_000)
+	for _, first := range []*workload.Workload{deaf.w, absent(good, silent.String(), workload.HBONE)} {
+		g := m.group(first, good.w)
+		c, err := client.dial(g.addr())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(c, text); err != nil {
+			t.Fatal(err)
+		}
+		c.CloseWrite()
+		if b, err := io.ReadAll(c); err != nil || string(b) != fmt.Sprint(len(text)) {
+			t.Errorf("answer %q, %v", b, err)
+		}
+		c.Close()
+		if s := <-got; s != text {
+			t.Errorf("%d bytes arrived, want %d as sent", len(s), len(text))
+		}
+	}
+	select {
+	case s := <-got:
+		t.Errorf("a further connection arrived with %d bytes", len(s))
+	case <-time.After(20 * time.Millisecond):
+	}
+}
+
+// A pod that is stopped while a connection of it looks for an endpoint ends, and
+// the connection with it.
+func TestStopWhileRetrying(t *testing.T) {
+	m := newMesh(t, 1)
+	n := m.nodes[0]
+	client := n.meshPod("client")
+	base := client.IP4.As4()
+	base[3] = 240
+	var eps []*workload.Workload
+	for range 4 {
+		silent := netip.AddrFrom4(base)
+		n.silence(silent)
+		eps = append(eps, absent(client, silent.String(), workload.HBONE))
+		base[3]++
+	}
+	g := m.group(eps...)
+	c, err := client.dial(g.addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	until(t, "the connection is known", func() bool { return n.srv.Tracked().Len() == 1 })
+	if err := n.srv.Handler().Del(t.Context(), client.uid); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(io.Discard, c); err == nil {
+		t.Error("the connection ended in good order")
+	}
+	until(t, "the connection is gone", func() bool { return n.srv.Tracked().Len() == 0 })
+}
