@@ -32,6 +32,7 @@ type Options struct {
 	Nodes  int           // 0: two
 	TTL    time.Duration // of certificates; 0: the programs' default
 	Env    []string      // added to each proxy's environment
+	Args   []string      // added to the control plane's flags
 	NoCNI  bool          // start no agents and no proxies (a test starts them itself)
 	NoWire bool          // leave the wire alone: no Capture, which costs CPU for every packet
 
@@ -180,6 +181,7 @@ func (m *Mesh) StartControlPlane(ctx context.Context) error {
 	if m.Opts.TTL > 0 {
 		args = append(args, "--ca-ttl", m.Opts.TTL.String())
 	}
+	args = append(args, m.Opts.Args...)
 	p, err := start(m.fabric.ns, m.Opts.Dir, command{name: "controlplane", bin: filepath.Join(m.Opts.Bins, "controlplane"), args: args})
 	if err != nil {
 		return err

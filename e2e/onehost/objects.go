@@ -61,6 +61,7 @@ type Dump struct {
 	Workloads []struct {
 		UID                       string
 		Name, Namespace, Protocol string
+		Status                    string
 		WorkloadIPs               []string
 		Services                  []string
 	}

@@ -23,6 +23,7 @@ import (
 type PodSpec struct {
 	Namespace, Name, ServiceAccount string
 	Labels, Annotations             map[string]string
+	Unready                         bool
 }
 
 func (s PodSpec) key() string { return s.Namespace + "/" + s.Name }
@@ -59,7 +60,7 @@ func (p *Pod) Node() *Node { return p.node }
 // followed by DEL, as runtimes do, and leaves nothing.
 func (n *Node) AddPod(ctx context.Context, spec PodSpec) (_ *Pod, err error) {
 	n.seq++
-	p := &Pod{Spec: spec, node: n, containerID: spec.Name + strconv.Itoa(n.seq), UID: fmt.Sprintf("00000000-0000-4000-8000-%06d%06d", n.index, n.seq)}
+	p := &Pod{Spec: spec, unready: spec.Unready, node: n, containerID: spec.Name + strconv.Itoa(n.seq), UID: fmt.Sprintf("00000000-0000-4000-8000-%06d%06d", n.index, n.seq)}
 	if err := n.mesh.kube.putPod(p); err != nil {
 		return nil, err
 	}
@@ -116,6 +117,15 @@ func (p *Pod) Delete(ctx context.Context) error {
 }
 
 func (n *Node) destroy(ctx context.Context, p *Pod) error {
+	err := n.end(ctx, p)
+	if rerr := n.mesh.kube.remove("Pod", p.Spec.Namespace, p.Spec.Name); !errors.Is(rerr, os.ErrNotExist) {
+		err = errors.Join(err, rerr)
+	}
+	return err
+}
+
+// end takes the pod off the node; its object stays.
+func (n *Node) end(ctx context.Context, p *Pod) error {
 	var errs []error
 	if list, err := n.conflist(); err != nil {
 		errs = append(errs, err)
@@ -124,9 +134,6 @@ func (n *Node) destroy(ctx context.Context, p *Pod) error {
 	}
 	if p.NS != nil {
 		errs = append(errs, p.NS.Close(), deleteNS(p.NetnsName()))
-	}
-	if err := n.mesh.kube.remove("Pod", p.Spec.Namespace, p.Spec.Name); !errors.Is(err, os.ErrNotExist) {
-		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }
