@@ -243,7 +243,9 @@ func TestRenew(t *testing.T) {
 		if leave, enter := q.due(); !slices.Equal(leave, step.leave) || !slices.Equal(enter, step.enter) {
 			t.Errorf("after %s: takes back %v, asks %v, want %v, %v", step.after, leave, enter, step.leave, step.enter)
 		}
-		q.answer("ns/s", false, nil, now.Add(step.after))
+		if len(step.enter) > 0 {
+			q.answer("ns/s", false, nil, now.Add(step.after))
+		}
 	}
 }
 

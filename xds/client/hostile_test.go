@@ -5,6 +5,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc"
@@ -59,7 +60,10 @@ func TestMillionNames(t *testing.T) {
 			runtime.GC()
 			var before, after runtime.MemStats
 			runtime.ReadMemStats(&before)
-			if a := x.push(r); a.GetErrorDetail() != nil {
+			if err := x.Send(r); err != nil {
+				t.Fatal(err)
+			}
+			if a := x.requestWithin(2 * time.Minute); a.GetErrorDetail() != nil || a.GetResponseNonce() != r.GetNonce() {
 				t.Errorf("refused: %.200s", a.GetErrorDetail().GetMessage())
 			}
 			x.push(response(AddressType, "a3", pod("w", "2"))) // it goes on

@@ -114,10 +114,16 @@ func (s *stub) subscribed() (x *stubStream, address, policy *discovery.DeltaDisc
 
 func (x *stubStream) request() *discovery.DeltaDiscoveryRequest {
 	x.t.Helper()
+	return x.requestWithin(patience)
+}
+
+// requestWithin is request for what takes a client long.
+func (x *stubStream) requestWithin(d time.Duration) *discovery.DeltaDiscoveryRequest {
+	x.t.Helper()
 	select {
 	case r := <-x.in:
 		return r
-	case <-time.After(patience):
+	case <-time.After(d):
 		x.t.Fatal("the client sent nothing")
 		return nil
 	}
