@@ -131,6 +131,7 @@ func (p *ControlPlane) useFolder(td spiffeid.TrustDomain) error {
 // issueBy makes the server of the TLS port, whose own certificate the authority signs.
 func (p *ControlPlane) issueBy(ca *authority.Authority) error {
 	p.ca.Store(ca)
+	p.rootsChanged() // this replica may lead already, and have found none
 	cert, err := newServing(func(now time.Time) (*tls.Certificate, error) {
 		return p.ca.Load().Serving(p.cfg.hosts(), servingTTL, now)
 	}, p.log, time.Now())
@@ -165,7 +166,12 @@ func (n newest) Sign(csr []byte, id spiffeid.ID, ttl time.Duration, now time.Tim
 func (p *ControlPlane) replaceCA(ca *authority.Authority) {
 	p.ca.Store(ca)
 	p.serving.renew()
-	if p.cluster.rootMaps != nil {
+	p.rootsChanged()
+}
+
+// rootsChanged has the root ConfigMaps looked at, where there are any.
+func (p *ControlPlane) rootsChanged() {
+	if p.cluster != nil && p.cluster.rootMaps != nil {
 		p.cluster.rootMaps.changed()
 	}
 }
