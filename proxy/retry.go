@@ -187,15 +187,17 @@ func (c *connection) elsewhere(d route.Decision, err error) (*connection, route.
 		return nil, d, nil
 	}
 	n.start, n.search, n.answer = c.start, s, c.answer
-	c.abandon()
+	if cut := c.abandon(); cut != nil {
+		n.Cut(cut) // it was for the connection, not for the attempt
+	}
 	p.s.metrics.retries.WithLabelValues(reason).Inc()
 	return n, next, self
 }
 
 // abandon ends the record of a connection that goes on under another one. Nobody
 // was refused anything: it is closed in good order, and the log is told about it
-// at the end of the other.
-func (c *connection) abandon() {
+// at the end of the other. It returns why the connection was cut, if it was.
+func (c *connection) abandon() error {
 	c.mu.Lock()
 	c.ended = true
 	abort := c.abort
@@ -208,6 +210,9 @@ func (c *connection) abandon() {
 	if c.series != nil {
 		c.series.closed[flagNone].Add(1)
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.cut
 }
 
 // patience gives an endpoint up that takes too long while there is another.
