@@ -326,7 +326,7 @@ func TestPolicyFields(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			spec := "  " + strings.ReplaceAll(addresses.Replace(tc.spec), "\n", "\n  ") + "\n"
-			policy(t, m, strings.NewReplacer(" ", "-", ":", "").Replace(tc.name), spec)
+			policy(t, m, strings.ToLower(strings.NewReplacer(" ", "-", ":", "").Replace(tc.name)), spec)
 			check := func() error {
 				for _, from := range []*onehost.Pod{alice, bob, old} {
 					for _, port := range both {
