@@ -108,7 +108,7 @@ bench-go: ## benchmarks of the inner pieces, with allocations
 lint: ## gofmt, vet, staticcheck and the repository's own rules
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -d $$(git ls-files '*.go'); exit 1; }
 	$(GO) vet ./...
-	$(GO) vet -tags kube,apiserver,istiod ./e2e/kube ./e2e/istiod ./xds/controlplane
+	$(GO) vet -tags kube,apiserver,istiod,spire ./e2e/kube ./e2e/istiod ./e2e/spire ./xds/controlplane
 	$(GO) tool staticcheck ./...
 	$(GO) test -count=1 ./internal/archtest
 

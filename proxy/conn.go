@@ -22,8 +22,9 @@ type connection struct {
 	clientNear bool
 	accepted   bool        // near was accepted, and counts as open until the relay ends
 	here       bool        // it stays on the node
-	answer     func(error) // tells the client how connecting went; nil: it sees that
 	reserved   bool        // a descriptor, for the socket that we make; its owner's until end
+	ended      bool        // guarded by mu; here, where it takes no room
+	answer     func(error) // tells the client how connecting went; nil: it sees that
 
 	// Until there is a flow: ctx ends when the connection is cut, which abort does.
 	// What waits for traffic holds no context.
@@ -40,7 +41,6 @@ type connection struct {
 	mu           sync.Mutex
 	flow         *relay.Flow
 	cut          error // why it was cut, once it was
-	ended        bool
 	sent, recved int64 // what settle has counted
 }
 
