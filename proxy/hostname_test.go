@@ -65,8 +65,7 @@ func TestHostnames(t *testing.T) {
 	client := m.nodes[0].meshPod("client")
 	outside := m.nodes[1].pod("outside")
 	outside.echo(8080)
-	var wp *gateway
-	wp = m.nodes[1].gateway("waypoint", func(string) hop { return hop{raw: outside.addr(8080)} })
+	wp := m.nodes[1].gateway("waypoint", func(string) hop { return hop{raw: outside.addr(8080)} })
 	wp.change(func(w *workload.Workload) { w.Addresses, w.Hostname = nil, "wp.example" })
 	resolver.mu.Lock()
 	resolver.zone = map[string][]netip.Addr{

@@ -147,12 +147,10 @@ type observer struct {
 	ended chan Reason // the first ones
 	mu    sync.Mutex
 	bytes map[string]int
-	// applied is the latest of each type: refused, unheld.
-	applied map[string][2]int
 }
 
 func newObserver() *observer {
-	return &observer{ended: make(chan Reason, 100), bytes: map[string]int{}, applied: map[string][2]int{}}
+	return &observer{ended: make(chan Reason, 100), bytes: map[string]int{}}
 }
 
 func (o *observer) Received(typeURL string, n int) {
@@ -161,17 +159,7 @@ func (o *observer) Received(typeURL string, n int) {
 	o.bytes[typeURL] += n
 }
 
-func (o *observer) Applied(typeURL string, refused, unheld int) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.applied[typeURL] = [2]int{refused, unheld}
-}
-
-func (o *observer) lastApplied(typeURL string) [2]int {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.applied[typeURL]
-}
+func (o *observer) Applied(string, int, int) {}
 
 func (o *observer) Ended(r Reason) {
 	select {

@@ -149,7 +149,8 @@ func (s *Source) follow(ctx context.Context, req *api.SubscribeToX509SVIDsReques
 		}
 	})
 	var last *api.SubscribeToX509SVIDsResponse
-	known, changed := s.bundles.get()
+	var known trust
+	_, changed := s.bundles.get()
 	for {
 		select {
 		case err := <-ended:
