@@ -34,15 +34,8 @@ type upstream struct {
 func serve(t *testing.T, zone map[string]string) *upstream {
 	t.Helper()
 	u := &upstream{zone: zone, asked: map[string]int{}}
-	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	pc, l := samePort(t)
 	u.addr = pc.LocalAddr().(*net.UDPAddr).AddrPort()
-	l, err := net.Listen("tcp", u.addr.String())
-	if err != nil {
-		t.Fatal(err)
-	}
 	for _, s := range []*dns.Server{{PacketConn: pc, Handler: u}, {Listener: l, Handler: u}} {
 		up := make(chan struct{})
 		s.NotifyStartedFunc = func() { close(up) }
@@ -308,6 +301,26 @@ func TestBounds(t *testing.T) {
 	if n := len(r.entries); n > maxEntries {
 		t.Errorf("%d answers are kept", n)
 	}
+}
+
+// samePort finds a port that is free for both protocols.
+func samePort(t testing.TB) (net.PacketConn, net.Listener) {
+	t.Helper()
+	var err error
+	for range 100 {
+		l, lerr := net.Listen("tcp", "127.0.0.1:0")
+		if lerr != nil {
+			t.Fatal(lerr)
+		}
+		pc, perr := net.ListenPacket("udp", l.Addr().String())
+		if perr == nil {
+			return pc, l
+		}
+		err = perr
+		l.Close()
+	}
+	t.Fatal(err)
+	return nil, nil
 }
 
 // One resolver that does not answer, or lies, is not the end.
