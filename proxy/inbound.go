@@ -26,6 +26,7 @@ type tunnel struct {
 	src, dst    netip.AddrPort
 	transparent bool
 
+	term   context.Context // see pod.tenure
 	drain  context.CancelFunc
 	kill   context.CancelCauseFunc
 	certs  atomic.Pointer[[]*x509.Certificate] // the client's; set by its first request
@@ -46,11 +47,12 @@ func (p *pod) inbound(conn *net.TCPConn, transparent bool) {
 		return
 	}
 	defer p.tunnels.Add(-1)
-	ctx, drain := context.WithCancel(p.tenure())
+	term := p.tenure()
+	ctx, drain := context.WithCancel(term)
 	defer drain()
 	hard, kill := context.WithCancelCause(p.hard)
 	defer kill(nil)
-	t := &tunnel{p: p, src: addrOf(conn.RemoteAddr()), dst: addrOf(conn.LocalAddr()), transparent: transparent, drain: drain, kill: kill}
+	t := &tunnel{p: p, src: addrOf(conn.RemoteAddr()), dst: addrOf(conn.LocalAddr()), transparent: transparent, term: term, drain: drain, kill: kill}
 	t.join()
 	defer t.leave()
 	err := hbone.Serve(hard, ctx, conn, p.serverTLS, p.hboneConfig(), t)
@@ -97,6 +99,11 @@ func (t *tunnel) serve(in *hbone.Incoming) {
 		return
 	}
 	c := r.conn
+	if t.overtaken() { // asked when c is tracked already: what is cut from now on finds it
+		in.Reject(http.StatusServiceUnavailable)
+		c.end(errWithdrawn)
+		return
+	}
 	stop := context.AfterFunc(c.ctx, func() { in.Reject(cutStatus(context.Cause(c.ctx))) })
 	defer stop()
 	if err := t.p.authorize(c, r.self); err != nil {

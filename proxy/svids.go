@@ -262,6 +262,10 @@ func (p *pod) tenure() context.Context {
 	return p.term
 }
 
+// overtaken reports whether the identity with which the tunnel was accepted has been withdrawn: until the peer has heard
+// that it drains, requests still come. Of a pod that ends they are welcome.
+func (t *tunnel) overtaken() bool { return t.term.Err() != nil && t.p.soft.Err() == nil }
+
 // warmUp asks for the pod's certificate before anybody needs it, where only the pod itself can be asked for.
 func (p *pod) warmUp() {
 	if p.s.certs.Streams() {

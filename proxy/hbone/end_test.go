@@ -164,7 +164,8 @@ func TestOffendersDoNotStay(t *testing.T) {
 			_ = f.fr.WriteRSTStream(7, http2.ErrCodeNo)
 			var wg sync.WaitGroup
 			wg.Go(func() { then(f) })
-			if err := o.wait(t); err == nil || !strings.Contains(err.Error(), "idle stream") {
+			// What follows may be seen first: it is no record at all.
+			if err := o.wait(t); err == nil || !strings.Contains(err.Error(), "idle stream") && !strings.Contains(err.Error(), "record of an unknown version") {
 				t.Errorf("Serve: %v", err)
 			}
 			o.peer.Close()
