@@ -1,6 +1,7 @@
 package onehost_test
 
 import (
+	"context"
 	"errors"
 	"net/netip"
 	"testing"
@@ -74,11 +75,16 @@ func TestOnDemand(t *testing.T) {
 	late := addPod(t, one, "app", "late", map[string]string{"app": "b"})
 	echo(t, late, 7)
 	eventually(t, 20*time.Second, "the service has its new endpoint", func() error {
+		// Enough of them that both endpoints get some.
 		logs := m.AccessLogs()
-		if err := roundTrip(a, vip, "hello"); err != nil {
-			return err
+		for range 20 {
+			if err := roundTrip(a, vip, "hello"); err != nil {
+				return err
+			}
 		}
-		_, err := logs.Wait(testContext(t), a.IPs, late.IPs, []string{"outbound"})
+		ctx, cancel := context.WithTimeout(testContext(t), time.Second)
+		defer cancel()
+		_, err := logs.Wait(ctx, a.IPs, late.IPs, []string{"outbound"})
 		return err
 	})
 
