@@ -312,6 +312,42 @@ func dialFrom(ctx context.Context, from *nstest.Pod, local, to netip.AddrPort) (
 	return c, err
 }
 
+// One port may have a connection to each of many places. Redirected, all of them have
+// the same ends, and NAT gives all but the first another source port; each must come to
+// a socket of its own, however the kernel looks that up.
+func TestOnePortForSeveralConnections(t *testing.T) {
+	forEach(t, func(t *testing.T, b redirect.Backend) {
+		s := newStage(t)
+		apply(t, b, s.pod.NS, redirect.Defaults())
+		for _, tt := range []struct {
+			name      string
+			from      *nstest.Pod
+			local, to netip.Addr
+		}{
+			{"inbound", s.peer, s.peer.IP4, s.pod.IP4}, {"inbound", s.peer, s.peer.IP6, s.pod.IP6},
+			{"outbound", s.pod, s.pod.IP4, s.peer.IP4}, {"outbound", s.pod, s.pod.IP6, s.peer.IP6},
+		} {
+			var all []*live
+			for port := range uint16(3) {
+				ctx, cancel := context.WithTimeout(t.Context(), patience)
+				c, err := dialFrom(ctx, tt.from, netip.AddrPortFrom(tt.local, 41000), netip.AddrPortFrom(tt.to, appPort+port))
+				cancel()
+				if err != nil {
+					t.Fatalf("%s, connection %d from one port: %v", tt.name, port+1, err)
+				}
+				all = append(all, s.taken(fmt.Sprintf("%s to port %d", tt.name, appPort+port), tt.from, c, tt.name))
+			}
+			for range 2 {
+				for _, l := range all {
+					if err := l.exchange(); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+		}
+	})
+}
+
 // borrow connects as the proxy does, from an address that is not its own. With
 // port 0, bind chooses one, of the other parity than clients' have.
 func borrow(ctx context.Context, pod *nstest.Pod, from, to netip.AddrPort) (c net.Conn, err error) {

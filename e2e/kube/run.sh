@@ -13,13 +13,13 @@ set -eu
 GO=${GO:-go}
 arch=${E2E_ARCH:-$($GO env GOARCH)}
 cd "$(dirname "$0")/../.."
+here=$(pwd)
 if [ -n "${E2E_LOAD:-}" ]; then
-	for image in bin/images/*-"$arch".tar; do
+	for image in "$here"/bin/images/*-"$arch".tar; do
 		$E2E_LOAD "$image"
 	done
 fi
 export E2E_APP_IMAGE="${E2E_APP_IMAGE:-warren-e2e-app:$VERSION}"
-here=$(pwd)
 export E2E_RENDER="${E2E_RENDER:-$here/bin/render}" E2E_MANIFESTS_DIR="${E2E_MANIFESTS_DIR:-$here/manifests}"
 export E2E_VALUES="${E2E_VALUES:-image.tag=$VERSION image.pullPolicy=Never namespace.create=true}"
 $GO test -tags kube -count=1 -timeout 120m -v ./e2e/kube "$@"

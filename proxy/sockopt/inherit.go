@@ -102,9 +102,8 @@ func (s *Sockets) takeListener(addr netip.AddrPort) (l *net.TCPListener, transpa
 	l = any.(*net.TCPListener)
 	raw, err := l.SyscallConn()
 	if err == nil {
-		err = control(raw, func(fd int) error {
-			v, err := unix.GetsockoptInt(fd, unix.SOL_IP, unix.IP_TRANSPARENT)
-			transparent = v != 0
+		err = control(raw, func(fd int) (err error) {
+			transparent, err = s.mayBorrow(fd)
 			return err
 		})
 	}

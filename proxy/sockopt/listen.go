@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Listen listens for TCP on addr and says whether the listener is transparent,
+// Listen listens for TCP on addr and says whether sockets may be transparent here,
 // which is what makes borrowing clients' addresses possible. The unspecified
 // IPv6 address takes IPv4 too, and stands for 0.0.0.0 where there is no IPv6.
 // Connections that it accepts have the options of Config.
@@ -35,16 +35,10 @@ func (s *Sockets) listen(ctx context.Context, addr netip.AddrPort) (l *net.TCPLi
 	if s.cfg.ReusePort {
 		options = append(options, ReusePort())
 	}
-	if s.cfg.Transparent != Off {
-		options = append(options, func(fd int) error {
-			err := Transparent()(fd)
-			transparent = err == nil
-			if s.cfg.Transparent == Auto {
-				return nil
-			}
-			return err
-		})
-	}
+	options = append(options, func(fd int) (err error) {
+		transparent, err = s.mayBorrow(fd)
+		return err
+	})
 	lc := listenConfig(addr, options)
 	err = s.inside(func() error {
 		any, err := s.listenTCP(ctx, lc, network("tcp", addr), addr.String())
@@ -54,6 +48,25 @@ func (s *Sockets) listen(ctx context.Context, addr netip.AddrPort) (l *net.TCPLi
 		return err
 	})
 	return l, transparent, err
+}
+
+// mayBorrow reports whether sockets in fd's namespace may be transparent, by making
+// fd so for a moment. It does not stay so: the kernel looks up the connection of a
+// packet before NAT has changed its source port, and trusts what it found if that is
+// transparent. Two connections of a client from one port to two ports of the pod are
+// one to that lookup, for both have been redirected, and the second would hang.
+func (s *Sockets) mayBorrow(fd int) (bool, error) {
+	err := Opaque()(fd)
+	if err != nil || s.cfg.Transparent == Off {
+		return false, err
+	}
+	if err := Transparent()(fd); err != nil {
+		if s.cfg.Transparent == Auto {
+			err = nil
+		}
+		return false, err
+	}
+	return true, Opaque()(fd)
 }
 
 // ListenPacket opens a UDP socket on addr, whose unspecified address means the

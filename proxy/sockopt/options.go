@@ -56,6 +56,11 @@ func Transparent() Option {
 	return func(fd int) error { return setInt(fd, unix.SOL_IP, unix.IP_TRANSPARENT, 1, "IP_TRANSPARENT") }
 }
 
+// Opaque takes Transparent back.
+func Opaque() Option {
+	return func(fd int) error { return setInt(fd, unix.SOL_IP, unix.IP_TRANSPARENT, 0, "IP_TRANSPARENT") }
+}
+
 // BindAddressNoPort is IP_BIND_ADDRESS_NO_PORT: choose the source port when
 // connecting and not when binding. One client address then has 28,000 ports for
 // each destination, instead of for all together, and bind need not look for one.

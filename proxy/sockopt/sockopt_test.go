@@ -126,7 +126,7 @@ func TestListen(t *testing.T) {
 		t.Error("not transparent, though we are root")
 	}
 	check(t, l, append(connectionOptions, want{"SO_REUSEPORT", unix.SOL_SOCKET, unix.SO_REUSEPORT, 1},
-		want{"IP_TRANSPARENT", unix.SOL_IP, unix.IP_TRANSPARENT, 1})...)
+		want{"IP_TRANSPARENT", unix.SOL_IP, unix.IP_TRANSPARENT, 0})...)
 	for _, addr := range []netip.Addr{pod.IP4, pod.IP6, netip.MustParseAddr("127.0.0.1")} {
 		t.Run(addr.String(), func(t *testing.T) {
 			_, server := connected(t, pod, l, addr)
