@@ -142,6 +142,38 @@ var impatient = hbone.Config{
 	PingTimeout:      150 * time.Millisecond,
 }
 
+// flooding is a peer that does one thing again and again until it is cut off.
+func flooding(once func(f *framed, i int) error) func(*tls.Conn) {
+	return func(c *tls.Conn) {
+		_, _ = io.WriteString(c, http2.ClientPreface)
+		var out bytes.Buffer // many frames a record: nothing else fits
+		f := newFramed(nil, c, nil)
+		f.fr = http2.NewFramer(&out, nil)
+		f.fr.AllowIllegalWrites = true
+		_ = f.fr.WriteSettings()
+		for i := 0; ; i++ {
+			if once(f, i) != nil {
+				return
+			}
+			if out.Len() < 16<<10 {
+				continue
+			}
+			if _, err := c.Write(out.Bytes()); err != nil {
+				return
+			}
+			out.Reset()
+		}
+	}
+}
+
+// tables are n settings that ask for a huge table and none by turns.
+func tables(n int) (all []http2.Setting) {
+	for i := range n {
+		all = append(all, http2.Setting{ID: http2.SettingHeaderTableSize, Val: uint32(i%2) * (1<<32 - 1)})
+	}
+	return all
+}
+
 func TestHostilePeers(t *testing.T) {
 	p := newPKI(t)
 	secure := func(f func(*tls.Conn)) func(net.Conn) {
@@ -182,6 +214,41 @@ func TestHostilePeers(t *testing.T) {
 				}
 			}
 		}), want: "taken back", busy: true},
+		"floods small data": {do: secure(flooding(func(f *framed, i int) error {
+			if i == 0 {
+				_ = f.connect(1, "a:1")
+				_ = f.connect(3, "a:1")
+			}
+			return f.fr.WriteData(uint32(1+i%2*2), false, []byte("x"))
+		})), want: "ENHANCE_YOUR_CALM", busy: true},
+		"floods empty data": {do: secure(flooding(func(f *framed, i int) error {
+			if i == 0 {
+				_ = f.connect(1, "a:1")
+			}
+			return f.fr.WriteData(1, false, nil)
+		})), want: "flood of empty DATA", busy: true},
+		"floods pings":          {do: secure(flooding(func(f *framed, _ int) error { return f.fr.WritePing(true, [8]byte{}) })), want: "flood of PING", busy: true},
+		"floods settings":       {do: secure(flooding(func(f *framed, i int) error { return f.fr.WriteSettings(tables(1 + i%32)...) })), want: "ENHANCE_YOUR_CALM", busy: true},
+		"one endless settings":  {do: secure(flooding(func(f *framed, _ int) error { return f.fr.WriteSettings(tables(2000)...) })), want: "too many settings", busy: true},
+		"floods window updates": {do: secure(flooding(func(f *framed, _ int) error { return f.fr.WriteWindowUpdate(0, 1) })), want: "flood of window updates", busy: true},
+		"floods continuations": {do: secure(flooding(func(f *framed, i int) error {
+			if i == 0 {
+				return f.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: []byte{0x88}})
+			}
+			return f.fr.WriteContinuation(1, false, nil)
+		})), want: "field block too long", busy: true},
+		"continues with megabytes": {do: secure(flooding(func(f *framed, i int) error {
+			if i == 0 {
+				return f.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: make([]byte, 16<<10)})
+			}
+			return f.fr.WriteContinuation(1, false, make([]byte, 16<<10))
+		})), want: "field block too long", busy: true},
+		"a huge table": {do: secure(flooding(func(f *framed, i int) error {
+			return f.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: []byte{0x3f, 0xe0, 0xff, 0xff, 0xff, 0x0f}, EndHeaders: true})
+		})), want: "COMPRESSION_ERROR", busy: true},
+		"a table that comes and goes": {do: secure(flooding(func(f *framed, i int) error {
+			return f.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: bytes.Repeat([]byte{0x20}, 16<<10), EndHeaders: true})
+		})), want: "changes the table's size", busy: true},
 		"never answers pings": {do: secure(func(c *tls.Conn) {
 			_, _ = io.WriteString(c, http2.ClientPreface)
 			_ = newFramed(t, c, nil).fr.WriteSettings()

@@ -268,10 +268,25 @@ func (t *tunnel) deliver(evs []h2.Event, i int) int {
 	t.segs = append(t.segs[:0], evs[i].Data)
 	for i+1 < len(evs) && evs[i+1].Kind == h2.Data && evs[i+1].Stream == s {
 		i++
-		t.segs = append(t.segs, evs[i].Data)
+		t.segs = join(t.segs, evs[i].Data)
 	}
 	s.User.(*Stream).deliver(t.segs)
 	return i
+}
+
+// smallData is what is worth a copy: system calls are made for many pieces, and
+// each piece costs them more than that.
+const smallData = 512
+
+// join adds a piece of the same buffer to those before it. A small one moves up to
+// its predecessor, over the frame's header between them, which has been read.
+func join(segs [][]byte, b []byte) [][]byte {
+	last := len(segs) - 1
+	if len(b) > smallData || len(segs[last])+len(b) > cap(segs[last]) {
+		return append(segs, b)
+	}
+	segs[last] = append(segs[last], b...)
+	return segs
 }
 
 func (t *tunnel) handle(e *h2.Event) {

@@ -8,8 +8,13 @@ import (
 	"golang.org/x/net/http2"
 )
 
-// settingLen is the size of one setting (§6.5.1).
-const settingLen = 6
+const (
+	// settingLen is the size of one setting (§6.5.1).
+	settingLen = 6
+	// maxSettings is how many a frame may have, of which some cost work for each stream
+	// (CVE-2020-11080). RFC 9113 knows six.
+	maxSettings = 32
+)
 
 func (c *Conn) beginSettings() error {
 	f := c.in.f
@@ -18,8 +23,8 @@ func (c *Conn) beginSettings() error {
 		return connError(http2.ErrCodeProtocol, "SETTINGS on a stream")
 	case f.has(http2.FlagSettingsAck) && f.length != 0, f.length%settingLen != 0:
 		return connError(http2.ErrCodeFrameSize, "SETTINGS of wrong size")
-	case f.length > maxControl:
-		return connError(http2.ErrCodeEnhanceYourCalm, "SETTINGS too long")
+	case f.length > maxSettings*settingLen:
+		return connError(http2.ErrCodeEnhanceYourCalm, "too many settings in one frame")
 	}
 	return c.takeControl()
 }

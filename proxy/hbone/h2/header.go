@@ -52,6 +52,9 @@ func (c *Conn) endFragment() error {
 		return nil
 	}
 	b.open = false
+	if sizeUpdates(b.buf) > maxSizeUpdates {
+		return connError(http2.ErrCodeCompression, "field block that changes the table's size again and again")
+	}
 	fields, err := c.decode(b.buf)
 	if cap(b.buf) > maxControl {
 		b.buf = nil // a rare size: do not hold it while idle
@@ -85,6 +88,24 @@ func stripHeaders(f frameHeader, p []byte) ([]byte, error) {
 		return nil, connError(http2.ErrCodeProtocol, "padding longer than HEADERS")
 	}
 	return p[:len(p)-pad], nil
+}
+
+// maxSizeUpdates is how often a block may change the size of our table, which is
+// enough for all changes since the block before (RFC 7541 §4.2).
+const maxSizeUpdates = 2
+
+// sizeUpdates counts the changes of the table's size that a block begins with
+// (RFC 7541 §6.3); what is no number is the decoder's to refuse.
+func sizeUpdates(block []byte) (n int) {
+	const mark, prefix = 0x20, 0x1f // 001, and five bits of a number
+	for len(block) > 0 && block[0]&^prefix == mark {
+		n++
+		more := block[0]&prefix == prefix
+		for block = block[1:]; more && len(block) > 0; block = block[1:] {
+			more = block[0]&0x80 != 0
+		}
+	}
+	return n
 }
 
 var errListSize = errors.New("field list too large")

@@ -11,7 +11,7 @@ const (
 	frameHeaderLen = 9
 	minMaxFrame    = 16 << 10    // §4.2: the least a peer may announce
 	maxMaxFrame    = 1<<24 - 1   // and the most
-	maxControl     = 16 << 10    // SETTINGS, GOAWAY: more is abuse
+	maxControl     = 16 << 10    // GOAWAY: more is abuse
 	maxFragments   = 64          // HEADERS and CONTINUATION frames of one block (CVE-2024-27316)
 	headerExtras   = 255 + 1 + 5 // padding and priority in a HEADERS frame
 	streamMask     = 1<<31 - 1   // §4.1: the reserved bit is ignored

@@ -42,6 +42,10 @@ type limits struct {
 	control bucket
 	// empty: DATA frames without payload and without END_STREAM (CVE-2019-9518).
 	empty bucket
+	// small: DATA frames, by number. What they carry and what we send earn tokens, so
+	// that neither bulk nor small messages which are answered are ever refused; a peer
+	// that has each byte of its own from a socket's read sends fewer than this lets.
+	small bucket
 	// strays: DATA and RST_STREAM for streams that are closed, and stream errors.
 	strays bucket
 	// updates: WINDOW_UPDATE. What we send earns tokens, so that a fast
@@ -49,14 +53,19 @@ type limits struct {
 	updates bucket
 }
 
-// sentPerUpdate is how many bytes we must send to earn one WINDOW_UPDATE.
-const sentPerUpdate = 256
+const (
+	// sentPerUpdate is how many bytes we must send to earn one WINDOW_UPDATE.
+	sentPerUpdate = 256
+	// bytesPerData is how many bytes pay for a DATA frame.
+	bytesPerData = 32
+)
 
 func newLimits() limits {
 	return limits{
 		early:   newBucket(200, 1000),
 		control: newBucket(50, 1000),
 		empty:   newBucket(10, 200),
+		small:   newBucket(100_000, 100_000),
 		strays:  newBucket(200, 2000),
 		updates: newBucket(2000, 20000),
 	}

@@ -28,6 +28,9 @@ var floods = []flood{
 	{name: "unknown frames", once: func(p *peer, _ int) { raw(p, 99, 0, 0, 1000) }, honest: 500, pace: 40, reason: "UNKNOWN"},
 	{name: "goaway", client: true, once: func(p *peer, _ int) { p.must(p.fr.WriteGoAway(0, no, nil)) }, honest: 2, pace: 1, reason: "GOAWAY"},
 	{name: "empty data", prep: func(p *peer) { p.connect(1) }, once: func(p *peer, _ int) { p.must(p.fr.WriteData(1, false, nil)) }, honest: 100, pace: 5, reason: "empty DATA"},
+	{name: "small data", prep: func(p *peer) { p.connect(1) }, once: func(p *peer, _ int) { p.must(p.fr.WriteData(1, false, []byte("x"))) }, honest: 50_000, pace: 5000, reason: "small DATA"},
+	{name: "small data, padded", prep: func(p *peer) { p.connect(1) }, once: func(p *peer, _ int) { p.must(p.fr.WriteRawFrame(http2.FrameData, http2.FlagDataPadded, 1, []byte{0})) }, honest: 50_000, pace: 5000, reason: "small DATA"},
+	{name: "settings, as many as there may be", once: func(p *peer, i int) { p.must(p.fr.WriteSettings(tableSizes(32, i)...)) }, honest: 50, pace: 10, reason: "SETTINGS"},
 	{name: "window updates", prep: func(p *peer) { p.connect(1) }, once: func(p *peer, _ int) { p.must(p.fr.WriteWindowUpdate(1, 1)) }, honest: 10000, pace: 1000, reason: "window updates"},
 	{name: "rapid reset", once: func(p *peer, i int) {
 		p.headers(uint32(i*2+1), false, connectTo...)
@@ -47,6 +50,14 @@ var floods = []flood{
 		p.connect(1)
 		p.must(p.fr.WriteRSTStream(1, no))
 	}, once: func(p *peer, _ int) { p.must(p.fr.WriteRSTStream(1, no)) }, honest: 1000, pace: 100, reason: "closed streams"},
+}
+
+// tableSizes are n settings that ask for tables of every size, huge and none.
+func tableSizes(n, seed int) (all []http2.Setting) {
+	for i := range n {
+		all = append(all, http2.Setting{ID: http2.SettingHeaderTableSize, Val: []uint32{0, 1<<32 - 1, 1, 4096}[(seed+i)%4]})
+	}
+	return all
 }
 
 func TestFloods(t *testing.T) {
@@ -109,6 +120,89 @@ func TestAPeerThatDoesNotRead(t *testing.T) {
 	}
 	p.flush()
 	wantLast(t, p, http2.FrameGoAway, calm)
+}
+
+// TestAnsweredMessagesAreNoFlood: neither messages that are answered nor such as
+// carry something are ever too many, however fast they come.
+func TestAnsweredMessagesAreNoFlood(t *testing.T) {
+	for _, tc := range []struct {
+		name    string
+		size    int
+		answers bool
+	}{{"of 1 B, answered", 1, true}, {"of 32 B", 32, false}} {
+		t.Run(tc.name, func(t *testing.T) {
+			p := newPeer(t, false, testConfig)
+			p.wide(1 << 20)
+			s := p.connect(1)
+			hdr := make([]byte, frameHeaderLen+1)
+			for i := range 300 {
+				for range 1000 {
+					p.must(p.fr.WriteData(1, false, make([]byte, tc.size)))
+				}
+				p.send()
+				if p.err != nil {
+					t.Fatalf("after %d: %v", i*1000, p.err)
+				}
+				p.c.Consumed(s, 1000*tc.size)
+				for range 1000 {
+					if tc.answers {
+						p.c.Ready(s)
+						if x, n := p.c.Next(1); x != s || n != 1 || !p.c.Sent(s, hdr, 1, false, false) {
+							t.Fatal("an answer was not sent")
+						}
+					}
+				}
+				p.c.AppendControl(nil)
+				p.must(p.fr.WriteWindowUpdate(1, 1000))
+				p.must(p.fr.WriteWindowUpdate(0, 1000))
+			}
+		})
+	}
+}
+
+// TestTableSizes: whatever size of table a peer asks for, ours stays small, and we
+// go on understanding each other.
+func TestTableSizes(t *testing.T) {
+	p := newPeer(t, false, testConfig)
+	id := uint32(1)
+	for _, size := range []uint32{1<<32 - 1, 0, 1, 4096, 1 << 20} {
+		p.must(p.fr.WriteSettings(http2.Setting{ID: http2.SettingHeaderTableSize, Val: size}))
+		p.send()
+		p.must(p.err)
+		if got := p.c.enc.MaxDynamicTableSize(); got != min(size, tableSize) {
+			t.Errorf("asked for %d: our encoder's table has %d", size, got)
+		}
+		for range 3 {
+			p.headers(id, false, connectTo...)
+			evs := p.send()
+			if p.err != nil || len(evs) != 1 {
+				t.Fatalf("asked for %d: %v", size, p.err)
+			}
+			p.c.Accept(evs[0].Stream, [][2]string{{"baggage", "one=two"}})
+			p.flush()
+			id += 2
+		}
+	}
+	answers := 0
+	for _, f := range p.read() {
+		if h, ok := f.(*http2.MetaHeadersFrame); ok && h.PseudoValue("status") == "200" {
+			answers++
+		}
+	}
+	if answers != 15 {
+		t.Errorf("%d answers are understood, want 15", answers)
+	}
+	// The peer's own encoder may say twice what it has come to.
+	p.enc.SetMaxDynamicTableSize(0)
+	p.enc.SetMaxDynamicTableSize(4096)
+	if block := p.block(connectTo...); sizeUpdates(block) != 2 {
+		t.Fatalf("the block begins with %d changes", sizeUpdates(block))
+	} else {
+		p.must(p.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: block, EndHeaders: true}))
+	}
+	if evs := p.send(); p.err != nil || len(evs) != 1 {
+		t.Errorf("two changes in one block: %v", p.err)
+	}
 }
 
 func TestWhatWeSendEarnsWindowUpdates(t *testing.T) {

@@ -33,6 +33,7 @@ var violations = []violation{
 	{name: "settings ack with payload", do: func(p *peer) { raw(p, http2.FrameSettings, 1, 0, 6) }, conn: size},
 	{name: "settings ack too many", do: func(p *peer) { raw(p, http2.FrameSettings, 1, 0, 0) }, conn: protocol},
 	{name: "settings too long", do: func(p *peer) { raw(p, http2.FrameSettings, 0, 0, 6*4000) }, conn: calm},
+	{name: "too many settings", do: func(p *peer) { p.must(p.fr.WriteSettings(tableSizes(33, 0)...)) }, conn: calm},
 	{name: "enable push 2", do: setting(http2.SettingEnablePush, 2), conn: protocol},
 	{name: "server enables push", client: true, do: setting(http2.SettingEnablePush, 1), conn: protocol},
 	{name: "initial window too large", do: setting(http2.SettingInitialWindowSize, 1<<31), conn: flow},
@@ -128,6 +129,15 @@ var violations = []violation{
 	}, conn: protocol},
 	{name: "block that does not decode", do: func(p *peer) {
 		p.must(p.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: []byte{0xff, 0xff, 0xff, 0xff, 0xff}, EndHeaders: true}))
+	}, conn: http2.ErrCodeCompression},
+	{name: "table larger than ours", do: func(p *peer) {
+		p.must(p.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: []byte{0x3f, 0xe2, 0x1f, 0x88}, EndHeaders: true})) // 4097
+	}, conn: http2.ErrCodeCompression},
+	{name: "huge table", do: func(p *peer) {
+		p.must(p.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: []byte{0x3f, 0xe0, 0xff, 0xff, 0xff, 0x0f, 0x88}, EndHeaders: true}))
+	}, conn: http2.ErrCodeCompression},
+	{name: "table that grows and shrinks", do: func(p *peer) {
+		p.must(p.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: append([]byte{0x3f, 0xe1, 0x1f, 0x20, 0x20}, p.block(connectTo...)...), EndHeaders: true}))
 	}, conn: http2.ErrCodeCompression},
 	{name: "padding longer than headers", do: func(p *peer) {
 		p.must(p.fr.WriteRawFrame(http2.FrameHeaders, http2.FlagHeadersPadded|http2.FlagHeadersEndHeaders, 1, []byte{9, 0x82}))
