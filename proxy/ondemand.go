@@ -76,8 +76,18 @@ func unknownOnPath(v *workload.View, self *workload.Workload, dst netip.Addr) []
 			u.waypoint(&s.WeightedWaypoints[i].Destination)
 		}
 		u.endpoints(v.Endpoints(s))
+		if s.Mode() != workload.LBPassthrough && !anyUsable(s, v.Endpoints(s)) {
+			// All that were known have gone. Istio's control plane does not tell of those
+			// that have come in their place.
+			u.names = append(u.names, s.ResourceName())
+		}
 	}
 	return u.names
+}
+
+// anyUsable says whether a service has an endpoint to choose.
+func anyUsable(s *workload.Service, set *workload.EndpointSet) bool {
+	return slices.ContainsFunc(set.All(), func(e workload.Endpoint) bool { return s.Usable(e.Workload.Status) })
 }
 
 // missing gathers names. What leads further is followed once, never in a circle.

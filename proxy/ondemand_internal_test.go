@@ -47,16 +47,23 @@ func TestUnknownOnPath(t *testing.T) {
 	local.Waypoint = byIP("", "10.9.0.1")
 	weighted := service("weighted", "10.9.0.5", nil)
 	weighted.WeightedWaypoints = []workload.WeightedWaypoint{{Destination: *byHost("w1"), Weight: 1}, {Destination: *byHost("w2"), Weight: 1}}
+	sick := pod("sick", "", "10.0.0.7", "ailing")
+	sick.Status = workload.Unhealthy
 	circle := pod("circle", "other", "", "c2")
 	circle.NetworkGateway = byHost("c1")
 
+	through := service("through", "10.9.0.11", nil)
+	through.LoadBalancing = &workload.LoadBalancing{Mode: workload.LBPassthrough}
+
 	store := workload.NewStore()
 	store.Apply(workload.Batch{
-		Workloads: []*workload.Workload{abroad, abroad2, guarded, local, circle, pod("plain", "", "10.0.0.4", "simple")},
+		Workloads: []*workload.Workload{abroad, abroad2, guarded, local, circle, sick, pod("plain", "", "10.0.0.4", "simple"),
+			pod("e1", "", "10.0.1.1", "behind"), pod("e2", "", "10.0.1.2", "known"), pod("e3", "", "10.0.1.3", "weighted"), pod("e4", "", "10.0.1.4", "c1"),
+			pod("e5", "", "10.0.1.5", "far"), pod("e6", "", "10.0.1.6", "c2")},
 		Services: []*workload.Service{
 			service("simple", "10.9.0.1", nil), service("spread", "10.9.0.2", nil), service("behind", "10.9.0.3", byHost("unknown")),
 			service("known", "10.9.0.4", byHost("simple")), weighted, service("c1", "10.9.0.6", byHost("c2")), service("c2", "10.9.0.7", byHost("c1")),
-			service("empty", "10.9.0.8", nil), service("far", "10.9.0.9", byHost("spread")),
+			service("empty", "10.9.0.8", nil), service("far", "10.9.0.9", byHost("spread")), service("ailing", "10.9.0.10", nil), through,
 		},
 	})
 	self := pod("self", "", "10.0.0.1")
@@ -74,7 +81,9 @@ func TestUnknownOnPath(t *testing.T) {
 		"10.9.0.5":       {"ns/w1", "ns/w2"},
 		"10.9.0.6":       nil,
 		"10.9.0.7":       nil,
-		"10.9.0.8":       nil,
+		"10.9.0.8":       {"ns/empty"}, // somebody may have come
+		"10.9.0.10":      {"ns/ailing"},
+		"10.9.0.11":      nil,                 // to where the client wants
 		"10.9.0.9":       {"other/192.0.2.1"}, // the waypoint's own endpoints are abroad
 	} {
 		if got := unknownOnPath(store.View(), self, netip.MustParseAddr(dst)); !slices.Equal(got, want) {

@@ -105,7 +105,9 @@ func (b *bench) crowded1(ctx context.Context, s subject, world *crowd) (figures,
 		return nil, err
 	}
 	f[colRest.Key] = float64(m[0]) / mib
-	if f[colChange.Key], err = s.changes(ctx, world); err != nil {
+	profiled := b.profile(ctx, load{id: crowdID(world.size) + "-change"}, s)
+	f[colChange.Key], err = s.changes(ctx, world)
+	if err = errors.Join(err, <-profiled); err != nil {
 		return nil, err
 	}
 	calm, err := messages(ctx, b.Config, s, across, ends.Plan{Op: ends.Echo, Conns: 16, Size: 1})

@@ -64,6 +64,7 @@ type world struct {
 	outside, outsideServer *onehost.Pod // not in the mesh, on nodes 1 and 2
 	apps                   []io.Closer
 	elsewhere              net.Listener // a host of no cluster
+	onDemand               bool         // proxies know what they were asked for
 }
 
 // The ports that servers listen on. 18084 is on loopback alone.
@@ -110,6 +111,7 @@ func (w *world) showLogs(t *testing.T) {
 }
 
 func (w *world) build(env []string) error {
+	w.onDemand = slices.Contains(env, "XDS_ON_DEMAND=true")
 	o := onehost.Options{Prefix: fmt.Sprintf("wi%d-%d", os.Getpid()%100000, built.Add(1)), Bins: bins, Env: env, NoWire: true}
 	if w.name == "istiod" {
 		o.ControlPlane = &istiod{}
@@ -167,7 +169,7 @@ spec:
   - {name: tcp, port: 9090, targetPort: 19090}
   - {name: nothing, port: 84, targetPort: 18084}
 `))
-	if len(env) > 0 {
+	if w.onDemand {
 		return err // what the proxies know then is what they were asked for
 	}
 	return errors.Join(err, w.WaitPods(ctx))
@@ -237,7 +239,7 @@ func (w *world) put(t *testing.T, kind, namespace, name, doc string) {
 			t.Error(err)
 		}
 	})
-	if kind == "Service" {
+	if kind == "Service" && !w.onDemand {
 		knows(t, w, namespace, name) // else a call goes where nobody answers, and takes long
 	}
 }

@@ -540,6 +540,30 @@ func TestOnDemand(t *testing.T) {
 			}
 			w.apps = append(w.apps, s)
 			spread(t, w.client, at(webVIP, 80), "app/server", "app/second", "app/late")
+
+			// A service all of whose endpoints have gone is asked for anew, at once.
+			w.put(t, "Service", "app", "renewed", `apiVersion: v1
+kind: Service
+metadata: {name: renewed, namespace: app}
+spec: {clusterIP: 10.96.10.24, clusterIPs: [10.96.10.24], selector: {app: renewed}, ports: [{name: http, port: 80, targetPort: 18080}]}
+`)
+			for i := range 2 {
+				name := fmt.Sprintf("renewed-%d", i)
+				p, err := w.Nodes[1].AddPod(t.Context(), onehost.PodSpec{Namespace: "app", Name: name, ServiceAccount: "renewed", Labels: map[string]string{"app": "renewed"}})
+				if err != nil {
+					t.Fatal(err)
+				}
+				s, err := p.Serve(18080, answer("app/"+name))
+				if err != nil {
+					t.Fatal(err)
+				}
+				reaches(t, w.client, at("10.96.10.24", 80), "app/"+name)
+				_ = s.Close()
+				if err := p.Delete(context.Background()); err != nil {
+					t.Fatal(err)
+				}
+				refused(t, w.client, at("10.96.10.24", 80))
+			}
 		})
 	}
 }

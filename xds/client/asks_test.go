@@ -112,6 +112,14 @@ func TestAsk(t *testing.T) {
 		}
 		wantAsked(t, f)
 
+		// What has come without having been asked for by this name is asked for as if it
+		// had been: a control plane that thinks it said everything would not answer.
+		done = askers(t, c, 1, "w")
+		wantAsked(t, f, "-w", "+w")
+		f.push(response(AddressType, "a2b", found))
+		wantEnded(t, done, 1, nil)
+		wantAsked(t, f)
+
 		// Nothing there: that holds for a moment, then it is a new question, for which
 		// the old one is taken back.
 		done = askers(t, c, 1, "/10.0.0.2")

@@ -102,8 +102,15 @@ func (s *session) subscribe(ctx context.Context, k kind) error {
 
 // demand sends what was asked for since the last time. A name that was asked for
 // before is given back first, in a message of its own: only then is it a new question.
+// So is that of a resource that has come, with another or by itself: Istio's control
+// plane subscribes us to what it sends, and is silent when we ask for that.
 func (s *session) demand(ctx context.Context) error {
 	leave, enter := s.c.asks.due()
+	for _, name := range enter {
+		if _, held := s.c.ledgers[addresses].find(name); held && !slices.Contains(leave, name) {
+			leave = append(leave, name)
+		}
+	}
 	for names := range slices.Chunk(leave, maxNamesSent) {
 		if err := s.send(ctx, &discovery.DeltaDiscoveryRequest{TypeUrl: AddressType, ResourceNamesUnsubscribe: names}); err != nil {
 			return err
