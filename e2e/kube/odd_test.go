@@ -61,6 +61,11 @@ func TestTwoPodsOneIP(t *testing.T) {
 	must(t, mesh.StartLoad(ctx, e.ns, "a", kept[0].load))
 	awaitLive(t, e.ns, "a", "kept", 5)
 	plain := ghost(t, e.ns, "plain", e.far.Status.PodIP, nil)
+	for _, pod := range []*corev1.Pod{plain, e.far} {
+		must(t, kube.Until(ctx, time.Minute, pod.Name+" has an Event that says so", func(ctx context.Context) error {
+			return mesh.EventWith(ctx, pod.Namespace, pod.Name, "MeshProblem", e.far.Status.PodIP+" is also that of pod")
+		}))
+	}
 	for range 5 {
 		mustCall(t, e.a, url("http", e.far, app.HTTPPort))
 	}

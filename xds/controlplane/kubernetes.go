@@ -51,10 +51,11 @@ func connect(cfg *rest.Config) (c clients, err error) {
 // cluster is what a control plane has in Kubernetes: where its CA is, and what the
 // leader of its replicas does.
 type cluster struct {
-	secret   *caSecret
-	leader   *leader
-	rootMaps *rootMaps // nil for none
-	statuses []*statusWriter
+	secret    *caSecret
+	leader    *leader
+	rootMaps  *rootMaps // nil for none
+	statuses  []*statusWriter
+	podEvents *podEvents
 }
 
 // useKubernetes takes everything from an API server.
@@ -103,6 +104,8 @@ func (p *ControlPlane) useClients(c clients, td spiffeid.TrustDomain) error {
 	for _, s := range k.statuses {
 		duties = append(duties, s.run)
 	}
+	k.podEvents = &podEvents{client: c.kubernetes, world: p.model.policies, log: p.log}
+	duties = append(duties, k.podEvents.run)
 	k.leader = newLeader(c.kubernetes, p.cfg.Namespace, p.log, duties...)
 	p.cluster = k
 	return nil

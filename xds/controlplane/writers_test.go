@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -301,6 +302,87 @@ func TestPolicyStatus(t *testing.T) {
 	})
 	if n := patches(); before != 2 || n != 2 {
 		t.Errorf("%d patches, then %d, want 2 in all", before, n)
+	}
+}
+
+// Two pods with one address are told of each other by Events, once for as long as it
+// lasts, whoever else is refused.
+func TestPodEvents(t *testing.T) {
+	w := newWorld(t)
+	var refused atomic.Bool
+	refused.Store(true)
+	w.client.PrependReactor("create", "events", func(a clienttesting.Action) (bool, runtime.Object, error) {
+		return a.GetNamespace() == "other" && refused.Load(), nil, errors.New("quota exceeded")
+	})
+	m := newModel(translate.Options{}, func(*server.Snapshot) {}, slog.New(slog.DiscardHandler))
+	p := &podEvents{client: w.client, world: m.policies, log: slog.New(slog.DiscardHandler)}
+	begin(t, p.run)
+	set := func(pods ...*corev1.Pod) {
+		t.Helper()
+		if err := m.update(translate.Objects{Pods: pods}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	told := func(namespace, pod, words string) func() bool {
+		return func() bool {
+			l, err := w.client.CoreV1().Events(namespace).List(t.Context(), metav1.ListOptions{})
+			return err == nil && slices.ContainsFunc(l.Items, func(e corev1.Event) bool {
+				return e.InvolvedObject.Name == pod && e.InvolvedObject.UID == "uid-x" && e.Reason == podProblem && strings.Contains(e.Message, words)
+			})
+		}
+	}
+	a, b, c := podOn("n1", "app", "a", "a", "10.0.0.1"), podOn("n2", "other", "b", "b", "10.0.0.1"), podOn("n1", "app", "c", "c", "10.0.0.3")
+	set(a, b, c)
+	eventually(t, "a's", told("app", "a", "10.0.0.1 is also that of pod other/b"))
+	eventually(t, "a failure", func() bool { return p.writes.failed.Load() > 0 })
+	refused.Store(false)
+	eventually(t, "b's", told("other", "b", "10.0.0.1 is also that of pod app/a"))
+	if told("app", "c", "")() {
+		t.Error("c has an Event")
+	}
+	for _, label := range []string{"x", "y", "z"} { // what changes beside it is no news
+		c = c.DeepCopy()
+		c.Labels[label] = label
+		set(a, b, c)
+	}
+	c = podOn("n1", "app", "c", "c", "10.0.0.9")
+	d := podOn("n2", "app", "d", "d", "10.0.0.9")
+	set(a, b, c, d)
+	eventually(t, "d's", told("app", "d", "10.0.0.9"))
+	written := 0
+	for _, act := range w.client.Actions() {
+		if act.Matches("create", "events") && act.GetNamespace() == "app" || act.Matches("patch", "events") {
+			written++
+		}
+	}
+	if written > 3 {
+		t.Errorf("%d Events were written in app, want one on each of a, c, d", written)
+	}
+}
+
+// What goes on is told again after a while, what is over is forgotten, and only so much
+// is remembered.
+func TestPodEventsAreDue(t *testing.T) {
+	p := &podEventRun{told: make(map[string]*toldPod)}
+	now := time.Now()
+	some := map[string]*corev1.Event{"app/a.1": {}, "app/b.1": {}}
+	for i, step := range []struct {
+		events map[string]*corev1.Event
+		after  time.Duration
+		due    int
+	}{
+		{some, 0, 2}, {some, time.Minute, 0}, {some, podEventAgain, 2}, {nil, podEventAgain, 0}, {some, podEventAgain, 2},
+	} {
+		if due := p.take(step.events, now.Add(step.after)); len(due) != step.due {
+			t.Errorf("step %d: %v are due, want %d", i, due, step.due)
+		}
+	}
+	many := make(map[string]*corev1.Event)
+	for i := range 2 * maxPodEvents {
+		many[fmt.Sprint(i)] = &corev1.Event{}
+	}
+	if due := p.take(many, now); len(due) != maxPodEvents || len(p.told) != maxPodEvents {
+		t.Errorf("%d of %d are due, %d remembered", len(due), len(many), len(p.told))
 	}
 }
 

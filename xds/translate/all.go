@@ -29,7 +29,7 @@ type builder struct {
 	slices     map[string][]*discoveryv1.EndpointSlice // by the pods that they name
 	policies   *policyIndex
 	peers      *peerIndex
-	owners     map[netip.Addr]string // pods that are ready, by address
+	owners     map[netip.Addr]*workload.Workload // pods that are ready, by address
 }
 
 // reporter notes a problem with one object.
@@ -121,7 +121,7 @@ func (b *builder) index(o Objects) {
 		b.network = root.Labels[labelNetwork]
 	}
 	b.waypoints = newWaypointIndex(o.Gateways, o.GatewayClasses)
-	b.owners = make(map[netip.Addr]string)
+	b.owners = make(map[netip.Addr]*workload.Workload)
 	b.slices = make(map[string][]*discoveryv1.EndpointSlice)
 	for _, slice := range sorted(o.EndpointSlices) {
 		for i := range slice.Endpoints {

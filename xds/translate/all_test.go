@@ -138,7 +138,7 @@ func TestTwoPodsOneAddress(t *testing.T) {
 		spec, meta, ip, ready string
 		problems              int
 	}{
-		"both":            {"", "", "10.0.0.1", "True", 1},
+		"both":            {"", "", "10.0.0.1", "True", 2},
 		"another address": {"", "", "10.0.0.2", "True", 0},
 		"not ready":       {"", "", "10.0.0.1", "False", 0},
 		"going":           {"", ", deletionTimestamp: 2026-01-01T00:00:00Z", "10.0.0.1", "True", 0},
@@ -154,8 +154,10 @@ status: {phase: Running, podIPs: [{ip: %s}], conditions: [{type: Ready, status: 
 		if err != nil || len(r.Workloads) != 2 || len(r.Problems) != c.problems {
 			t.Errorf("%s: %d workloads, problems %v, %v", name, len(r.Workloads), r.Problems, err)
 		}
-		if len(r.Problems) > 0 && (r.Problems[0].Name != "b" || !strings.Contains(r.Problems[0].Reason, "10.0.0.1 is also that of pod app/a")) {
-			t.Errorf("%s: %v", name, r.Problems)
+		for i, who := range [][2]string{{"b", "a"}, {"a", "b"}}[:min(2, len(r.Problems))] {
+			if p := r.Problems[i]; p.Name != who[0] || !strings.Contains(p.Reason, "10.0.0.1 is also that of pod app/"+who[1]) {
+				t.Errorf("%s: %v", name, r.Problems)
+			}
 		}
 	}
 }

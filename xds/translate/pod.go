@@ -123,13 +123,16 @@ func (b *builder) ownAddresses(w *workload.Workload) {
 	if w.Status != workload.Healthy || w.NetworkMode == workload.HostNetwork {
 		return
 	}
-	name := objectName(w.Namespace, w.Name)
+	shared := func(w, with *workload.Workload, a netip.Addr) {
+		b.reporter("Pod", w.Namespace, w.Name)("status.podIPs", fmt.Sprintf("%s is also that of pod %s: what is sent there fails, unless it reaches the one whose identity is expected", a, objectName(with.Namespace, with.Name)))
+	}
 	for _, a := range w.Addresses {
-		if other := b.owners[a]; other != "" {
-			b.reporter("Pod", w.Namespace, w.Name)("status.podIPs", fmt.Sprintf("%s is also that of pod %s: what is sent there fails, unless it reaches the one whose identity is expected", a, other))
+		if other := b.owners[a]; other != nil {
+			shared(w, other, a)
+			shared(other, w, a)
 			continue
 		}
-		b.owners[a] = name
+		b.owners[a] = w
 	}
 }
 
