@@ -13,6 +13,8 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/warren-mesh/warren/e2e/kube/app"
 )
 
 // Cluster is the Kubernetes under test.
@@ -85,18 +87,27 @@ func (c *Cluster) NodeHeard(ctx context.Context, node string, since time.Time, w
 	})
 }
 
-// Until asks again and again until ok returns nil, and says what was last wrong.
+// Until asks again and again until ok returns nil, and says what was last wrong. While
+// everything stands still, the time does as well.
 func Until(ctx context.Context, within time.Duration, what string, ok func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, within)
-	defer cancel()
 	began := time.Now()
 	var err error
 	for {
-		now := ok(ctx)
+		left := within - time.Since(began) + app.StoodStill(began)
+		if left <= 0 {
+			left = within - time.Since(began) + app.Late(began)
+		}
+		if left <= 0 {
+			return fmt.Errorf("%s: not within %s: %w", what, time.Since(began).Round(time.Second), err)
+		}
+		once, cancel := context.WithTimeout(ctx, left)
+		now := ok(once)
+		cut := once.Err() != nil
+		cancel()
 		if now == nil {
 			return nil
 		}
-		if err == nil || ctx.Err() == nil { // the last call is cut short, and says only that
+		if err == nil || !cut { // the last call is cut short, and says only that
 			err = now
 		}
 		select {

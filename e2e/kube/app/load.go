@@ -25,9 +25,11 @@ type Load struct {
 
 // Summary is how a load went so far.
 type Summary struct {
-	Sent   int            `json:"sent"`
-	Failed int            `json:"failed"`
-	Live   int            `json:"live"`             // kept connections that are open now
+	Sent   int `json:"sent"`
+	Failed int `json:"failed"`
+	Live   int `json:"live"` // kept connections that are open now
+	// Stood counts requests that failed because everything stood still meanwhile.
+	Stood  int            `json:"stood,omitempty"`
 	Errors map[string]int `json:"errors,omitempty"` // by text, addresses left out
 	// FirstFailures tells when the first failures were.
 	FirstFailures []string `json:"firstFailures,omitempty"`
@@ -55,6 +57,7 @@ func startLoad(l Load) (*load, error) {
 	if err != nil {
 		return nil, err
 	}
+	StoodStill(time.Now()) // it watches from now on
 	run := &load{Load: l, last: time.Now()}
 	run.sum.Errors = make(map[string]int)
 	if run.interval, err = time.ParseDuration(l.Interval); err != nil {
@@ -154,9 +157,14 @@ const (
 
 func (l *load) count(began time.Time, err error) {
 	now := time.Now()
+	stood := err != nil && Late(began) > 0
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.sum.Sent++
+	if stood {
+		l.sum.Stood++
+		return
+	}
 	if err != nil {
 		l.sum.Failed++
 		name := variable.ReplaceAllString(err.Error(), "…")
