@@ -93,14 +93,14 @@ func TestRBACNames(t *testing.T) {
 		}
 	}
 	want := map[string][]string{
-		"secrets": {"cacerts", "istio-ca-secret", "warren-ca-before"}, "configmaps": {"istio-ca-root-cert"},
+		"secrets": {"cacerts", "istio-ca-secret", "warren-ca-rotation"}, "configmaps": {"istio-ca-root-cert", "warren-ca-issued"},
 		"leases": {"warren-controlplane-leader"}, "daemonsets": {"warren-nodeagent"},
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
 	}
 	for name, file := range map[string]string{
-		"cacerts": "xds/controlplane", "istio-ca-secret": "xds/controlplane", "warren-ca-before": "xds/controlplane", "istio-ca-root-cert": "xds/controlplane", "warren-controlplane-leader": "xds/controlplane",
+		"cacerts": "xds/controlplane", "istio-ca-secret": "xds/controlplane", "warren-ca-rotation": "xds/controlplane", "warren-ca-issued": "xds/controlplane", "istio-ca-root-cert": "xds/controlplane", "warren-controlplane-leader": "xds/controlplane",
 	} {
 		if !sourcesContain(t, file, strconv.Quote(name)) {
 			t.Errorf("no source in %s says %q", file, name)

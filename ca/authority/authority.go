@@ -39,12 +39,14 @@ const (
 
 // Authority is an issuing certificate with its key. Immutable, safe for concurrent use.
 type Authority struct {
-	key    crypto.Signer
-	cert   *x509.Certificate
-	chain  []string // PEM of what goes between a leaf and the roots
-	roots  []byte
-	until  time.Time // when the last way from cert to a root ends
-	policy Policy
+	key     crypto.Signer
+	cert    *x509.Certificate
+	chain   []string // PEM of what goes between a leaf and the roots
+	roots   []byte
+	id      string    // of cert, and …
+	rootIDs []string  // … of roots, as CertID
+	until   time.Time // when the last way from cert to a root ends
+	policy  Policy
 }
 
 // Files are an authority's parts in PEM, under the names that Istio gives them.
@@ -108,7 +110,7 @@ func load(f Files, p Policy, now time.Time) (*Authority, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cert-chain.pem: %w", err)
 	}
-	a := &Authority{key: key, cert: certs[0], policy: p, roots: encodeCerts(roots)}
+	a := &Authority{key: key, cert: certs[0], policy: p, roots: encodeCerts(roots), id: idOf(certs[0].Raw), rootIDs: idsOf(roots)}
 	if a.until, err = checkIssuer(a.cert, key, above, roots, now); err != nil {
 		return nil, err
 	}

@@ -1,7 +1,7 @@
 // Package server is the Istio CA service, istio.v1.auth.IstioCertificateService/CreateCertificate, over an authority.
 //
 // Kind: adapter. Used by xds/controlplane, which supplies the gRPC server with its TLS, and says who may have which
-// identity. It also keeps the authority's files (LoadOrCreate) and knows nodes by token (Tokens).
+// identity. It also keeps the authority's files (StateDir) and knows nodes by token (Tokens).
 //
 // A request passes in this order, and each step answers as istiod does, so that Istio's clients take the same path:
 //

@@ -80,6 +80,7 @@ func kinds() map[string]kind {
 		"ca/source/*":  adapter,
 		"ca/authority": pure,
 		"ca/bearer":    pure,
+		"ca/rotation":  core,
 		"ca/server":    adapter,
 		"ca/kubeauth":  adapter,
 		"ca/mtls":      pure,
@@ -117,7 +118,7 @@ func across() map[string][]string {
 	return map[string][]string{
 		"nodeagent":        {"cni/event", "cni/conflist", "cni/redirect", "xds/translate", "xds/kube", "xds/file"},
 		"proxy":            {"nodeagent/zds", "xds/workload", "xds/client", "ca/svid", "ca/source/*", "ca/mtls"},
-		"xds/controlplane": {"ca/authority", "ca/server", "ca/kubeauth", "ca/mtls"},
+		"xds/controlplane": {"ca/authority", "ca/rotation", "ca/server", "ca/kubeauth", "ca/mtls"},
 	}
 }
 

@@ -233,8 +233,9 @@ func needs() (cluster, own []rbacv1.PolicyRule) {
 			rule("authentication.k8s.io", "tokenreviews", "create"),
 		}, []rbacv1.PolicyRule{
 			rule("", "secrets", "create"),
-			named("", "secrets", []string{pluggedSecret, ownSecret}, "get"),
-			named("", "secrets", []string{beforeSecret}, "get", "update"),
+			named("", "secrets", []string{pluggedSecret}, "get"),
+			named("", "secrets", []string{ownSecret, rotationSecret}, "get", "update"),
+			named("", "configmaps", []string{issuedMap}, "get", "patch"),
 			rule("coordination.k8s.io", "leases", "create"),
 			named("coordination.k8s.io", "leases", []string{leaseName}, "get", "update"),
 		}
@@ -634,7 +635,7 @@ func TestRealReplacement(t *testing.T) {
 	}
 	eventually(t, "the new root alone in every namespace", func() bool { return strings.TrimSpace(s.root("app")) == next })
 	eventually(t, "no key of the old one", func() bool {
-		secret, err := s.kubernetes.CoreV1().Secrets(ownNS).Get(t.Context(), beforeSecret, metav1.GetOptions{})
+		secret, err := s.kubernetes.CoreV1().Secrets(ownNS).Get(t.Context(), rotationSecret, metav1.GetOptions{})
 		return err == nil && len(secret.Data) == 0
 	})
 	if _, err := sign(t, s.dial(planes[2]), planes[2].as(s.token("ztunnel", "ztunnel-1", "istio-ca")), "spiffe://cluster.local/ns/app/sa/web"); err != nil {

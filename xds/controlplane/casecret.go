@@ -1,23 +1,25 @@
 package controlplane
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"log/slog"
-	"sync"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/warren-mesh/warren/ca/authority"
+	"github.com/warren-mesh/warren/ca/rotation"
 )
 
 // The Secrets of an authority, as istiod has them: the one that somebody put there, and
@@ -30,79 +32,56 @@ const (
 )
 
 const (
-	secretTimeout = 15 * time.Second
-	// secretEvery is how often a Secret is compared with what is signed with. A replica that
-	// is restarted because of another Secret is not to be there before it was seen.
-	secretEvery = 2 * time.Second
+	// rotationSecret holds the record of a rotation, with the key of the authority that
+	// does not sign.
+	rotationSecret = "warren-ca-rotation"
+	rotationKey    = "record.json"
+	// issuedMap holds what each replica has signed that is valid: numbers, no secrets.
+	issuedMap = "warren-ca-issued"
 )
 
-// caSecret keeps the authority in a Secret.
+// versionPrefix makes the version of a Secret that is there other than empty.
+const versionPrefix = "v"
+
+// caSecret keeps the authority in Secrets: a rotation.Store.
 type caSecret struct {
 	client    kubernetes.Interface
 	namespace string
 	td        spiffeid.TrustDomain
-	policy    authority.Policy
-	overlap   time.Duration
 	log       *slog.Logger
-
-	mu      sync.Mutex
-	loaded  authority.Files // what is or will be signed with: what was last in the Secret, and could be used
-	own     bool            // it came from ownSecret
-	differ  string          // why what is in the API server is something else; empty for the same
-	signing authority.Files // what is signed with, and the roots that go with it
-	note    string          // what there is to say of a replacement; empty for none
 }
 
-// load reads the authority, or makes one where there is none. Of several replicas that
-// find none at the same time the first makes it, and all others read that.
-func (s *caSecret) load(ctx context.Context, now time.Time) (*authority.Authority, error) {
-	ctx, cancel := context.WithTimeout(ctx, secretTimeout)
-	defer cancel()
-	files, name, err := s.read(ctx)
-	if err == nil && name == "" {
-		if err = s.create(ctx, now); err == nil {
-			files, name, err = s.read(ctx) // what is there counts, whoever wrote it
+func (s *caSecret) called(name string) string { return "secret " + s.namespace + "/" + name }
+
+// Read implements rotation.Store.
+func (s *caSecret) Read(ctx context.Context) (k rotation.Kept, err error) {
+	secrets := s.client.CoreV1().Secrets(s.namespace)
+	switch record, err := secrets.Get(ctx, rotationSecret, metav1.GetOptions{}); {
+	case apierrors.IsNotFound(err):
+	case err != nil:
+		return k, fmt.Errorf("%s: %w", s.called(rotationSecret), err)
+	default:
+		k.Version = versionPrefix + record.ResourceVersion
+		if k.Record, err = rotation.Decode(record.Data[rotationKey]); err != nil {
+			k.Name = s.called(rotationSecret)
+			return k, fmt.Errorf("%s: %w; if what it held cannot be put back, remove it, and the installed CA is used alone", k.Name, err)
 		}
 	}
-	if err != nil {
-		return nil, err
-	}
-	if name == "" {
-		return nil, fmt.Errorf("secret %s/%s: gone again after it was made", s.namespace, ownSecret)
-	}
-	before, err := s.readBefore(ctx)
-	if err != nil {
-		return nil, err
-	}
-	ca, used, note, err := s.choose(files, before, now)
-	if err != nil {
-		return nil, fmt.Errorf("secret %s/%s: %w", s.namespace, name, err)
-	}
-	s.mu.Lock()
-	s.loaded, s.own, s.signing, s.note = files, name == ownSecret, used, note
-	s.mu.Unlock()
-	s.log.Info("the CA's key is that of a Secret", "secret", s.namespace+"/"+name, "expires", ca.NotAfter().UTC().Format(time.RFC3339), "note", note)
-	return ca, nil
-}
-
-// read returns what is in the API server, and an empty name for nothing. An error with a
-// name is about what is in that Secret, one without about reaching it.
-func (s *caSecret) read(ctx context.Context) (files authority.Files, name string, err error) {
 	for _, name := range []string{pluggedSecret, ownSecret} {
-		secret, err := s.client.CoreV1().Secrets(s.namespace).Get(ctx, name, metav1.GetOptions{})
+		secret, err := secrets.Get(ctx, name, metav1.GetOptions{})
 		if apierrors.IsNotFound(err) {
 			continue
 		}
 		if err != nil {
-			return files, "", fmt.Errorf("secret %s/%s: %w", s.namespace, name, err)
+			return k, fmt.Errorf("%s: %w", s.called(name), err)
 		}
-		files, err := filesOf(secret)
-		if err != nil {
-			return files, name, fmt.Errorf("secret %s/%s: %w", s.namespace, name, err)
+		k.Name, k.Plugged = s.called(name), name == pluggedSecret
+		if k.Files, err = filesOf(secret); err != nil {
+			return k, fmt.Errorf("%s: %w", k.Name, err)
 		}
-		return files, name, nil
+		return k, nil
 	}
-	return files, "", nil
+	return k, nil
 }
 
 // filesOf finds an authority's parts under Istio's names, or under those of a TLS Secret,
@@ -122,108 +101,130 @@ func filesOf(secret *corev1.Secret) (authority.Files, error) {
 	return authority.Files{Cert: pem.EncodeToMemory(block), Key: d[corev1.TLSPrivateKeyKey], Chain: above, Roots: d["ca.crt"]}, nil
 }
 
-func (s *caSecret) create(ctx context.Context, now time.Time) error {
+// Create implements rotation.Store.
+func (s *caSecret) Create(ctx context.Context, now time.Time) error {
 	made, err := authority.Create(s.td, now)
 	if err != nil {
 		return err
 	}
-	return s.write(ctx, made)
+	return s.PutBack(ctx, made)
 }
 
-// write makes the Secret unless there is one.
-func (s *caSecret) write(ctx context.Context, files authority.Files) error {
-	roots := files.Roots
-	if len(roots) == 0 {
-		roots = files.Cert
-	}
+// PutBack implements rotation.Store: it makes the Secret unless there is one.
+func (s *caSecret) PutBack(ctx context.Context, files authority.Files) error {
 	_, err := s.client.CoreV1().Secrets(s.namespace).Create(ctx, &corev1.Secret{
 		ObjectMeta: metav1.ObjectMeta{Name: ownSecret, Namespace: s.namespace, Labels: managed()},
 		Type:       ownSecretType,
-		Data:       map[string][]byte{"ca-cert.pem": files.Cert, "ca-key.pem": files.Key, "root-cert.pem": roots, "cert-chain.pem": files.Chain},
+		Data:       secretData(files),
 	}, metav1.CreateOptions{FieldManager: fieldManager})
 	switch {
 	case apierrors.IsAlreadyExists(err):
 		return nil
 	case err != nil:
-		return fmt.Errorf("make secret %s/%s: %w", s.namespace, ownSecret, err)
+		return fmt.Errorf("make %s: %w", s.called(ownSecret), err)
 	}
 	s.log.Info("secret made", "secret", s.namespace+"/"+ownSecret)
 	return nil
 }
 
-// watch compares the Secret with what is signed with until ctx ends, and has use called
-// with what is to be used instead.
-func (s *caSecret) watch(ctx context.Context, use func(*authority.Authority)) {
-	tick := time.NewTicker(secretEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-			if ca := s.compare(ctx, time.Now()); ca != nil {
-				use(ca)
-			}
+func secretData(f authority.Files) map[string][]byte {
+	if len(f.Roots) == 0 {
+		f.Roots = f.Cert
+	}
+	return map[string][]byte{"ca-cert.pem": f.Cert, "ca-key.pem": f.Key, "root-cert.pem": f.Roots, "cert-chain.pem": f.Chain}
+}
+
+// Install implements rotation.Store.
+func (s *caSecret) Install(ctx context.Context, f authority.Files) error {
+	secrets := s.client.CoreV1().Secrets(s.namespace)
+	secret, err := secrets.Get(ctx, ownSecret, metav1.GetOptions{})
+	if err != nil {
+		return fmt.Errorf("%s: %w", s.called(ownSecret), err)
+	}
+	secret.Data = secretData(f)
+	if _, err := secrets.Update(ctx, secret, metav1.UpdateOptions{FieldManager: fieldManager}); err != nil {
+		return fmt.Errorf("write %s: %w", s.called(ownSecret), changed(err))
+	}
+	return nil
+}
+
+// changed is rotation's error for a write that another was before.
+func changed(err error) error {
+	if apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) {
+		return rotation.ErrChanged
+	}
+	return err
+}
+
+// WriteRecord implements rotation.Store.
+func (s *caSecret) WriteRecord(ctx context.Context, k rotation.Kept, r rotation.Record) error {
+	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: rotationSecret, Namespace: s.namespace, Labels: managed(), ResourceVersion: strings.TrimPrefix(k.Version, versionPrefix)}, Type: ownSecretType}
+	if r.Phase != rotation.Settled {
+		text, err := r.Encode()
+		if err != nil {
+			return err
 		}
+		secret.Data = map[string][]byte{rotationKey: text}
 	}
+	secrets := s.client.CoreV1().Secrets(s.namespace)
+	var err error
+	if k.Version != "" {
+		_, err = secrets.Update(ctx, secret, metav1.UpdateOptions{FieldManager: fieldManager})
+	} else {
+		_, err = secrets.Create(ctx, secret, metav1.CreateOptions{FieldManager: fieldManager})
+	}
+	if err != nil {
+		return fmt.Errorf("write %s: %w", s.called(rotationSecret), changed(err))
+	}
+	return nil
 }
 
-// compare returns what is to be used from now on, nil for what is used already. A Secret
-// that was deleted is put back, if it was ours: a replica that starts would begin another
-// mesh. One with something else in it replaces what is used, step by step; see replacement.
-func (s *caSecret) compare(ctx context.Context, now time.Time) *authority.Authority {
-	ctx, cancel := context.WithTimeout(ctx, secretTimeout)
-	defer cancel()
-	files, name, err := s.read(ctx)
-	s.mu.Lock()
-	loaded, own, told := s.loaded, s.own, s.differ
-	s.mu.Unlock()
-	var ca *authority.Authority
-	differ := ""
-	switch {
-	case err != nil && name == "":
-		differ = told // nothing was found out about it
-	case err != nil:
-		differ = err.Error()
-	case name == "" && own:
-		s.log.Warn("the CA's secret is gone and is put back: to begin a new mesh, stop all replicas first", "secret", s.namespace+"/"+ownSecret)
-		if err := s.write(ctx, loaded); err != nil {
-			differ = err.Error()
+// Publish implements rotation.Store. Whoever leads writes the ConfigMaps.
+func (s *caSecret) Publish(context.Context, []byte) error { return nil }
+
+// Replicas implements rotation.Store.
+func (s *caSecret) Replicas(ctx context.Context) ([]rotation.Replica, error) {
+	m, err := s.client.CoreV1().ConfigMaps(s.namespace).Get(ctx, issuedMap, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("configmap %s/%s: %w", s.namespace, issuedMap, err)
+	}
+	var all []rotation.Replica
+	for name, text := range m.Data {
+		var r rotation.Replica
+		if err := json.Unmarshal([]byte(text), &r); err != nil {
+			return nil, fmt.Errorf("configmap %s/%s: %s: %w; remove that entry only if no certificate can be valid that this replica signed", s.namespace, issuedMap, name, err)
 		}
-	case name == "":
-		differ = fmt.Sprintf("secret %s/%s is gone", s.namespace, pluggedSecret)
-	default:
-		if ca, err = s.replace(ctx, files, name, now); err != nil {
-			differ = fmt.Sprintf("secret %s/%s has changed, and is not used: %v", s.namespace, name, err)
-		}
+		all = append(all, r)
 	}
-	if differ != "" && differ != told {
-		s.log.Error("this replica signs with a CA that is not the one in the API server: mend that, or put the old one back", "reason", differ)
-	}
-	s.mu.Lock()
-	s.differ = differ
-	s.mu.Unlock()
-	return ca
+	slices.SortFunc(all, func(a, b rotation.Replica) int { return a.At.Compare(b.At) })
+	return all, nil
 }
 
-// differs says why the Secret is not what is signed with.
-func (s *caSecret) differs() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.differ
-}
-
-// replacing says how far the replacement of a CA is, empty for none.
-func (s *caSecret) replacing() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.note
-}
-
-func digest(f authority.Files) [sha256.Size]byte {
-	roots := f.Roots
-	if len(bytes.TrimSpace(roots)) == 0 {
-		roots = f.Cert
+// WriteReplica implements rotation.Store. Each replica has an entry of its own.
+func (s *caSecret) WriteReplica(ctx context.Context, r rotation.Replica, remove []string) error {
+	text, err := json.Marshal(r)
+	if err != nil {
+		return err
 	}
-	return sha256.Sum256(bytes.Join([][]byte{bytes.TrimSpace(f.Cert), bytes.TrimSpace(f.Key), bytes.TrimSpace(f.Chain), bytes.TrimSpace(roots)}, []byte{0}))
+	data := map[string]any{r.Name: string(text)}
+	for _, name := range remove {
+		data[name] = nil
+	}
+	patch, err := json.Marshal(map[string]any{"data": data})
+	if err != nil {
+		return err
+	}
+	maps := s.client.CoreV1().ConfigMaps(s.namespace)
+	_, err = maps.Patch(ctx, issuedMap, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: fieldManager})
+	if apierrors.IsNotFound(err) {
+		_, err = maps.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: issuedMap, Namespace: s.namespace, Labels: managed()}, Data: map[string]string{r.Name: string(text)}},
+			metav1.CreateOptions{FieldManager: fieldManager})
+	}
+	if err != nil {
+		return fmt.Errorf("configmap %s/%s: %w", s.namespace, issuedMap, err)
+	}
+	return nil
 }

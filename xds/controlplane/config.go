@@ -35,6 +35,7 @@ type Config struct {
 	// Either a folder of Kubernetes YAML, with a folder for the CA and a file of tokens …
 	KubeDir    string
 	StateDir   string // the CA's key and certificates
+	CADir      string // a CA that somebody plugs in, in the layout of Istio's cacerts; empty: our own
 	NodeTokens string // file of lines "<token> <node>"
 
 	// … or a Kubernetes API server, which has all of it.
@@ -112,12 +113,13 @@ func (c *Config) RegisterFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&c.MetricsListen, "metrics-listen", c.MetricsListen, "address of /metrics; empty for none")
 	fs.DurationVar(&c.TTL, "ca-ttl", c.TTL, "lifetime of certificates whose requests ask for none")
 	fs.DurationVar(&c.MaxTTL, "max-ttl", c.MaxTTL, "longest lifetime that a request may ask for")
-	fs.DurationVar(&c.CAOverlap, "ca-overlap", c.CAOverlap, "with --kubernetes: when the CA's Secret is replaced, how long the old CA goes on signing while the new one's root becomes known, and how long it goes on being trusted after; as long as proxies' certificates live, or 0 to take the new one at once, which cuts pods off from each other until they renew")
+	fs.DurationVar(&c.CAOverlap, "ca-overlap", c.CAOverlap, "when the CA in the Secret or in --ca-dir is replaced by another, how long the old CA goes on signing while the new one's root becomes known, and how long it goes on being trusted after; as long as proxies' certificates live, or 0 to take the new one at once, which cuts pods off from each other until they renew")
 }
 
 func (c *Config) registerWorldFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&c.KubeDir, "kube-dir", c.KubeDir, "folder of Kubernetes YAML that stands in for an API server (this or --kubernetes is required)")
 	fs.StringVar(&c.StateDir, "state-dir", c.StateDir, "with --kube-dir: folder with the CA's key and certificates, made at the first start; root-cert.pem in it is for the proxies")
+	fs.StringVar(&c.CADir, "ca-dir", c.CADir, "with --kube-dir: folder with a CA to use in place of our own: ca-cert.pem, ca-key.pem, root-cert.pem and cert-chain.pem, as in Istio's cacerts; followed when it changes; --state-dir then holds the root for the proxies and what is being replaced")
 	fs.StringVar(&c.NodeTokens, "node-tokens", c.NodeTokens, "with --kube-dir: file of lines \"<token> <node>\", which nodes prove themselves by")
 	fs.BoolVar(&c.Kubernetes, "kubernetes", c.Kubernetes, "read from a Kubernetes API server, keep the CA in a Secret there, and know proxies by their service accounts")
 	fs.StringVar(&c.Kubeconfig, "kubeconfig", c.Kubeconfig, "with --kubernetes: how to reach the API server; empty for that of the cluster we run in")
@@ -186,6 +188,9 @@ func (c *Config) validateWorld(bad complain) {
 	}
 	if c.StateDir != "" {
 		bad("state-dir", "is for --kube-dir: with --kubernetes the CA is in a Secret")
+	}
+	if c.CADir != "" {
+		bad("ca-dir", "is for --kube-dir: with --kubernetes it is the Secret %s", pluggedSecret)
 	}
 	if c.NodeTokens != "" {
 		bad("node-tokens", "is for --kube-dir: with --kubernetes proxies are known by their service accounts")
@@ -276,6 +281,7 @@ func (c Config) LogValue() slog.Value {
 	return slog.GroupValue(
 		slog.String("kube-dir", c.KubeDir),
 		slog.String("state-dir", c.StateDir),
+		slog.String("ca-dir", c.CADir),
 		slog.String("node-tokens", c.NodeTokens),
 		slog.Bool("kubernetes", c.Kubernetes),
 		slog.String("kubeconfig", c.Kubeconfig),

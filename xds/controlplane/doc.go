@@ -11,9 +11,9 @@
 // objects come from, model.go the arrow in the middle, callers.go who may call,
 // serving.go the certificate of the TLS port.
 //
-// In Kubernetes (kubernetes.go) the CA is in a Secret that all replicas read
-// (casecret.go), and replace step by step when it is replaced (replacement.go); and the one that leads (leader.go) keeps the ConfigMap with the root
-// in every namespace (rootmaps.go), tells policies and what is bound to a waypoint what
+// What the CA is over time is ca/rotation's. In Kubernetes (kubernetes.go) it is in a
+// Secret that all replicas read (casecret.go); and the one that leads (leader.go) keeps
+// the ConfigMap with the root in every namespace (rootmaps.go), tells policies and what is bound to a waypoint what
 // became of them (status.go, policystatus.go, waypointstatus.go), and gives hosts of
 // ServiceEntries that have no address one (addresses.go). Every replica serves. An API server that is away stops none of it
 // but the writing: what was last read is served, the keys are in memory.

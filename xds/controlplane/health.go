@@ -37,7 +37,7 @@ func (p *ControlPlane) unready(now time.Time) []string {
 	default:
 		reasons = append(reasons, p.feed.Unsynced())
 	}
-	ca := p.ca.Load()
+	ca := p.keeper.Authority()
 	switch why := p.noCA.Load(); {
 	case ca == nil && why == nil:
 		reasons = append(reasons, "the CA has not been read yet")
@@ -52,13 +52,11 @@ func (p *ControlPlane) unready(now time.Time) []string {
 // notes says what is wrong and keeps nobody from being served.
 func (p *ControlPlane) notes() []string {
 	notes := p.feed.Stale()
-	if p.cluster != nil {
-		if why := p.cluster.secret.differs(); why != "" {
-			notes = append(notes, "this replica signs with a CA that is not the one in the API server: "+why)
-		}
-		if note := p.cluster.secret.replacing(); note != "" {
-			notes = append(notes, note)
-		}
+	if why := p.keeper.Differs(); why != "" {
+		notes = append(notes, "this replica signs with a CA that is not the one that is kept: "+why)
+	}
+	if note := p.keeper.Note(); note != "" {
+		notes = append(notes, note)
 	}
 	return notes
 }

@@ -13,7 +13,6 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
-	"github.com/warren-mesh/warren/ca/authority"
 	"github.com/warren-mesh/warren/ca/kubeauth"
 	"github.com/warren-mesh/warren/xds/kube"
 )
@@ -48,10 +47,8 @@ func connect(cfg *rest.Config) (c clients, err error) {
 	return c, err
 }
 
-// cluster is what a control plane has in Kubernetes: where its CA is, and what the
-// leader of its replicas does.
+// cluster is what a control plane has in Kubernetes: what the leader of its replicas does.
 type cluster struct {
-	secret    *caSecret
 	leader    *leader
 	rootMaps  *rootMaps // nil for none
 	statuses  []*statusWriter
@@ -84,9 +81,8 @@ func (p *ControlPlane) useClients(c clients, td spiffeid.TrustDomain) error {
 		return err
 	}
 	p.feed = kubeFeed{feeder}
-	k := &cluster{secret: &caSecret{
-		client: c.kubernetes, namespace: p.cfg.Namespace, td: td, policy: p.cfg.lifetimes(), overlap: p.cfg.CAOverlap, log: p.log,
-	}}
+	p.keep(&caSecret{client: c.kubernetes, namespace: p.cfg.Namespace, td: td, log: p.log})
+	k := &cluster{}
 	var duties []func(context.Context)
 	if p.cfg.RootConfigMap != "" {
 		k.rootMaps = &rootMaps{client: c.kubernetes, name: p.cfg.RootConfigMap, roots: p.roots, world: feeder.Read, log: p.log, again: make(chan struct{}, 1)}
@@ -113,22 +109,22 @@ func (p *ControlPlane) useClients(c clients, td spiffeid.TrustDomain) error {
 
 // roots is the bundle that everyone trusts, empty before the CA is there.
 func (p *ControlPlane) roots() string {
-	if ca := p.ca.Load(); ca != nil {
+	if ca := p.keeper.Authority(); ca != nil {
 		return string(ca.RootsPEM())
 	}
 	return ""
 }
 
-// awaitCA reads the CA, again and again until it can or ctx ends: then it returns nil.
-func (p *ControlPlane) awaitCA(ctx context.Context) *authority.Authority {
+// awaitCA reads the CA, again and again until it can, or ctx ends: then it returns false.
+func (p *ControlPlane) awaitCA(ctx context.Context) bool {
 	retry := firstCARetry
 	for {
-		ca, err := p.cluster.secret.load(ctx, time.Now())
+		err := p.keeper.Load(ctx, time.Now())
 		if err == nil {
-			return ca
+			return true
 		}
 		if ctx.Err() != nil {
-			return nil
+			return false
 		}
 		text := err.Error()
 		if before := p.noCA.Swap(&text); before == nil || *before != text {
@@ -136,7 +132,7 @@ func (p *ControlPlane) awaitCA(ctx context.Context) *authority.Authority {
 		}
 		select {
 		case <-ctx.Done():
-			return nil
+			return false
 		case <-time.After(retry):
 		}
 		retry = min(2*retry, lastCARetry)

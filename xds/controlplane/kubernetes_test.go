@@ -2,6 +2,7 @@ package controlplane
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
@@ -31,7 +32,9 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
 
+	"github.com/warren-mesh/warren/ca/authority"
 	"github.com/warren-mesh/warren/ca/mtls"
+	"github.com/warren-mesh/warren/ca/rotation"
 )
 
 const (
@@ -259,7 +262,7 @@ func TestReplicasShareTheRoot(t *testing.T) {
 	var all sync.WaitGroup
 	for i := range replicas {
 		all.Go(func() {
-			ca, err := w.secret(log).load(t.Context(), time.Now())
+			ca, err := w.load(log)
 			if err != nil {
 				t.Error(err)
 				return
@@ -285,15 +288,26 @@ func TestReplicasShareTheRoot(t *testing.T) {
 	}
 }
 
-func (w *world) secret(log *lockedBuffer) *caSecret {
-	return &caSecret{client: w.client, namespace: ownNS, td: spiffeid.RequireTrustDomainFromString("cluster.local"), log: slog.New(slog.NewTextHandler(log, nil))}
+// keeper is the CA of one replica.
+func (w *world) keeper(log *lockedBuffer, overlap time.Duration) *rotation.Keeper {
+	l := slog.New(slog.NewTextHandler(log, nil))
+	return rotation.New(rotation.Config{
+		Store: &caSecret{client: w.client, namespace: ownNS, td: meshDomain, log: l}, Replica: "replica." + rand.Text()[:8], Overlap: overlap, Log: l,
+	})
+}
+
+// load is the CA that a replica which starts has.
+func (w *world) load(log *lockedBuffer) (*authority.Authority, error) {
+	k := w.keeper(log, 0)
+	err := k.Load(w.t.Context(), time.Now())
+	return k.Authority(), err
 }
 
 // The Secret that somebody put there goes before our own; what is wrong with it is said.
 func TestPluggedSecret(t *testing.T) {
 	w := newWorld(t)
 	log := &lockedBuffer{}
-	own, err := w.secret(log).load(t.Context(), time.Now())
+	own, err := w.load(log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -302,7 +316,7 @@ func TestPluggedSecret(t *testing.T) {
 		t.Fatal(err)
 	}
 	other := newWorld(t)
-	foreign, err := other.secret(log).load(t.Context(), time.Now())
+	foreign, err := other.load(log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -322,7 +336,7 @@ func TestPluggedSecret(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			put(t, w, pluggedSecret, c.data)
-			ca, err := w.secret(log).load(t.Context(), time.Now())
+			ca, err := w.load(log)
 			switch {
 			case c.err != "" && (err == nil || !strings.Contains(err.Error(), c.err) || !strings.Contains(err.Error(), ownNS+"/"+pluggedSecret)):
 				t.Errorf("err = %v, want %q", err, c.err)
@@ -351,32 +365,32 @@ func put(t *testing.T, w *world, name string, data map[string][]byte) {
 func TestSecretChangesWhileRunning(t *testing.T) {
 	w := newWorld(t)
 	log := &lockedBuffer{}
-	s := w.secret(log)
-	ca, err := s.load(t.Context(), time.Now())
-	if err != nil {
+	s := w.keeper(log, 0)
+	if err := s.Load(t.Context(), time.Now()); err != nil {
 		t.Fatal(err)
 	}
-	s.compare(t.Context(), time.Now())
-	if why := s.differs(); why != "" {
+	ca := s.Authority()
+	s.Compare(t.Context(), time.Now())
+	if why := s.Differs(); why != "" {
 		t.Errorf("differs: %s", why)
 	}
 	if err := w.client.CoreV1().Secrets(ownNS).Delete(t.Context(), ownSecret, metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	w.away.Store(true)
-	s.compare(t.Context(), time.Now())
+	s.Compare(t.Context(), time.Now())
 	w.away.Store(false)
-	if why := s.differs(); why != "" {
+	if why := s.Differs(); why != "" {
 		t.Errorf("an API server that is away makes it differ: %s", why)
 	}
-	s.compare(t.Context(), time.Now())
-	again, err := w.secret(log).load(t.Context(), time.Now())
+	s.Compare(t.Context(), time.Now())
+	again, err := w.load(log)
 	if err != nil || string(again.RootsPEM()) != string(ca.RootsPEM()) {
 		t.Errorf("another root after the Secret was gone: %v", err)
 	}
 	put(t, w, ownSecret, map[string][]byte{"ca-cert.pem": []byte("x"), "ca-key.pem": []byte("y")})
-	s.compare(t.Context(), time.Now())
-	if why := s.differs(); !strings.Contains(why, "is not used") {
+	s.Compare(t.Context(), time.Now())
+	if why := s.Differs(); !strings.Contains(why, "is not used") {
 		t.Errorf("differs = %q", why)
 	}
 	if n := strings.Count(log.String(), "level=ERROR"); n != 1 {
@@ -409,7 +423,7 @@ func conditionOf(w *world, policy string) map[string]any {
 // A replica that finds no Secret, and is too late to make it, takes that of the first.
 func TestAnotherReplicaWasFirst(t *testing.T) {
 	other := newWorld(t)
-	first, err := other.secret(&lockedBuffer{}).load(t.Context(), time.Now())
+	first, err := other.load(&lockedBuffer{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -422,7 +436,7 @@ func TestAnotherReplicaWasFirst(t *testing.T) {
 		return false, nil, w.client.Tracker().Add(theirs) // in the moment between looking and making
 	})
 	log := &lockedBuffer{}
-	ca, err := w.secret(log).load(t.Context(), time.Now())
+	ca, err := w.load(log)
 	if err != nil || string(ca.RootsPEM()) != string(first.RootsPEM()) {
 		t.Errorf("not the root of the first: %v", err)
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"google.golang.org/grpc/codes"
 
+	"github.com/warren-mesh/warren/ca/rotation"
 	"github.com/warren-mesh/warren/xds/server"
 )
 
@@ -41,11 +42,15 @@ func newMetrics(p *ControlPlane) *metrics {
 		out.requests, out.signed, out.unauthorized, out.failed, out.took,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "citadel_server_root_cert_expiry_timestamp", Help: "When the CA's certificate expires, in Unix time."},
 			func() float64 {
-				if ca := p.ca.Load(); ca != nil {
+				if ca := p.keeper.Authority(); ca != nil {
 					return float64(ca.NotAfter().Unix())
 				}
 				return 0
 			}),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "warren_ca_secret_differs", Help: "Whether another CA is kept than this replica signs with."},
+			func() float64 { return number(p.keeper.Differs() != "") }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "warren_ca_rotation", Help: "Whether a rotation or a replacement of the CA is under way."},
+			func() float64 { return number(p.keeper.Phase() != rotation.Settled) }),
 		&adsCollector{ads: p.ads}, &modelCollector{model: p.model})
 	if feed, ok := p.feed.(kubeFeed); ok {
 		out.registry.MustRegister(&kubeCollector{feed: feed, cluster: p.cluster})

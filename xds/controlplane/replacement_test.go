@@ -8,18 +8,17 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
-	"log/slog"
 	"math/big"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/warren-mesh/warren/ca/authority"
+	"github.com/warren-mesh/warren/ca/rotation"
 )
 
 var (
@@ -76,33 +75,26 @@ func (w *world) plug(name string, f authority.Files) {
 
 // replica is one of several that read one Secret.
 type replica struct {
-	*caSecret
-	t  *testing.T
-	ca *authority.Authority
+	*rotation.Keeper
+	t *testing.T
 }
 
-func (w *world) replica(log *lockedBuffer, now time.Time) *replica {
+func (w *world) replica(log *lockedBuffer, now time.Time, overlap ...time.Duration) *replica {
 	w.t.Helper()
-	r := &replica{caSecret: &caSecret{client: w.client, namespace: ownNS, td: meshDomain, overlap: time.Hour, log: slog.New(slog.NewTextHandler(log, nil))}, t: w.t}
-	ca, err := r.load(w.t.Context(), now)
-	if err != nil {
+	r := &replica{Keeper: w.keeper(log, append(overlap, time.Hour)[0]), t: w.t}
+	if err := r.Load(w.t.Context(), now); err != nil {
 		w.t.Fatal(err)
 	}
-	r.ca = ca
 	return r
 }
 
 // at is what the replica does at a time.
-func (r *replica) at(now time.Time) {
-	if ca := r.compare(r.t.Context(), now); ca != nil {
-		r.ca = ca
-	}
-}
+func (r *replica) at(now time.Time) { r.Compare(r.t.Context(), now) }
 
 // is checks who signs, and who is trusted.
 func (r *replica) is(when string, now time.Time, signer authority.Files, trusted ...authority.Files) {
 	r.t.Helper()
-	leaf, err := r.ca.Serving([]string{"h"}, time.Minute, now)
+	leaf, err := r.Authority().Serving([]string{"h"}, time.Minute, now)
 	if err != nil {
 		r.t.Fatalf("%s: %v", when, err)
 	}
@@ -114,7 +106,7 @@ func (r *replica) is(when string, now time.Time, signer authority.Files, trusted
 	if err := leaf.Leaf.CheckSignatureFrom(issuer); err != nil {
 		r.t.Errorf("%s: not signed by the one that should: %v", when, err)
 	}
-	roots := string(r.ca.RootsPEM())
+	roots := string(r.Authority().RootsPEM())
 	for _, f := range trusted {
 		if !strings.Contains(roots, strings.TrimSpace(string(f.Roots))) {
 			r.t.Errorf("%s: a root is missing", when)
@@ -125,16 +117,21 @@ func (r *replica) is(when string, now time.Time, signer authority.Files, trusted
 	}
 }
 
-// before is what is kept of the CA that is being replaced.
-func (w *world) before() *corev1.Secret {
-	s, err := w.client.CoreV1().Secrets(ownNS).Get(w.t.Context(), beforeSecret, metav1.GetOptions{})
+// record is what is kept of a rotation or a replacement, and whether there is something.
+func (w *world) record() (rotation.Record, bool) {
+	w.t.Helper()
+	s, err := w.client.CoreV1().Secrets(ownNS).Get(w.t.Context(), rotationSecret, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
-		return nil
+		return rotation.Record{}, false
 	}
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	return s
+	r, err := rotation.Decode(s.Data[rotationKey])
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return r, true
 }
 
 // A replaced CA goes on signing until everybody trusts the new one, and is trusted until
@@ -147,7 +144,7 @@ func TestReplacement(t *testing.T) {
 	one, two := w.replica(log, now), w.replica(log, now)
 	one.at(now)
 	one.is("before", now, old, old)
-	if w.before() != nil {
+	if _, there := w.record(); there {
 		t.Error("a Secret without need")
 	}
 	w.plug(pluggedSecret, next)
@@ -171,15 +168,15 @@ func TestReplacement(t *testing.T) {
 		for name, r := range all {
 			r.at(now.Add(step.after))
 			r.is(name+" after "+step.after.String(), now.Add(step.after), step.signer, step.trusted...)
-			if note := r.replacing(); !strings.Contains(note, step.note) || (note == "") != (step.note == "") {
+			if note := r.Note(); !strings.Contains(note, step.note) || (note == "") != (step.note == "") {
 				t.Errorf("%s after %s: %q, want %q", name, step.after, note, step.note)
 			}
-			if why := r.differs(); why != "" {
+			if why := r.Differs(); why != "" {
 				t.Errorf("%s after %s: differs: %s", name, step.after, why)
 			}
 		}
-		if key := w.before().Data["ca-key.pem"]; (len(key) > 0) != (step.note != "") {
-			t.Errorf("after %s the old key is there: %v", step.after, len(key) > 0)
+		if r, _ := w.record(); (len(r.Other.Key) > 0) != (step.note != "") {
+			t.Errorf("after %s the old key is there: %v", step.after, len(r.Other.Key) > 0)
 		}
 	}
 	if text := log.String(); strings.Contains(text, "PRIVATE") || strings.Contains(text, string(bytes.TrimSpace(old.Key))) {
@@ -256,8 +253,9 @@ func TestReplacementOtherwise(t *testing.T) {
 	})
 	t.Run("at once", func(t *testing.T) {
 		f, other := newCA(t), newCA(t)
-		w, r := begin(t, f)
-		r.overlap = 0
+		w := newWorld(t)
+		w.plug(ownSecret, f)
+		r := w.replica(&lockedBuffer{}, now, 0)
 		w.plug(ownSecret, other)
 		r.at(now)
 		r.is("at once", now, other, other)
@@ -278,10 +276,10 @@ func TestReplacementOtherwise(t *testing.T) {
 		w.plug(ownSecret, other)
 		r.at(now)
 		r.is("still", now, f, f)
-		if why := r.differs(); !strings.Contains(why, "is not used") {
+		if why := r.Differs(); !strings.Contains(why, "is not used") {
 			t.Errorf("differs: %q", why)
 		}
-		if w.before() != nil {
+		if _, there := w.record(); there {
 			t.Error("a replacement began")
 		}
 	})
@@ -290,11 +288,15 @@ func TestReplacementOtherwise(t *testing.T) {
 		w, r := begin(t, f)
 		w.plug(ownSecret, other)
 		r.at(now)
-		s := w.before()
-		s.Data[beforeSince] = []byte("yesterday")
-		put(t, w, beforeSecret, s.Data)
-		again := w.replica(&lockedBuffer{}, now)
-		again.is("of one that starts", now, other, other)
+		put(t, w, rotationSecret, map[string][]byte{rotationKey: []byte(`{"phase":"replacing","since":"yesterday"}`)})
+		if err := w.keeper(&lockedBuffer{}, time.Hour).Load(t.Context(), now); err == nil || !strings.Contains(err.Error(), rotationSecret) {
+			t.Errorf("a replica that starts: %v", err)
+		}
+		r.at(now)
+		r.is("those that are there", now, f, f, other)
+		if why := r.Differs(); !strings.Contains(why, rotationSecret) {
+			t.Errorf("differs: %q", why)
+		}
 	})
 }
 

@@ -2,12 +2,14 @@ package controlplane
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"sync/atomic"
 	"time"
 
@@ -16,8 +18,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 
-	"github.com/warren-mesh/warren/ca/authority"
 	"github.com/warren-mesh/warren/ca/mtls"
+	"github.com/warren-mesh/warren/ca/rotation"
 	caserver "github.com/warren-mesh/warren/ca/server"
 	"github.com/warren-mesh/warren/xds/file"
 	"github.com/warren-mesh/warren/xds/server"
@@ -52,10 +54,10 @@ type ControlPlane struct {
 	metrics   *metrics
 	http      []httpServer
 
-	ca      atomic.Pointer[authority.Authority] // nil while it is not known
-	noCA    atomic.Pointer[string]              // why it is not
-	secure  *grpc.Server                        // nil before the CA is known
-	serving *serving                            // likewise
+	keeper  *rotation.Keeper       // has no authority while the CA is not known
+	noCA    atomic.Pointer[string] // why it is not
+	secure  *grpc.Server           // nil before the CA is known
+	serving *serving               // likewise
 }
 
 // New checks the config and opens the listeners, which Run closes. The authority of a
@@ -96,8 +98,8 @@ func newControlPlane(cfg Config, log *slog.Logger, useKubernetes func(*ControlPl
 		p.plaintext = grpc.NewServer(server.ServerOptions()...)
 		p.plain.Register(p.plaintext) // the CA is on the TLS port only
 	}
-	if ca := p.ca.Load(); ca != nil {
-		if err := p.issueBy(ca); err != nil {
+	if p.keeper.Authority() != nil {
+		if err := p.issue(); err != nil {
 			return nil, err
 		}
 	}
@@ -110,15 +112,14 @@ func newControlPlane(cfg Config, log *slog.Logger, useKubernetes func(*ControlPl
 
 // useFolder takes everything from folders and files.
 func (p *ControlPlane) useFolder(td spiffeid.TrustDomain) error {
-	ca, err := caserver.LoadOrCreate(p.cfg.StateDir, td, p.cfg.lifetimes(), time.Now())
-	if err != nil {
+	p.keep(&caserver.StateDir{Path: p.cfg.StateDir, Plugged: p.cfg.CADir, TrustDomain: td})
+	if err := p.keeper.Load(context.Background(), time.Now()); err != nil {
 		return err
 	}
 	tokens, err := caserver.NewTokens(p.cfg.NodeTokens, p.log)
 	if err != nil {
 		return err
 	}
-	p.ca.Store(ca)
 	p.callers = nodesByToken(tokens, p.model)
 	files := fileFeed{Feeder: file.Feed(p.cfg.KubeDir, p.log)}
 	if p.cfg.AllocateAddresses {
@@ -128,19 +129,29 @@ func (p *ControlPlane) useFolder(td spiffeid.TrustDomain) error {
 	return nil
 }
 
-// issueBy makes the server of the TLS port, whose own certificate the authority signs.
-func (p *ControlPlane) issueBy(ca *authority.Authority) error {
-	p.ca.Store(ca)
+// keep has the CA kept in a store, under a name that no other start has.
+func (p *ControlPlane) keep(store rotation.Store) {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "controlplane"
+	}
+	p.keeper = rotation.New(rotation.Config{
+		Store: store, Replica: host + "." + rand.Text()[:8], Lifetimes: p.cfg.lifetimes(), Overlap: p.cfg.CAOverlap, Log: p.log,
+	})
+}
+
+// issue makes the server of the TLS port, whose own certificate the CA signs.
+func (p *ControlPlane) issue() error {
 	p.rootsChanged() // this replica may lead already, and have found none
 	cert, err := newServing(func(now time.Time) (*tls.Certificate, error) {
-		return p.ca.Load().Serving(p.cfg.hosts(), servingTTL, now)
+		return p.keeper.Authority().Serving(p.cfg.hosts(), servingTTL, now)
 	}, p.log, time.Now())
 	if err != nil {
 		return err
 	}
 	p.serving = cert
 	issuer, err := caserver.New(caserver.Config{
-		Authority: newest{&p.ca}, TrustDomain: p.td, Authenticator: p.callers, Authorizer: p.callers, Log: p.log, Observer: p.metrics,
+		Authority: p.keeper, TrustDomain: p.td, Authenticator: p.callers, Authorizer: p.callers, Log: p.log, Observer: p.metrics,
 	})
 	if err != nil {
 		return err
@@ -152,19 +163,8 @@ func (p *ControlPlane) issueBy(ca *authority.Authority) error {
 	return nil
 }
 
-// newest signs with the authority that there is when it is asked.
-type newest struct {
-	*atomic.Pointer[authority.Authority]
-}
-
-// Sign implements caserver.Signer.
-func (n newest) Sign(csr []byte, id spiffeid.ID, ttl time.Duration, now time.Time) (authority.Leaf, error) {
-	return n.Load().Sign(csr, id, ttl, now)
-}
-
-// replaceCA has another authority sign from now on, and its roots be trusted.
-func (p *ControlPlane) replaceCA(ca *authority.Authority) {
-	p.ca.Store(ca)
+// caChanged has the new CA, and its roots, reach those who do not ask for certificates.
+func (p *ControlPlane) caChanged() {
 	p.serving.renew()
 	p.rootsChanged()
 }
@@ -221,6 +221,7 @@ func (p *ControlPlane) Run(ctx context.Context) error {
 		h.serve(ctx, group)
 	}
 	err := group.Wait()
+	p.keeper.End()
 	p.log.Info("stopped", "err", err)
 	return err
 }
@@ -228,19 +229,16 @@ func (p *ControlPlane) Run(ctx context.Context) error {
 // serveSecure serves the TLS port, as soon as there is a CA.
 func (p *ControlPlane) serveSecure(ctx context.Context, group *errgroup.Group) error {
 	if p.secure == nil {
-		ca := p.awaitCA(ctx)
-		if ca == nil {
+		if !p.awaitCA(ctx) {
 			return p.listeners.secure.Close()
 		}
-		if err := p.issueBy(ca); err != nil {
+		if err := p.issue(); err != nil {
 			return errors.Join(err, p.listeners.secure.Close())
 		}
 	}
 	p.serveGRPC(ctx, group, p.secure, p.ads, p.listeners.secure)
 	p.log.Info("serving xDS and CA", "addr", p.Addr().String())
-	if p.cluster != nil {
-		p.cluster.secret.watch(ctx, p.replaceCA)
-	}
+	p.keeper.Run(ctx, p.caChanged)
 	return nil
 }
 

@@ -65,7 +65,11 @@ type ca struct {
 
 func newAuthority(t *testing.T) *authority.Authority {
 	t.Helper()
-	a, err := server.LoadOrCreate(t.TempDir(), td, authority.Policy{}, time.Now())
+	f, err := authority.Create(td, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := authority.Load(f, authority.Policy{}, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,6 +8,8 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path"
+	"strings"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -24,55 +26,6 @@ const (
 )
 
 const maxFile = 256 << 10
-
-// LoadOrCreate reads the authority kept in dir, making one for td when dir holds none, and leaves the root bundle
-// there as root-cert.pem (0644) for proxies to be given. A key that others can read is refused. Two processes that
-// start at once end up with the same authority; a crash at any point leaves a directory that the next start accepts.
-func LoadOrCreate(dir string, td spiffeid.TrustDomain, p authority.Policy, now time.Time) (*authority.Authority, error) {
-	a, err := loadOrCreate(dir, td, p, now)
-	if err != nil {
-		return nil, fmt.Errorf("ca state in %s: %w", dir, err)
-	}
-	return a, nil
-}
-
-func loadOrCreate(dir string, td spiffeid.TrustDomain, p authority.Policy, now time.Time) (*authority.Authority, error) {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, err
-	}
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return nil, err
-	}
-	defer root.Close()
-	if info, err := root.Stat("."); err != nil {
-		return nil, err
-	} else if m := info.Mode().Perm(); m&0o002 != 0 {
-		return nil, fmt.Errorf("the directory has mode %#o, so that anybody can replace the key; run chmod 755 on it", m)
-	}
-	f, err := readFiles(root)
-	if err != nil {
-		return nil, err
-	}
-	if f.Cert == nil || f.Key == nil {
-		if err := create(root, f, td, now); err != nil {
-			return nil, err
-		}
-		if f, err = readFiles(root); err != nil { // what is on disk counts, whoever wrote it
-			return nil, err
-		}
-	}
-	a, err := authority.Load(f, p, now)
-	if err != nil {
-		return nil, err
-	}
-	if f.Roots == nil {
-		if err := install(root, rootsFile, a.RootsPEM(), 0o644); err != nil {
-			return nil, err
-		}
-	}
-	return a, nil
-}
 
 func readFiles(root *os.Root) (authority.Files, error) {
 	var f authority.Files
@@ -95,7 +48,7 @@ func readFile(root *os.Root, name string) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
-	if name == keyFile {
+	if name == keyFile || strings.HasPrefix(name, recordPrefix) {
 		if _, err := checkSecret(f); err != nil {
 			return nil, err
 		}
@@ -147,22 +100,52 @@ func create(root *os.Root, f authority.Files, td spiffeid.TrustDomain, now time.
 
 // install puts a whole file at name unless one is there already: readers see all of it or nothing, and of two writers
 // the first wins.
-func install(root *os.Root, name string, text []byte, mode fs.FileMode) (err error) {
-	tmp := "." + name + "." + rand.Text()
+func install(root *os.Root, name string, text []byte, mode fs.FileMode) error {
+	_, err := link(root, name, text, mode)
+	return err
+}
+
+// link is install, and reports who won.
+func link(root *os.Root, name string, text []byte, mode fs.FileMode) (won bool, err error) {
+	err = beside(root, name, text, mode, func(tmp string) error {
+		lerr := root.Link(tmp, name)
+		won = lerr == nil
+		if errors.Is(lerr, fs.ErrExist) {
+			lerr = nil
+		}
+		return errors.Join(lerr, root.Remove(tmp))
+	})
+	return won, err
+}
+
+// replace puts a whole file at name, whatever was there.
+func replace(root *os.Root, name string, text []byte, mode fs.FileMode) error {
+	return beside(root, name, text, mode, func(tmp string) error {
+		err := root.Rename(tmp, name)
+		if err != nil {
+			err = errors.Join(err, root.Remove(tmp))
+		}
+		return err
+	})
+}
+
+// beside writes a file next to name, has it moved there, and sees to it that both are on the disk.
+func beside(root *os.Root, name string, text []byte, mode fs.FileMode, move func(tmp string) error) error {
+	dir, base := path.Split(name)
+	tmp := path.Join(dir, "."+base+"."+rand.Text())
 	f, err := root.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, root.Remove(tmp)) }()
 	_, werr := f.Write(text)
 	// The mode again, since the process's umask may have taken from it.
 	if err := errors.Join(werr, f.Chmod(mode), f.Sync(), f.Close()); err != nil {
+		return errors.Join(err, root.Remove(tmp))
+	}
+	if err := move(tmp); err != nil {
 		return err
 	}
-	if err := root.Link(tmp, name); err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
-	}
-	d, err := root.Open(".")
+	d, err := root.Open(path.Clean("./" + dir))
 	if err != nil {
 		return err
 	}

@@ -10,12 +10,19 @@ import (
 	"time"
 
 	"github.com/warren-mesh/warren/ca/authority"
+	"github.com/warren-mesh/warren/ca/rotation"
 	"github.com/warren-mesh/warren/ca/server"
 )
 
+func tryLoad(t *testing.T, dir string) (*authority.Authority, error) {
+	k := rotation.New(rotation.Config{Store: &server.StateDir{Path: dir, TrustDomain: td}, Replica: "test"})
+	err := k.Load(t.Context(), time.Now())
+	return k.Authority(), err
+}
+
 func load(t *testing.T, dir string) *authority.Authority {
 	t.Helper()
-	a, err := server.LoadOrCreate(dir, td, authority.Policy{}, time.Now())
+	a, err := tryLoad(t, dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,7 +56,7 @@ func TestManyStartsAtOnceAgree(t *testing.T) {
 	roots := make([]string, 8)
 	for i := range roots {
 		wg.Go(func() {
-			a, err := server.LoadOrCreate(dir, td, authority.Policy{}, time.Now())
+			a, err := tryLoad(t, dir)
 			if err != nil {
 				t.Error(err)
 				return
@@ -113,7 +120,7 @@ func TestStatesThatAreRefused(t *testing.T) {
 			if err := tt.change(dir); err != nil {
 				t.Fatal(err)
 			}
-			_, err := server.LoadOrCreate(dir, td, authority.Policy{}, time.Now())
+			_, err := tryLoad(t, dir)
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("got %v, want %q", err, tt.want)
 			}
