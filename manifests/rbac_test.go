@@ -5,6 +5,7 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -16,7 +17,12 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	batchv1 "k8s.io/api/batch/v1"
+	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"github.com/warren-mesh/warren/nodeagent"
 )
 
 // right is one verb on one resource: "verb group/resource".
@@ -26,7 +32,7 @@ func rightTo(verb, group, resource string) right { return verb + " " + group + "
 
 // What the roles grant is what the code asks for, no less and no more.
 func TestRBAC(t *testing.T) {
-	agent := asked(t, "nodeagent")
+	agent := asked(t, "nodeagent", leaving) // which is not the agent's, but the hook's
 	maps.Copy(agent, askedBy(t, "xds/kube", "addNode", "addNamespaces"))
 	cp := asked(t, "xds/controlplane")
 	maps.Copy(cp, asked(t, "ca/kubeauth"))
@@ -49,6 +55,60 @@ func TestRBAC(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// leaving is the function behind the hook that has the agents leave before an uninstall.
+const leaving = "EndDaemonSet"
+
+// The hook may do what it does, and has nothing else; it runs before anything goes, and
+// as little privileged as can be.
+func TestLeaveHook(t *testing.T) {
+	list := rendered(t, "chart", "-hooks", chart)
+	got := map[right]bool{}
+	for _, r := range find[*rbacv1.Role](t, list, "warren-leave").Rules {
+		if !slices.Equal(r.ResourceNames, []string{"warren-nodeagent"}) {
+			t.Errorf("a rule for all of them: %+v", r)
+		}
+		for _, verb := range r.Verbs {
+			got[rightTo(verb, r.APIGroups[0], r.Resources[0])] = true
+		}
+	}
+	want := map[right]bool{}
+	for r := range askedBy(t, "nodeagent/podwatch", leaving) {
+		want[r] = true
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("rights (-want +got):\n%s", d)
+	}
+	var order []string
+	for _, o := range list {
+		notes, _, _ := unstructured.NestedStringMap(o.plain, "metadata", "annotations")
+		if notes["helm.sh/hook"] != "pre-delete" {
+			t.Errorf("%s: %v", o.name, notes)
+		}
+		kind, _, _ := strings.Cut(o.name, "/")
+		order = append(order, kind)
+	}
+	if d := cmp.Diff([]string{"RoleBinding", "Job"}, order[len(order)-2:]); d != "" {
+		t.Errorf("order %v", order)
+	}
+	pod := find[*batchv1.Job](t, list, "warren-leave").Spec.Template.Spec
+	s := pod.Containers[0].SecurityContext
+	if !isTrue(s.RunAsNonRoot) || !isTrue(s.ReadOnlyRootFilesystem) || !isFalse(s.AllowPrivilegeEscalation) || len(s.Capabilities.Add) > 0 || pod.HostNetwork || len(pod.Volumes) > 0 ||
+		pod.SecurityContext.SeccompProfile.Type != corev1.SeccompProfileTypeRuntimeDefault {
+		t.Errorf("%+v, %+v", pod.SecurityContext, s)
+	}
+	cmd := nodeagent.Command()
+	cmd.SetArgs(append(pod.Containers[0].Args, "--help"))
+	cmd.SetOut(io.Discard)
+	if err := cmd.Execute(); err != nil {
+		t.Errorf("%v: %v", pod.Containers[0].Args, err)
+	}
+	for _, o := range installed(t) {
+		if strings.Contains(o.name, "warren-leave") {
+			t.Errorf("%s is installed", o.name)
+		}
 	}
 }
 
@@ -131,12 +191,16 @@ var verbs = map[string][]string{
 	"Informer": {"list", "watch"}, "Lister": {"list", "watch"},
 }
 
-// asked finds what the packages in and below a folder ask of API servers.
-func asked(t *testing.T, dir string) map[right]string {
+// asked finds what the packages in and below a folder ask of API servers, but for some
+// functions.
+func asked(t *testing.T, dir string, but ...string) map[right]string {
 	t.Helper()
 	out := map[right]string{}
 	for p, f := range sources(t, dir) {
 		for _, d := range f.Decls {
+			if fn, ok := d.(*ast.FuncDecl); ok && slices.Contains(but, fn.Name.Name) {
+				continue
+			}
 			maps.Copy(out, askedIn(t, p, d))
 		}
 	}

@@ -53,7 +53,7 @@ func Command() *cobra.Command {
 		serveCommand("uninstall", "Take everything of the mesh from this node", `Take everything of the mesh from this node: the plugin and its configuration, the
 pods' rules and annotations, the host's rules, and the state. Pods keep running and
 keep their network. No agent may run here. Give it the flags that the agent had.`, Uninstall),
-		statusCommand())
+		leaveCommand(), statusCommand())
 	return root
 }
 

@@ -38,10 +38,38 @@ func waysToLeave() []leaving {
 		{name: "the control plane first", first: []string{control, agent, proxy}, unmarked: true},
 		{name: "the proxy and the control plane long before the agent", first: []string{proxy, control}},
 		{name: "all at once", all: func(ctx context.Context) error { return mesh.DeleteNow(ctx, mesh.Objects) }},
-		{name: "as helm uninstall does", all: func(ctx context.Context) error { return mesh.DeleteNow(ctx, mesh.Objects.AsHelmUninstalls()) }},
+		{name: "as helm uninstall does", all: helmUninstall, unmarked: true},
+		{name: "as helm uninstall does without hooks", all: func(ctx context.Context) error { return mesh.DeleteNow(ctx, mesh.Objects.AsHelmUninstalls()) }},
 		{name: "what the agent may do first", first: []string{"ClusterRoleBinding", "ClusterRole"}},
 		{name: "the namespace first", first: []string{"Namespace"}},
 	}
+}
+
+// helmUninstall runs the chart's hooks, each to its end, before it deletes.
+func helmUninstall(ctx context.Context) error {
+	hooks, err := renderer.Hooks(ctx)
+	if err != nil {
+		return err
+	}
+	for _, h := range hooks {
+		if h.GetAnnotations()["helm.sh/hook"] != "pre-delete" {
+			return fmt.Errorf("%s %s is a hook of another time: %v", h.GetKind(), h.GetName(), h.GetAnnotations())
+		}
+	}
+	if err := mesh.Apply(ctx, hooks); err != nil {
+		return err
+	}
+	began := time.Now()
+	for _, h := range hooks.Of("Job") {
+		if err := mesh.WaitJob(ctx, h.GetNamespace(), h.GetName(), 4*time.Minute); err != nil {
+			return err
+		}
+	}
+	fmt.Printf("measure: before helm deletes, its hook took %s\n", time.Since(began).Round(10*time.Millisecond))
+	if err := mesh.DeleteNow(ctx, hooks.Reversed()); err != nil {
+		return err
+	}
+	return mesh.DeleteNow(ctx, mesh.Objects.AsHelmUninstalls())
 }
 
 // TestLeave uninstalls the mesh in several orders under the feet of pods in it: they

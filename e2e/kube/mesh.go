@@ -217,3 +217,14 @@ func (m *Mesh) PodStatus(ctx context.Context, pod *corev1.Pod) (nodeagent.PodSta
 	}
 	return nodeagent.PodStatus{}, fmt.Errorf("nodeagent status on %s does not know %s/%s", pod.Spec.NodeName, pod.Namespace, pod.Name)
 }
+
+// WaitJob waits until a Job has succeeded.
+func (m *Mesh) WaitJob(ctx context.Context, namespace, name string, within time.Duration) error {
+	return Until(ctx, within, "job "+name+" succeeds", func(ctx context.Context) error {
+		j, err := m.BatchV1().Jobs(namespace).Get(ctx, name, metav1.GetOptions{})
+		if err == nil && j.Status.Succeeded == 0 {
+			err = fmt.Errorf("%d active, %d failed", j.Status.Active, j.Status.Failed)
+		}
+		return err
+	})
+}

@@ -40,6 +40,9 @@ func (r *Renderer) Chart(ctx context.Context, args ...string) (Objects, error) {
 	return r.run(ctx, append(append(all, args...), filepath.Join(r.folder, "charts", "warren"))...)
 }
 
+// Hooks are what helm runs beside what it installs, in order.
+func (r *Renderer) Hooks(ctx context.Context) (Objects, error) { return r.Chart(ctx, "-hooks") }
+
 // Set are the arguments that set values.
 func Set(values ...string) (args []string) {
 	for _, v := range values {

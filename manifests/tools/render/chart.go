@@ -11,6 +11,7 @@ import (
 	"helm.sh/helm/v3/pkg/chart/loader"
 	"helm.sh/helm/v3/pkg/chartutil"
 	"helm.sh/helm/v3/pkg/engine"
+	"helm.sh/helm/v3/pkg/release"
 	"helm.sh/helm/v3/pkg/releaseutil"
 	"helm.sh/helm/v3/pkg/strvals"
 	"sigs.k8s.io/yaml"
@@ -25,6 +26,7 @@ type Chart struct {
 	Values    []byte   // YAML over the chart's own
 	Set       []string // name=value over that, as helm takes it
 	Existing  []byte   // YAML of the objects that are in the cluster
+	Hooks     bool     // only what helm runs beside, before or after
 }
 
 // Templates returns what each template gives, by its path in the chart; those
@@ -75,19 +77,29 @@ func (c Chart) values(chrt *chart.Chart) (chartutil.Values, error) {
 }
 
 // Manifest is everything that the chart gives, in the order in which helm
-// installs it.
+// installs it; or instead, its hooks, in the order in which helm runs them.
 func (c Chart) Manifest() (string, error) {
 	templates, err := c.Templates()
 	if err != nil {
 		return "", err
 	}
-	_, sorted, err := releaseutil.SortManifests(maps.Clone(templates), nil, releaseutil.InstallOrder)
+	hooks, sorted, err := releaseutil.SortManifests(maps.Clone(templates), nil, releaseutil.InstallOrder)
 	if err != nil {
 		return "", err
 	}
 	var b strings.Builder
+	add := func(name, content string) {
+		fmt.Fprintf(&b, "---\n# Source: %s\n%s\n", name, strings.Trim(content, "\n"))
+	}
+	if c.Hooks {
+		slices.SortStableFunc(hooks, func(a, b *release.Hook) int { return a.Weight - b.Weight })
+		for _, h := range hooks {
+			add(h.Path, h.Manifest)
+		}
+		return b.String(), nil
+	}
 	for _, m := range sorted {
-		fmt.Fprintf(&b, "---\n# Source: %s\n%s\n", m.Name, strings.Trim(m.Content, "\n"))
+		add(m.Name, m.Content)
 	}
 	return b.String(), nil
 }

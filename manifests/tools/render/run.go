@@ -42,6 +42,7 @@ func runChart(args []string) (string, error) {
 	fs.StringVar(&c.Release, "release", "warren", "name of the release")
 	fs.StringVar(&c.Namespace, "namespace", "warren-system", "namespace of the release")
 	fs.BoolVar(&c.Upgrade, "upgrade", false, "an upgrade rather than an install")
+	fs.BoolVar(&c.Hooks, "hooks", false, "what helm runs before, beside or after, instead of what it installs")
 	fs.StringVar(&values, "f", "", "file of values")
 	fs.StringVar(&existing, "existing", "", "file of objects that are in the cluster")
 	fs.Func("set", "a value, as name=value", func(s string) error { c.Set = append(c.Set, s); return nil })

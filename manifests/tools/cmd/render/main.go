@@ -1,6 +1,6 @@
 // Command render prints Warren's manifests.
 //
-//	render chart [-f FILE] [-set NAME=VALUE]... [-namespace NAME] [-existing FILE] DIR
+//	render chart [-f FILE] [-set NAME=VALUE]... [-namespace NAME] [-existing FILE] [-hooks] DIR
 //	render kustomize DIR
 //	render split CHART DIR     writes the parts of kustomize's that the chart has
 package main
