@@ -95,3 +95,9 @@ func SameBundle(a, b []byte) bool {
 	y, err := mtls.ParsePEM(b, maxRoots)
 	return err == nil && slices.Equal(idsOf(x), idsOf(y))
 }
+
+// InBundle says whether a bundle in PEM holds the root of that CertID.
+func InBundle(bundle []byte, id string) bool {
+	certs, err := mtls.ParsePEM(bundle, maxRoots)
+	return err == nil && slices.Contains(idsOf(certs), id)
+}

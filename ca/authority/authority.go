@@ -54,7 +54,7 @@ type Files struct {
 	Cert  []byte // ca-cert.pem: the issuing certificate
 	Key   []byte // ca-key.pem: PKCS#8, SEC 1 or PKCS#1
 	Chain []byte // cert-chain.pem: from the issuing certificate up, without the root; may be empty
-	Roots []byte // root-cert.pem: what everyone trusts; empty means Cert is the root
+	Roots []byte // root-cert.pem: what everyone trusts; may be empty where Cert is a root
 }
 
 // Policy bounds lifetimes. Zero values mean 24 h and 90 days.
@@ -100,6 +100,9 @@ func load(f Files, p Policy, now time.Time) (*Authority, error) {
 		return nil, fmt.Errorf("ca-key.pem: %w", err)
 	}
 	if len(bytes.TrimSpace(f.Roots)) == 0 {
+		if certs[0].IsCA && certs[0].CheckSignatureFrom(certs[0]) != nil {
+			return nil, errors.New("root-cert.pem is missing, and ca-cert.pem is not a root itself")
+		}
 		f.Roots = f.Cert
 	}
 	roots, err := mtls.ParsePEM(f.Roots, maxRoots)

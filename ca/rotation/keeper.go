@@ -127,7 +127,7 @@ func (k *Keeper) Run(ctx context.Context, changed func()) {
 				changed()
 			}
 		}
-		k.save(ctx, time.Now(), false)
+		k.Save(ctx, time.Now())
 	}
 }
 

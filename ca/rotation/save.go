@@ -30,6 +30,9 @@ func (s *saver) soon() {
 	}
 }
 
+// Save writes this replica's counts if there is need to; Run does it.
+func (k *Keeper) Save(ctx context.Context, now time.Time) { k.save(ctx, now, false) }
+
 // save writes this replica's counts, if there is need to.
 func (k *Keeper) save(ctx context.Context, now time.Time, ended bool) {
 	k.mu.Lock()
@@ -71,11 +74,11 @@ func forgotten(all []Replica, own string, now time.Time) (names []string) {
 }
 
 // End writes that this replica signs no more. Run has returned.
-func (k *Keeper) End() {
+func (k *Keeper) End(now time.Time) {
 	if k.Authority() == nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), endTimeout)
 	defer cancel()
-	k.save(ctx, time.Now(), true)
+	k.save(ctx, now, true)
 }

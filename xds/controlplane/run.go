@@ -221,7 +221,7 @@ func (p *ControlPlane) Run(ctx context.Context) error {
 		h.serve(ctx, group)
 	}
 	err := group.Wait()
-	p.keeper.End()
+	p.keeper.End(time.Now())
 	p.log.Info("stopped", "err", err)
 	return err
 }

@@ -48,6 +48,7 @@ func command() *cobra.Command {
 	}
 	cfg.RegisterFlags(cmd.Flags())
 	cmd.Flags().TextVar(&level, "log-level", slog.LevelInfo, "debug, info, warn or error")
+	cmd.AddCommand(controlplane.CACommand())
 	mistakes = controlplane.CollectMistakes(cmd.Flags())
 	return cmd
 }

@@ -1,0 +1,301 @@
+package rotation_test
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/warren-mesh/warren/ca/authority"
+	"github.com/warren-mesh/warren/ca/rotation"
+)
+
+func refused(t *testing.T, err error, want ...string) {
+	t.Helper()
+	for _, w := range want {
+		if err == nil || !strings.Contains(err.Error(), w) {
+			t.Errorf("got %v, want %q in it", err, w)
+		}
+	}
+}
+
+// A rotation from its first step to its last, on two replicas, with certificates that are valid all the way.
+func TestRotation(t *testing.T) {
+	m := newMemory(t)
+	now := epoch.Add(time.Hour)
+	one, two := m.start(t, "one", now), m.start(t, "two", now)
+	both := func() { one.at(now); two.at(now) }
+	old := authority.CertID(m.files.Cert)
+	one.sign(now, 24*time.Hour)
+	two.sign(now, time.Hour)
+	both()
+
+	refused(t, m.step(t, "activate", now), "no rotation is under way")
+	refused(t, m.step(t, "retire", now), "no rotation is under way")
+	if err := m.step(t, "prepare", now); err != nil {
+		t.Fatal(err)
+	}
+	refused(t, m.step(t, "prepare", now), "the next step is `controlplane ca activate`")
+	refused(t, m.step(t, "retire", now), "the next step is `controlplane ca activate`")
+	refused(t, m.step(t, "activate", now), "wait until 2026-01-01T01:02:00Z", "replica one", "replica two", "2 SVIDs", "without the new root")
+	now = now.Add(time.Minute)
+	one.at(now)
+	if by, roots := one.sign(now, time.Hour); by != old || roots != 2 {
+		t.Errorf("prepared: signed by %.8s with %d roots", by, roots)
+	}
+	err := m.step(t, "activate", now.Add(settle))
+	refused(t, err, "replica two")
+	if strings.Contains(err.Error(), "replica one") || strings.Contains(err.Error(), "given out for long enough") {
+		t.Errorf("%v is about what is there", err)
+	}
+	both()
+	now = epoch.Add(3 * time.Hour) // what two signed has ended
+	both()
+	refused(t, m.step(t, "activate", now), "1 SVIDs that are valid were given out without the new root", "2026-01-02T01:")
+	now = epoch.Add(26 * time.Hour)
+	one.sign(now, 10*time.Hour)
+	both()
+	if err := m.step(t, "activate", now); err != nil {
+		t.Fatal(err)
+	}
+	refused(t, m.step(t, "activate", now), "the next step is `controlplane ca retire`")
+	refused(t, m.step(t, "retire", now), "replica one", "replica two", "1 SVIDs that are valid were signed by the old root")
+	both()
+	next, roots := one.sign(now, 100*time.Hour)
+	if next == old || roots != 2 {
+		t.Errorf("activated: signed by %.8s with %d roots", next, roots)
+	}
+	both()
+	refused(t, m.step(t, "retire", now.Add(9*time.Hour)), "1 SVIDs that are valid were signed by the old root", "2026-01-02T12:")
+	now = now.Add(11 * time.Hour)
+	if err := m.step(t, "retire", now); err != nil {
+		t.Fatal(err)
+	}
+	both()
+	both()
+	late := m.start(t, "late", now)
+	for name, r := range map[string]replica{"one": one, "two": two, "late": late} {
+		if by, roots := r.sign(now, time.Hour); by != next || roots != 1 || r.Note() != "" || r.Differs() != "" {
+			t.Errorf("%s, in the end: signed by %.8s with %d roots; %q, %q", name, by, roots, r.Note(), r.Differs())
+		}
+	}
+	if authority.CertID(m.files.Cert) != next || !bytes.Equal(m.published, late.Authority().RootsPEM()) || bytes.Contains(m.record, []byte("key")) {
+		t.Errorf("what is kept in the end: %s", m.record)
+	}
+	if err := m.step(t, "prepare", now); err != nil {
+		t.Errorf("and again: %v", err)
+	}
+}
+
+// A crash after any of the writes leaves a CA that goes on, and a rotation that can be brought to its end.
+func TestCrashes(t *testing.T) {
+	for writes := range 16 {
+		m := newMemory(t)
+		now := epoch.Add(time.Hour)
+		m.budget = writes
+		walk := func() (done bool) {
+			k := rotation.New(rotation.Config{Store: m, Replica: "r" + now.String(), Overlap: time.Hour})
+			if err := k.Load(t.Context(), now); err != nil {
+				t.Fatalf("after %d writes: %v", writes, err)
+			}
+			r := replica{k, t}
+			begun := false
+			for _, name := range []string{"prepare", "activate", "retire"} {
+				r.at(now)
+				err := m.step(t, name, now)
+				begun = begun || err == nil || name == "prepare" && m.budget != 0
+				now = now.Add(time.Hour)
+				r.at(now)
+				if by, roots := r.sign(now, time.Minute); roots < 1 || by == "" {
+					t.Errorf("after %d writes: nobody signs", writes)
+				}
+			}
+			r.at(now.Add(time.Hour))
+			rec, err := rotation.Decode(m.record)
+			return err == nil && rec.Phase == rotation.Settled && begun && m.budget != 0
+		}
+		first := authority.CertID(m.files.Cert)
+		if walk() && authority.CertID(m.files.Cert) == first {
+			t.Errorf("after %d writes: done, and nothing rotated", writes)
+		}
+		m.budget = -1
+		now = now.Add(10 * time.Hour)
+		walk()
+		if authority.CertID(m.files.Cert) == first {
+			t.Errorf("after a crash at write %d the old root is still installed: %s", writes, m.record)
+		}
+		k := m.start(t, "end", now)
+		if _, roots := k.sign(now, time.Minute); roots != 1 {
+			t.Errorf("after a crash at write %d: %d roots in the end", writes, roots)
+		}
+	}
+}
+
+// A replica that vanished counts until what it can have signed has ended; one that said goodbye does not.
+func TestVanishedReplicas(t *testing.T) {
+	m := newMemory(t)
+	now := epoch.Add(time.Hour)
+	here, gone, left := m.start(t, "here", now), m.start(t, "gone", now), m.start(t, "left", now)
+	gone.sign(now, 3*time.Hour)
+	gone.at(now)
+	left.at(now)
+	left.End(now)
+	here.at(now)
+	if err := m.step(t, "prepare", now); err != nil {
+		t.Fatal(err)
+	}
+	now = now.Add(settle)
+	here.at(now)
+	err := m.step(t, "activate", now)
+	refused(t, err, "replica gone", "1 SVIDs")
+	if strings.Contains(err.Error(), "replica left") {
+		t.Errorf("%v", err)
+	}
+	now = epoch.Add(4*time.Hour + 3*time.Minute) // its certificate has ended; another, signed after it wrote, might not have
+	here.at(now)
+	refused(t, m.step(t, "activate", now), "replica gone")
+	now = now.Add(5 * time.Minute)
+	if err := m.step(t, "activate", now); err != nil {
+		t.Error(err)
+	}
+	here.at(now)
+	if _, there := m.replicas["gone"]; there || len(m.replicas) != 1 {
+		t.Errorf("replicas of before are kept: %v", m.replicas)
+	}
+}
+
+// What is no rotation's business.
+func TestPrepareIsRefused(t *testing.T) {
+	now := epoch.Add(time.Hour)
+	m := newMemory(t)
+	m.plugged = true
+	refused(t, m.step(t, "prepare", now), "was put into memory", "--ca-overlap")
+	m = newMemory(t)
+	m.files = authority.Files{}
+	refused(t, m.step(t, "prepare", now), "no CA yet")
+	m = newMemory(t)
+	r := m.start(t, "one", now)
+	m.files = newCA(t)
+	r.at(now)
+	if r.Note() == "" {
+		t.Fatal("no replacement is under way")
+	}
+	refused(t, m.step(t, "prepare", now), "is being replaced, which ends by itself")
+	refused(t, m.step(t, "activate", now), "is being replaced")
+}
+
+// Two who take a step at the same time: one wins, and there is one new root.
+func TestTwoCommandsAtOnce(t *testing.T) {
+	m := newMemory(t)
+	k, err := m.Read(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := rotation.Prepare(k, epoch)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := rotation.Prepare(k, epoch)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.WriteRecord(t.Context(), k, a); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.WriteRecord(t.Context(), k, b); err == nil {
+		t.Error("the second one won, too")
+	}
+}
+
+// A CA that is put in the place of one that is being rotated replaces what signs, with the usual overlap.
+func TestARotationIsGivenUp(t *testing.T) {
+	m := newMemory(t)
+	now := epoch.Add(time.Hour)
+	r := m.start(t, "one", now)
+	old := r.Authority().ID()
+	if err := m.step(t, "prepare", now); err != nil {
+		t.Fatal(err)
+	}
+	r.at(now)
+	m.files = newCA(t)
+	r.at(now)
+	if by, roots := r.sign(now, time.Minute); by != old || roots != 3 {
+		t.Errorf("at first: signed by %.8s with %d roots", by, roots)
+	}
+	now = now.Add(3 * time.Hour)
+	r.at(now)
+	if by, roots := r.sign(now, time.Minute); by != authority.CertID(m.files.Cert) || roots != 1 {
+		t.Errorf("in the end: %d roots", roots)
+	}
+}
+
+// A root that others put beside ours is kept; an old root that has expired does not sign.
+func TestRootsOfOthers(t *testing.T) {
+	m := newMemory(t)
+	other := newCA(t)
+	m.files.Roots = append(bytes.Clone(m.files.Cert), other.Cert...)
+	now := epoch.Add(time.Hour)
+	r := m.start(t, "one", now)
+	for _, name := range []string{"prepare", "activate", "retire"} {
+		if err := m.step(t, name, now); err != nil {
+			t.Fatal(err)
+		}
+		now = now.Add(time.Hour)
+		r.at(now)
+	}
+	if !authority.InBundle(r.Authority().RootsPEM(), authority.CertID(other.Cert)) || len(r.Authority().RootIDs()) != 2 {
+		t.Error("the root that was there is gone")
+	}
+	if err := m.step(t, "prepare", now); err != nil {
+		t.Fatal(err)
+	}
+	r.at(now)
+	late := m.start(t, "two", epoch.Add(10*365*24*time.Hour+2*time.Hour))
+	if late.Authority().ID() == authority.CertID(m.files.Cert) {
+		t.Error("an expired root signs")
+	}
+}
+
+func TestStatus(t *testing.T) {
+	m := newMemory(t)
+	now := epoch.Add(time.Hour)
+	r := m.start(t, "one", now)
+	r.sign(now, time.Hour)
+	r.at(now)
+	look := func() rotation.Status {
+		t.Helper()
+		k, err := m.Read(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		all, _ := m.Replicas(t.Context())
+		s, err := (&rotation.Config{}).Look(k, all, settle, now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	s := look()
+	if s.Next != "prepare" || s.Live.Count != 1 || s.Wait != "" || len(s.Replicas) != 1 || !s.Replicas[0].AtStep || s.Signing.ID != r.Authority().ID() {
+		t.Errorf("settled: %+v", s)
+	}
+	if err := m.step(t, "prepare", now); err != nil {
+		t.Fatal(err)
+	}
+	s = look()
+	if s.Next != "activate" || s.Needed.Count != 1 || !strings.Contains(s.Wait, "1 SVIDs") || s.Replicas[0].AtStep || s.Other.ID == s.Signing.ID || s.Other.ID == "" {
+		t.Errorf("prepared: %+v", s)
+	}
+	now = now.Add(2 * time.Hour)
+	r.at(now)
+	if s = look(); s.Wait != "" || s.Needed.Count != 0 || !s.Replicas[0].AtStep {
+		t.Errorf("ready: %+v", s)
+	}
+	before := s.Signing.ID
+	if err := m.step(t, "activate", now); err != nil {
+		t.Fatal(err)
+	}
+	if s = look(); s.Next != "retire" || s.Signing.ID == before || s.Other.ID != before {
+		t.Errorf("activated: %+v", s)
+	}
+}
