@@ -253,6 +253,34 @@ func TestApiServerAway(t *testing.T) {
 	}
 }
 
+// A replica may lead before it can read the CA: what it could not write then it writes
+// when it can, though nothing else has changed.
+func TestLeaderBeforeItsCA(t *testing.T) {
+	w := newWorld(t, meshObjects()...)
+	var withheld atomic.Bool
+	withheld.Store(true)
+	var listed atomic.Int64
+	w.client.PrependReactor("*", "secrets", func(clienttesting.Action) (bool, runtime.Object, error) {
+		return withheld.Load(), nil, apierrors.NewTooManyRequests("slow down", 1)
+	})
+	w.client.PrependReactor("list", "configmaps", func(clienttesting.Action) (bool, runtime.Object, error) {
+		listed.Add(1)
+		return false, nil, nil
+	})
+	p := startOn(t, w)
+	eventually(t, "a leader that looks at ConfigMaps", func() bool { return p.cp.cluster.leader.leads.Load() && listed.Load() > 0 })
+	for range 20 { // it has looked at every namespace meanwhile
+		time.Sleep(5 * time.Millisecond)
+		if w.rootOf("app") != "" {
+			t.Fatal("there is a root and no CA")
+		}
+	}
+	withheld.Store(false)
+	for _, namespace := range []string{"app", ownNS, "kube-system"} {
+		eventually(t, "root of "+namespace, func() bool { return w.rootOf(namespace) != "" })
+	}
+}
+
 // Replicas that start together have one root, whoever is first.
 func TestReplicasShareTheRoot(t *testing.T) {
 	w := newWorld(t)
