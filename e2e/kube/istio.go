@@ -25,13 +25,13 @@ const (
 // Form is a way in which Istio's agent programs a pod.
 type Form struct {
 	Name     string
-	programs map[string]string // by family, the multi-call binary's
+	programs map[string]string // by family, the multi-call binary's; none: without any
 }
 
 // Forms are those that the tests write themselves.
 func Forms() []Form {
 	return []Form{{Name: "iptables-nft", programs: map[string]string{"4": "iptables-nft", "6": "ip6tables-nft"}},
-		{Name: "iptables-legacy", programs: map[string]string{"4": "iptables-legacy", "6": "ip6tables-legacy"}}}
+		{Name: "iptables-legacy", programs: map[string]string{"4": "iptables-legacy", "6": "ip6tables-legacy"}}, {Name: "nftables"}}
 }
 
 // WithTools makes a pod that can program its own network namespace as Istio's agent
@@ -81,6 +81,11 @@ func (m *Mesh) AsIstio(ctx context.Context, pod *corev1.Pod, form Form) error {
 			return err
 		}
 	}
+	if len(form.programs) == 0 {
+		if _, err := m.tool(ctx, pod, "istio-tables"); err != nil {
+			return err
+		}
+	}
 	if _, err := m.tool(ctx, pod, "istio-routes"); err != nil {
 		return err
 	}
@@ -93,8 +98,8 @@ func (m *Mesh) tool(ctx context.Context, pod *corev1.Pod, args ...string) (strin
 	return m.Exec(ctx, pod.Namespace, pod.Name, toolsContainer, append([]string{toolsFolder + "/meshapp"}, args...)...)
 }
 
-// Chains are the names of all chains and nftables tables in a pod, of either mesh,
-// with the variant that has them.
+// Chains are the names of all chains of either mesh in a pod, with the variant of
+// iptables that has them.
 func (m *Mesh) Chains(ctx context.Context, pod *corev1.Pod) (found []string, err error) {
 	for _, program := range []string{"iptables-nft", "ip6tables-nft", "iptables-legacy", "ip6tables-legacy"} {
 		text, err := m.tool(ctx, pod, "feed", "", program+"-save")
@@ -112,6 +117,17 @@ func (m *Mesh) Chains(ctx context.Context, pod *corev1.Pod) (found []string, err
 		}
 	}
 	return found, nil
+}
+
+// Tables are the nftables tables of either mesh in a pod, made without iptables.
+func (m *Mesh) Tables(ctx context.Context, pod *corev1.Pod) (found []string, err error) {
+	text, err := m.tool(ctx, pod, "tables")
+	for _, name := range strings.Fields(text) {
+		if strings.HasPrefix(name, "istio-ambient-") || strings.HasPrefix(name, "warren") {
+			found = append(found, name)
+		}
+	}
+	return found, err
 }
 
 // istioDocument is what Istio's agent feeds to iptables-restore for a pod.

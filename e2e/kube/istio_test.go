@@ -16,24 +16,35 @@ import (
 	"github.com/warren-mesh/warren/e2e/kube/app"
 )
 
-// chains waits until a pod has chains of one mesh and none of the other's; empty is
-// none at all.
+// The meshes whose rules chains looks for.
+const ours, theirs, nobodys = "ours", "Istio's", "nobody's"
+
+// chains waits until a pod has rules of one mesh and none of the other's, in whatever
+// form.
 func chains(t *testing.T, pod *corev1.Pod, whose string) {
 	t.Helper()
-	must(t, kube.Until(testContext(t), time.Minute, pod.Name+" has chains of "+whose+" alone", func(ctx context.Context) error {
+	must(t, kube.Until(testContext(t), time.Minute, pod.Name+"'s rules are "+whose, func(ctx context.Context) error {
 		found, err := mesh.Chains(ctx, pod)
 		if err != nil {
 			return err
 		}
-		has := false
-		for _, c := range found {
-			if whose == "" || !strings.Contains(c, " "+whose) {
-				return fmt.Errorf("it has %q", found)
-			}
-			has = true
+		tables, err := mesh.Tables(ctx, pod)
+		if err != nil {
+			return err
 		}
-		if !has && whose != "" {
-			return fmt.Errorf("it has none")
+		has := nobodys
+		for _, c := range append(found, tables...) {
+			now := ours
+			if strings.Contains(strings.ToLower(c), "istio") {
+				now = theirs
+			}
+			if has != nobodys && has != now {
+				return fmt.Errorf("it has %q and %q", found, tables)
+			}
+			has = now
+		}
+		if has != whose {
+			return fmt.Errorf("they are %s: %q, %q", has, found, tables)
 		}
 		return nil
 	}))
@@ -80,7 +91,7 @@ func TestTakenOverFromIstio(t *testing.T) {
 			must(t, mesh.Label(ctx, ns, "", in))
 			for _, pod := range p {
 				refusedByName(t, pod)
-				chains(t, pod, "ISTIO_")
+				chains(t, pod, theirs)
 				if word, err := marked(ctx, pod); err != nil || word != "enabled" {
 					t.Errorf("%s: Istio's annotation is %q now, %v", pod.Name, word, err)
 				}
@@ -91,12 +102,12 @@ func TestTakenOverFromIstio(t *testing.T) {
 			mustCall(t, p[0], url("http", p[1], app.HTTPPort))
 			must(t, mesh.WaitMutual(ctx, began, p[0], p[1]))
 			for _, pod := range p {
-				chains(t, pod, "WARREN_")
+				chains(t, pod, ours)
 			}
 			must(t, mesh.Label(ctx, ns, "", map[string]string{"istio.io/dataplane-mode": ""}))
 			awaitLeft(t, p...)
 			for _, pod := range p {
-				chains(t, pod, "")
+				chains(t, pod, nobodys)
 			}
 			mustCall(t, p[0], url("http", p[1], app.HTTPPort))
 		})
@@ -152,7 +163,7 @@ func TestBackToIstio(t *testing.T) {
 	must(t, mesh.Delete(ctx, agent))
 	must(t, kube.Until(ctx, 2*time.Minute, "the agent is gone", func(ctx context.Context) error { return mesh.Gone(ctx, agent) }))
 	for _, pod := range p {
-		chains(t, pod, "ISTIO_")
+		chains(t, pod, theirs)
 		if word, err := marked(ctx, pod); err != nil || word != "enabled" {
 			t.Errorf("%s: the annotation is %q now, %v", pod.Name, word, err)
 		}
@@ -162,7 +173,7 @@ func TestBackToIstio(t *testing.T) {
 	must(t, mesh.Install(ctx))
 	awaitCaptured(t, p...)
 	for _, pod := range p {
-		chains(t, pod, "WARREN_")
+		chains(t, pod, ours)
 	}
 	awaitProgress(t, ns, all)
 	unharmed(t, ns, all, "ours to Istio's and back")

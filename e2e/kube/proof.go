@@ -3,6 +3,7 @@ package kube
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"regexp"
 	"strconv"
@@ -76,18 +77,40 @@ func Identity(p *corev1.Pod) string {
 // sides authenticated: the destination's proxy names both identities.
 func (m *Mesh) WaitMutual(ctx context.Context, since time.Time, from, to *corev1.Pod) error {
 	what := fmt.Sprintf("an inbound access line with %s → %s", Identity(from), Identity(to))
-	return Until(ctx, 30*time.Second, what, func(ctx context.Context) error {
-		lines, err := m.Access(ctx, since)
+	return Until(ctx, 30*time.Second, what, func(ctx context.Context) error { return m.mutual(ctx, since, from, to) })
+}
+
+// Mutual makes calls from one pod to another until one of them was between two pods that
+// both sides authenticated.
+func (m *Mesh) Mutual(ctx context.Context, within time.Duration, from, to *corev1.Pod, target string) error {
+	began := time.Now().Add(-time.Second)
+	return Until(ctx, within, fmt.Sprintf("a call from %s to %s", Identity(from), Identity(to)), func(ctx context.Context) error {
+		r, err := m.Call(ctx, from.Namespace, from.Name, target)
+		if err == nil && !r.OK {
+			err = errors.New(r.Err)
+		}
 		if err != nil {
 			return err
 		}
-		for _, l := range lines {
-			if l.Keys["direction"] == "inbound" && l.Keys["src.identity"] == Identity(from) && l.Keys["dst.identity"] == Identity(to) && l.Keys["error"] == "" {
-				return nil
-			}
-		}
-		return fmt.Errorf("the proxies wrote %d lines: %v", len(lines), lines)
+		return m.mutual(ctx, began, from, to)
 	})
+}
+
+func (m *Mesh) mutual(ctx context.Context, since time.Time, from, to *corev1.Pod) error {
+	lines, err := m.Access(ctx, since)
+	if err != nil {
+		return err
+	}
+	var near []Line
+	for _, l := range lines {
+		if l.Keys["direction"] == "inbound" && l.Keys["src.identity"] == Identity(from) && l.Keys["dst.identity"] == Identity(to) && l.Keys["error"] == "" {
+			return nil
+		}
+		if strings.HasPrefix(l.Keys["dst.addr"], to.Status.PodIP+":") {
+			near = append(near, l)
+		}
+	}
+	return fmt.Errorf("the proxies wrote %d lines, of these to %s: %v", len(lines), to.Name, near)
 }
 
 // Metric sums a metric over the proxies of all nodes: the samples whose labels hold

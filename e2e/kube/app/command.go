@@ -18,6 +18,8 @@ const usage = `usage:
   meshapp feed TEXT PROGRAM ...    run a program with a text as its input
   meshapp lend PATH                put a copy of this program there
   meshapp istio-routes             make the routes of Istio's agent in this namespace
+  meshapp istio-tables             make the nftables tables of Istio's agent likewise
+  meshapp tables                   name the nftables tables
   meshapp front ADDR FOLDER        stand in front of the API server, with a certificate
   meshapp front-mode ADDR MODE     set what that one does: open, gone, busy or slow`
 
@@ -49,6 +51,10 @@ func more(ctx context.Context, args []string, out io.Writer) error {
 		return lend(args[1])
 	case len(args) == 1 && args[0] == "istio-routes":
 		return istioRoutes()
+	case len(args) == 1 && args[0] == "istio-tables":
+		return istioNFT()
+	case len(args) == 1 && args[0] == "tables":
+		return tables(out)
 	case len(args) == 3 && args[0] == "front":
 		return serveFront(ctx, args[1], args[2])
 	case len(args) == 3 && args[0] == "front-mode":
