@@ -16,6 +16,9 @@ func (m *Manager) Dump() []State {
 		s := State{
 			ID:          e.id,
 			Holder:      e.key.holder,
+			Pod:         e.pod,
+			By:          e.by,
+			Proof:       e.proof,
 			Condition:   Initializing,
 			Identity:    e.valid(wall),
 			Holders:     slices.Sorted(maps.Keys(e.holds)),
@@ -24,6 +27,9 @@ func (m *Manager) Dump() []State {
 			NextRefresh: e.at.Round(0),
 			Failures:    e.failures,
 			LastErr:     e.lastErr,
+		}
+		if e.notice != nil {
+			s.Until = e.notice.by.Round(0)
 		}
 		switch {
 		case s.Identity != nil:

@@ -22,7 +22,7 @@ type phase uint8
 const (
 	resting phase = iota // in Manager.timers
 	due                  // in Manager.due
-	parked               // in neither: waits for a cancelled call of the same identity to come back
+	parked               // in neither: waits for a cancelled call of the same identity, or for its anchor's, to come back
 	flying               // a call is under way
 	gone
 )
@@ -50,9 +50,17 @@ type entry struct {
 
 	stream   *stream             // a Watcher's, open
 	cancel   context.CancelFunc  // of the call under way
+	epoch    int                 // of the source that the call under way is to
 	roots    []*x509.Certificate // of the answer that current came with
+	given    []*x509.Certificate // a Watcher's, with current: before what is trusted in addition
+	by       By                  // of current
+	proof    Proof               // of current
+	notice   *notice             // of current
+	sampled  bool                // at Local: it is asked for all the same
+	borrowed bool                // at Confirm: it has used another's once
 	attempts int                 // ended
 	failures int                 // since the last success
+	failed   bool                // before the call under way
 	lastEnd  time.Time
 	lastErr  error
 	changed  chan struct{} // closed and replaced when a call ends

@@ -13,9 +13,9 @@ import (
 )
 
 // fly is one request from key to answer.
-func (m *Manager) fly(ctx context.Context, e *entry, p Priority) {
+func (m *Manager) fly(ctx context.Context, from Signer, e *entry, p Priority) {
 	start := m.started(e, p)
-	i, roots, err := m.request(ctx, e.id)
+	i, roots, err := m.request(ctx, from, e.id)
 	took := time.Since(start)
 	m.finished(e, p, took, i, m.land(e, i, roots, took, err))
 }
@@ -38,14 +38,18 @@ func (m *Manager) finished(e *entry, p Priority, took time.Duration, i *mtls.Ide
 	case err != nil:
 		m.cfg.Log.Warn("Certificate rotation failed for "+e.id.String(), "took", took, "err", err)
 	default:
-		m.cfg.Log.Info("Certificate rotation completed for "+e.id.String(), "took", took,
-			"serial", i.Chain()[0].SerialNumber.Text(16), "expires", i.NotAfter().UTC().Format(time.RFC3339))
+		m.logCompleted(i, "took", took)
 	}
 }
 
+func (m *Manager) logCompleted(i *mtls.Identity, more ...any) {
+	m.cfg.Log.Info("Certificate rotation completed for "+i.ID().String(), append(more,
+		"serial", i.Chain()[0].SerialNumber.Text(16), "expires", i.NotAfter().UTC().Format(time.RFC3339))...)
+}
+
 // request makes the key, has it certified and checks the answer against its own roots.
-func (m *Manager) request(ctx context.Context, id spiffeid.ID) (*mtls.Identity, []*x509.Certificate, error) {
-	if m.cfg.Signer == nil {
+func (m *Manager) request(ctx context.Context, from Signer, id spiffeid.ID) (*mtls.Identity, []*x509.Certificate, error) {
+	if from == nil {
 		return nil, nil, &PermanentError{Err: errors.New("svid: no certificate source is configured")}
 	}
 	key, csr, err := newRequest(id)
@@ -53,7 +57,7 @@ func (m *Manager) request(ctx context.Context, id spiffeid.ID) (*mtls.Identity, 
 		return nil, nil, fmt.Errorf("svid: %w", err)
 	}
 	requested := m.wall()
-	answer, err := m.cfg.Signer.Sign(ctx, id, csr, m.cfg.TTL)
+	answer, err := from.Sign(ctx, id, csr, m.cfg.TTL)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -63,6 +67,7 @@ func (m *Manager) request(ctx context.Context, id spiffeid.ID) (*mtls.Identity, 
 	}
 	i, err := mtls.NewIssued(id, key, chain, roots, requested, time.Now())
 	if err != nil {
+		m.noteValidity(id, chain)
 		return nil, nil, fmt.Errorf("svid: %w", err)
 	}
 	return i.WithRevocations(m.cfg.Revoked), roots, nil
@@ -79,13 +84,19 @@ func (m *Manager) land(e *entry, i *mtls.Identity, roots []*x509.Certificate, to
 	}
 	if err == nil {
 		e.failures = 0
+		after := refreshAfter
+		if e.by == "" {
+			after = firstRefreshAfter
+		}
+		e.by, e.given = BySigning, nil
+		m.clearNoticeLocked(e)
 		e.current.Store(i)
 		m.trustLocked(e, roots)
 		left := life(i)
 		e.late = e.lastEnd.Add(left * 3 / 4)
 		// The next answer takes as long, and must arrive while this certificate is good: certificates of ten seconds
 		// from a CA that needs three would otherwise be replaced as they end.
-		m.restLocked(e, refreshAfter(max(left-took, left/4)), Background)
+		m.restLocked(e, after(max(left-took, left/4)), Background)
 	} else {
 		e.failures++
 		m.failedLocked(e, err)
@@ -98,6 +109,9 @@ func (m *Manager) land(e *entry, i *mtls.Identity, roots []*x509.Certificate, to
 func (m *Manager) landedLocked(e *entry, err error) bool {
 	e.cancel()
 	delete(m.flying, e.key)
+	if e.failed {
+		m.failing--
+	}
 	if e.phase == gone {
 		if n := m.entries[e.key]; n != nil && n.phase == parked {
 			n.phase = due
@@ -105,10 +119,27 @@ func (m *Manager) landedLocked(e *entry, err error) bool {
 		}
 		return false
 	}
+	if e.epoch != m.epoch { // of a source that is not asked any more
+		m.restLocked(e, 0, max(e.prio, WarmUp))
+		return false
+	}
 	e.attempts++
 	e.lastEnd = time.Now()
 	e.lastErr = err
 	return true
+}
+
+// noteValidity counts what a source sends outside of its time.
+func (m *Manager) noteValidity(id spiffeid.ID, chain []*x509.Certificate) {
+	if len(chain) == 0 || m.cfg.Observer == nil {
+		return
+	}
+	switch wall := m.wall(); {
+	case wall.After(chain[0].NotAfter):
+		m.cfg.Observer.Noted(id, ServedExpired)
+	case wall.Before(chain[0].NotBefore):
+		m.cfg.Observer.Noted(id, ServedEarly)
+	}
 }
 
 // tellLocked wakes those that wait for the entry to change.
@@ -126,6 +157,9 @@ func (m *Manager) failedLocked(e *entry, err error) {
 	p, left := WarmUp, time.Duration(0)
 	if i := e.valid(wall); i != nil {
 		p, left = Background, i.NotAfter().Sub(wall)
+		if e.notice != nil {
+			p, left = OnDemand, min(left, time.Until(e.notice.by))
+		}
 	}
 	m.restLocked(e, retryAfter(e.failures, left), p)
 }
@@ -149,7 +183,7 @@ func (m *Manager) trustLocked(e *entry, roots []*x509.Certificate) {
 		if roots == nil {
 			return
 		}
-		t = &trust{refs: map[fingerprint]*rootRef{}}
+		t = &trust{refs: map[fingerprint]*rootRef{}, added: m.addedLocked(td)}
 		m.trust[td] = t
 	}
 	changed, err := t.swap(e.roots, roots)
@@ -166,7 +200,7 @@ func (m *Manager) trustLocked(e *entry, roots []*x509.Certificate) {
 			continue
 		}
 		others = true
-		if i := o.current.Load(); i != nil && t.roots != nil && (changed || o == e) {
+		if i := o.current.Load(); i != nil && o.given == nil && t.roots != nil && (changed || o == e) {
 			o.current.Store(i.WithRoots(t.roots))
 		}
 	}

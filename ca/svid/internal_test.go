@@ -245,7 +245,7 @@ func TestForgetLeavesNothing(t *testing.T) {
 		if _, err := l.Identity(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		e := l.e
+		e := l.e.Load()
 		m.Forget("pod")
 		if e.current.Load() != nil {
 			t.Error("the ended lease leads to a key")

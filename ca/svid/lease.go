@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -13,12 +14,12 @@ import (
 
 // Lease is one holder's right to use one identity. It is safe for concurrent use. Whoever acquired it releases it.
 type Lease struct {
-	m      *Manager
-	e      *entry // nil if the lease was dead from the start
-	holder string
-	id     spiffeid.ID
-	done   chan struct{}
-	err    error // why done is closed; written before
+	m    *Manager
+	e    atomic.Pointer[entry] // nil if the lease was dead from the start; changed with Manager.mu
+	pod  Pod
+	id   spiffeid.ID
+	done chan struct{}
+	err  error // why done is closed; written before
 }
 
 // ID is the identity leased.
@@ -78,10 +79,11 @@ func (l *Lease) Current() *mtls.Identity { return l.peek() }
 
 // peek is Identity without waiting: no lock, no allocation.
 func (l *Lease) peek() *mtls.Identity {
-	if l.e == nil || l.Err() != nil {
+	e := l.e.Load()
+	if e == nil || l.Err() != nil {
 		return nil
 	}
-	i := l.e.current.Load()
+	i := e.current.Load()
 	if i == nil || i.Expired(l.m.wall()) {
 		return nil
 	}
@@ -91,12 +93,12 @@ func (l *Lease) peek() *mtls.Identity {
 func (l *Lease) attempts() int {
 	l.m.mu.Lock()
 	defer l.m.mu.Unlock()
-	return l.e.attempts
+	return l.e.Load().attempts
 }
 
 func (l *Lease) timeout(cause error) error {
 	l.m.mu.Lock()
-	last := l.e.lastErr
+	last := l.e.Load().lastErr
 	l.m.mu.Unlock()
 	if last != nil {
 		return fmt.Errorf("svid: no certificate for %s in time: %w: %w", l.id, last, cause)
@@ -115,7 +117,7 @@ func (m *Manager) demand(l *Lease, attempts int) (*mtls.Identity, <-chan struct{
 	if i := l.peek(); i != nil {
 		return i, nil, nil
 	}
-	e := l.e
+	e := l.e.Load()
 	var permanent *PermanentError
 	if e.attempts > attempts && errors.As(e.lastErr, &permanent) {
 		return nil, nil, fmt.Errorf("svid: no certificate for %s: %w", l.id, e.lastErr)

@@ -7,11 +7,14 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"golang.org/x/time/rate"
 )
 
 const (
 	defaultTTL         = 24 * time.Hour
 	defaultInFlight    = 8
+	defaultPerSecond   = 50
+	defaultBurst       = 500
 	defaultIdentities  = 4096
 	defaultCallTimeout = 30 * time.Second
 	defaultWait        = 10 * time.Second
@@ -32,7 +35,15 @@ type Manager struct {
 	timers    queue
 	due       queue
 	flying    map[key]*entry
+	failing   int // of flying, those that have failed before
+	bucket    *rate.Limiter
+	src       Source
+	epoch     int // of src
+	groups    map[spiffeid.ID]*group
+	noticed   map[*entry]struct{}
 	trust     map[spiffeid.TrustDomain]*trust
+	extra     bundles   // what is trusted whatever the source says
+	former    []former  // roots of sources of before
 	paused    time.Time // no call starts before, at the source's wish
 	lastCheck time.Time // of the clocks, monotonic
 	lastWall  time.Time
@@ -50,8 +61,14 @@ func New(cfg Config) *Manager {
 	cfg.Wait = orDefault(cfg.Wait, defaultWait)
 	cfg.MaxInFlight = orDefault(cfg.MaxInFlight, defaultInFlight)
 	cfg.MaxIdentities = orDefault(cfg.MaxIdentities, defaultIdentities)
+	cfg.Burst = orDefault(cfg.Burst, defaultBurst)
+	cfg.PerSecond = orDefault(cfg.PerSecond, defaultPerSecond)
 	return &Manager{
 		cfg:     cfg,
+		src:     Source{Signer: cfg.Signer, Watcher: cfg.Watcher, Prover: cfg.Prover, Reuse: cfg.Reuse, Sample: cfg.Sample}.complete(),
+		bucket:  rate.NewLimiter(rate.Limit(cfg.PerSecond), cfg.Burst),
+		groups:  map[spiffeid.ID]*group{},
+		noticed: map[*entry]struct{}{},
 		wall:    func() time.Time { return time.Now().Round(0) },
 		wake:    make(chan struct{}, 1),
 		entries: map[key]*entry{},
@@ -63,7 +80,7 @@ func New(cfg Config) *Manager {
 	}
 }
 
-func orDefault[T int | time.Duration](v, d T) T {
+func orDefault[T int | time.Duration | float64](v, d T) T {
 	if v <= 0 {
 		return d
 	}
@@ -73,7 +90,7 @@ func orDefault[T int | time.Duration](v, d T) T {
 // Acquire gives pod the right to use id and asks for its certificate at warm-up priority. It does not wait; a lease that
 // cannot be had comes back ended, and its Err says why.
 func (m *Manager) Acquire(pod Pod, id spiffeid.ID) *Lease {
-	l := &Lease{m: m, holder: pod.UID, id: id, done: make(chan struct{})}
+	l := &Lease{m: m, pod: pod, id: id, done: make(chan struct{})}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	e, err := m.ensureLocked(id, pod)
@@ -81,24 +98,28 @@ func (m *Manager) Acquire(pod Pod, id spiffeid.ID) *Lease {
 		l.endLocked(err)
 		return l
 	}
-	l.e = e
+	l.e.Store(e)
 	m.holdLocked(e, pod.UID).leases[l] = struct{}{}
 	return l
 }
 
 // Streams reports whether certificates come from a Watcher: then they are a pod's own, and cannot be fetched ahead by
 // their name alone.
-func (m *Manager) Streams() bool { return m.cfg.Watcher != nil }
+func (m *Manager) Streams() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.src.Watcher != nil
+}
 
 // Prefetch has id's certificate ready before holder needs it, and keeps it until Forget. It gives no right to use it.
 // It never blocks and is not lost, except beyond MaxIdentities. With a Watcher it does nothing: what is asked for there
 // is a pod's, and holder need not be one.
 func (m *Manager) Prefetch(id spiffeid.ID, holder string) {
-	if m.cfg.Watcher != nil {
-		return
-	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.src.Watcher != nil {
+		return
+	}
 	e, err := m.ensureLocked(id, Pod{})
 	if err != nil {
 		m.cfg.Log.Warn("certificate is not fetched ahead", "id", id.String(), "uid", holder, "err", err)
@@ -125,10 +146,11 @@ func (m *Manager) releaseLocked(l *Lease) {
 		return
 	}
 	l.endLocked(ErrNotNeeded)
-	h := l.e.holds[l.holder]
+	e := l.e.Load()
+	h := e.holds[l.pod.UID]
 	delete(h.leases, l)
 	if len(h.leases) == 0 && !h.prefetched {
-		m.unholdLocked(l.e, l.holder)
+		m.unholdLocked(e, l.pod.UID)
 	}
 }
 
@@ -137,7 +159,7 @@ func (m *Manager) ensureLocked(id spiffeid.ID, pod Pod) (*entry, error) {
 		return nil, ErrStopped
 	}
 	k := key{id: id}
-	if m.cfg.Watcher != nil {
+	if m.src.Watcher != nil {
 		k.holder = pod.UID
 	}
 	if e := m.entries[k]; e != nil {
@@ -149,6 +171,7 @@ func (m *Manager) ensureLocked(id spiffeid.ID, pod Pod) (*entry, error) {
 	now := time.Now()
 	e := &entry{id: id, key: k, pod: pod, holds: map[string]*hold{}, prio: WarmUp, at: now, born: now, changed: make(chan struct{})}
 	m.entries[k] = e
+	m.joinLocked(e)
 	m.timers.add(e)
 	m.wakeUp()
 	return e, nil
@@ -217,11 +240,13 @@ func (m *Manager) dropLocked(e *entry, why error) {
 		e.cancel()
 	}
 	e.phase = gone
+	delete(m.noticed, e)
 	if e.stream != nil {
 		e.stream.cancel()
 		e.stream = nil
 	}
 	delete(m.entries, e.key)
+	m.leaveLocked(e)
 	e.current.Store(nil)
 	m.trustLocked(e, nil)
 	close(e.changed)

@@ -16,6 +16,9 @@ func byPriority(a, b *entry) bool {
 	if a.prio != b.prio {
 		return a.prio > b.prio
 	}
+	if fa, fb := a.failures > 0, b.failures > 0; fa != fb {
+		return fb
+	}
 	return a.at.Before(b.at)
 }
 
@@ -46,6 +49,16 @@ func (q *queue) add(e *entry)    { heap.Push(q, e) }
 func (q *queue) take() *entry    { return heap.Pop(q).(*entry) }
 func (q *queue) fix(e *entry)    { heap.Fix(q, e.index) }
 func (q *queue) remove(e *entry) { heap.Remove(q, e.index) }
+
+// freshest is the first of those that have not failed.
+func (q *queue) freshest() (first *entry) {
+	for _, e := range q.items {
+		if e.failures == 0 && (first == nil || q.less(e, first)) {
+			first = e
+		}
+	}
+	return first
+}
 
 func (q *queue) first() *entry {
 	if len(q.items) == 0 {

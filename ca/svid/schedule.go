@@ -20,6 +20,8 @@ const (
 	refreshFloor  = 5 * time.Second
 	refreshFrom   = 0.45
 	refreshSpread = 0.10
+	firstFrom     = 0.10 // of the first certificate: those of a node that starts are all of one moment
+	firstSpread   = 0.45
 )
 
 // step starts what can start and says how long nothing else will be due.
@@ -27,28 +29,62 @@ func (m *Manager) step(ctx context.Context, now time.Time) time.Duration {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.checkClocksLocked(now)
+	m.dropFormerLocked(now)
+	next := m.checkNoticesLocked(now, clockCheck)
 	for e := m.timers.first(); e != nil && !e.at.After(now); e = m.timers.first() {
 		m.timers.take()
 		e.phase = due
 		m.due.add(e)
 	}
 	m.hurryLocked(now)
-	for m.due.Len() > 0 && len(m.flying) < m.cfg.MaxInFlight && !m.paused.After(now) {
-		e := m.due.take()
-		if m.flying[e.key] != nil { // of a forgotten predecessor: never two calls for one identity
-			e.phase = parked
-			continue
-		}
-		m.startLocked(ctx, e)
-	}
-	next := clockCheck
+	next = m.startDueLocked(ctx, now, next)
 	if e := m.timers.first(); e != nil {
 		next = min(next, e.at.Sub(now))
 	}
-	if m.due.Len() > 0 && m.paused.After(now) {
-		next = min(next, m.paused.Sub(now))
-	}
 	return max(next, 0)
+}
+
+// startDueLocked begins the calls that there are places and tokens for, and says when there will be more of the latter.
+func (m *Manager) startDueLocked(ctx context.Context, now time.Time, next time.Duration) time.Duration {
+	if m.paused.After(now) && m.due.Len() > 0 {
+		return min(next, m.paused.Sub(now))
+	}
+	for m.due.Len() > 0 && len(m.flying) < m.cfg.MaxInFlight {
+		e := m.due.first()
+		if e.failures > 0 && m.failing >= max(m.cfg.MaxInFlight/2, 1) {
+			// Those that have failed come last within a priority, not overall: look for one that has not.
+			if e = m.due.freshest(); e == nil {
+				break
+			}
+		}
+		does := m.roleLocked(e)
+		if does == waits || m.flying[e.key] != nil { // of a forgotten predecessor: never two calls for one identity
+			m.due.remove(e)
+			e.phase = parked
+			continue
+		}
+		if does == asks {
+			if wait := m.tokenLocked(e.prio, now); wait > 0 {
+				return min(next, wait)
+			}
+		}
+		m.due.remove(e)
+		m.startLocked(ctx, e, does)
+	}
+	return next
+}
+
+// tokenLocked takes a token of the bucket, or says when there will be one for that priority.
+func (m *Manager) tokenLocked(p Priority, now time.Time) time.Duration {
+	need := 1.0
+	if p == Background {
+		need = max(need, float64(m.cfg.Burst)/4)
+	}
+	if have := m.bucket.TokensAt(now); have < need {
+		return max(time.Duration((need-have)/m.cfg.PerSecond*float64(time.Second)), time.Millisecond)
+	}
+	m.bucket.AllowN(now, 1)
+	return 0
 }
 
 // hurryLocked moves renewals whose certificates are in use and about to end before those that nobody waits for yet: a
@@ -66,17 +102,22 @@ func (m *Manager) hurryLocked(now time.Time) {
 	}
 }
 
-func (m *Manager) startLocked(run context.Context, e *entry) {
+func (m *Manager) startLocked(run context.Context, e *entry, does role) {
 	ctx, cancel := context.WithTimeout(run, m.cfg.CallTimeout)
 	e.cancel = cancel
 	e.phase = flying
+	e.epoch = m.epoch
 	m.flying[e.key] = e
-	p := e.prio
-	if m.cfg.Watcher != nil {
-		m.flights.Go(func() { m.open(ctx, run, e, p) })
+	if e.failed = e.failures > 0; e.failed {
+		m.failing++
+	}
+	p, src := e.prio, m.src
+	if src.Watcher != nil {
+		s := &stream{m: m, e: e, follows: does == follows, first: make(chan verdict, 1), epoch: m.epoch}
+		m.flights.Go(func() { s.open(ctx, run, src, p) })
 		return
 	}
-	m.flights.Go(func() { m.fly(ctx, e, p) })
+	m.flights.Go(func() { m.fly(ctx, src.Signer, e, p) })
 }
 
 // restLocked puts e to rest until d from now.
@@ -117,6 +158,12 @@ func (m *Manager) checkClocksLocked(now time.Time) {
 // moment do not stay together.
 func refreshAfter(life time.Duration) time.Duration {
 	d := time.Duration(float64(life) * (refreshFrom + refreshSpread*rand.Float64()))
+	return max(d, min(refreshFloor, life/10), retryFloor)
+}
+
+// firstRefreshAfter is refreshAfter of an identity's first certificate.
+func firstRefreshAfter(life time.Duration) time.Duration {
+	d := time.Duration(float64(life) * (firstFrom + firstSpread*rand.Float64()))
 	return max(d, min(refreshFloor, life/10), retryFloor)
 }
 

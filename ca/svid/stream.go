@@ -35,10 +35,13 @@ type stream struct {
 	e      *entry
 	cancel context.CancelFunc
 	first  chan verdict // capacity 1: of the first message
+	// follows: it gives what another pod was given.
+	follows bool
 
 	// Guarded by Manager.mu.
 	opened bool      // the first message has come
 	dead   bool      // the flight gave up before that
+	epoch  int       // of the source
 	last   time.Time // of the last message
 }
 
@@ -51,14 +54,20 @@ type verdict struct {
 // open is one flight of an entry of a Watcher: it lasts until the first message, or until ctx ends without one. The
 // stream goes on until it is replaced, run ends, or the source ends it. The one before is closed only when the new one
 // has spoken.
-func (m *Manager) open(ctx, run context.Context, e *entry, p Priority) {
+func (s *stream) open(ctx, run context.Context, src Source, p Priority) {
+	m, e := s.m, s.e
 	start := m.started(e, p)
 	streamCtx, cancel := context.WithCancel(run)
-	s := &stream{m: m, e: e, cancel: cancel, first: make(chan verdict, 1)}
+	s.cancel = cancel
 	ended := make(chan error, 1)
 	m.flights.Go(func() {
 		defer cancel()
-		err := m.cfg.Watcher.Watch(streamCtx, e.pod, e.id, s.message)
+		var err error
+		if s.follows {
+			err = m.follow(streamCtx, src.Prover, s)
+		} else {
+			err = src.Watcher.Watch(streamCtx, e.pod, e.id, s.message)
+		}
 		ended <- err
 		s.ended(err)
 	})
@@ -73,6 +82,7 @@ func (m *Manager) open(ctx, run context.Context, e *entry, p Priority) {
 		}
 	case <-ctx.Done():
 		cancel()
+		<-ended // its place is taken until then
 		v.err = fmt.Errorf("the source did not answer in time: %w", ctx.Err())
 	}
 	took := time.Since(start)
@@ -96,7 +106,10 @@ func (s *stream) land(v verdict) error {
 	} else {
 		e.failures++
 	}
+	defer m.resignLocked(e)
 	switch {
+	case s.opened && e.stream == s && s.follows && v.err == nil:
+		m.followedLocked(s)
 	case s.opened && e.stream == s: // also when it does not speak of this identity: it will tell when that changes
 		s.restLocked()
 	case s.opened: // and closed since
@@ -125,21 +138,26 @@ func (s *stream) restLocked() {
 
 // message takes what the source says.
 func (s *stream) message(u Update) {
-	i, err := s.m.choose(s.e.id, u)
+	i, given, err := s.m.choose(s.e.id, u)
+	s.m.mu.Lock()
+	defer s.m.mu.Unlock()
+	s.takeLocked(i, given, u.Proof, err)
+}
+
+// takeLocked puts what was chosen to use, or notes that nothing was.
+func (s *stream) takeLocked(i *mtls.Identity, given []*x509.Certificate, proof Proof, err error) {
 	m, e := s.m, s.e
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if e.phase == gone || s.dead || s.opened && e.stream != s {
+	if e.phase == gone || s.dead || s.opened && e.stream != s || s.epoch != m.epoch {
 		return // superseded
 	}
 	s.last = time.Now()
 	if err == nil {
-		i = m.same.intern(i)
-		if old := e.current.Swap(i); old != nil && !sameTrust(old, i) && m.cfg.RootsChanged != nil {
-			m.cfg.RootsChanged()
-		}
-	} else if errors.Is(err, ErrNotEntitled) {
-		m.dropCertLocked(e, err)
+		i = s.useLocked(i, given, proof)
+	} else {
+		s.refusedLocked(err)
+	}
+	if !s.follows {
+		defer m.shareLocked(e, i, err)
 	}
 	if !s.opened {
 		s.opened = true
@@ -154,8 +172,7 @@ func (s *stream) message(u Update) {
 	if err != nil {
 		m.cfg.Log.Warn("Certificate rotation failed for "+e.id.String(), "uid", e.pod.UID, "err", err)
 	} else {
-		m.cfg.Log.Info("Certificate rotation completed for "+e.id.String(), "uid", e.pod.UID,
-			"serial", i.Chain()[0].SerialNumber.Text(16), "expires", i.NotAfter().UTC().Format(time.RFC3339))
+		m.logCompleted(i, "uid", e.pod.UID)
 		e.failures = 0
 	}
 	if e.phase == resting && err == nil {
@@ -164,6 +181,40 @@ func (s *stream) message(u Update) {
 		m.wakeUp()
 	}
 	e.tellLocked()
+}
+
+func (s *stream) useLocked(i *mtls.Identity, given []*x509.Certificate, proof Proof) *mtls.Identity {
+	m, e := s.m, s.e
+	i = m.same.intern(m.trustedLocked(i, given))
+	if old := e.current.Swap(i); old != nil && !sameTrust(old, i) && m.cfg.RootsChanged != nil {
+		m.cfg.RootsChanged()
+	}
+	e.given, e.proof, e.by = given, proof, ByStream
+	m.clearNoticeLocked(e)
+	if !s.follows {
+		return i
+	}
+	e.by = ByProof
+	switch g := m.groups[e.id]; {
+	case m.src.Reuse == Confirm:
+		e.borrowed = true
+		m.giveNoticeLocked(e, time.Now().Add(ConfirmWithin), errUnconfirmed)
+	case g != nil && !g.frozen.IsZero():
+		m.giveNoticeLocked(e, g.frozen, errNoAnchor)
+	}
+	return i
+}
+
+func (s *stream) refusedLocked(err error) {
+	if !errors.Is(err, ErrNotEntitled) {
+		return // of a certificate that is no good: the one in use may still be
+	}
+	what := Mismatch
+	if s.e.current.Load() != nil {
+		what = Redacted
+	}
+	s.m.noteLocked(s.e.id, what)
+	s.m.dropCertLocked(s.e, err)
 }
 
 // ended has a stream that the source closed opened again. What it gave stays in use while it is valid, unless the
@@ -179,6 +230,13 @@ func (s *stream) ended(err error) {
 	err = cmp.Or(err, errClosed)
 	e.lastErr = err
 	m.withdrawnLocked(e, err)
+	if errors.Is(err, ErrProcessEnded) {
+		m.noteLocked(e.id, ProcessEnded)
+		m.giveNoticeLocked(e, time.Now().Add(endGrace), err)
+		if g := m.groups[e.id]; g != nil && g.anchor == e {
+			m.succeedLocked(g)
+		}
+	}
 	if e.phase == resting {
 		m.timers.remove(e)
 		e.failures++
@@ -197,6 +255,7 @@ func (m *Manager) withdrawnLocked(e *entry, err error) {
 }
 
 func (m *Manager) dropCertLocked(e *entry, why error) {
+	m.clearNoticeLocked(e)
 	if e.current.Swap(nil) != nil && m.cfg.Withdrawn != nil {
 		pod, id := e.pod, e.id
 		m.flights.Go(func() { m.cfg.Withdrawn(pod, id, why) })
@@ -211,7 +270,7 @@ func (e *entry) listensLocked(now time.Time) bool {
 
 // choose takes the identity that is wanted out of a message, and checks it. What is expired, not yet valid, or not
 // its key's is an error and leaves the one in use alone.
-func (m *Manager) choose(id spiffeid.ID, u Update) (*mtls.Identity, error) {
+func (m *Manager) choose(id spiffeid.ID, u Update) (i *mtls.Identity, given []*x509.Certificate, err error) {
 	var others []string
 	for _, s := range u.SVIDs {
 		if s.ID != id {
@@ -220,18 +279,19 @@ func (m *Manager) choose(id spiffeid.ID, u Update) (*mtls.Identity, error) {
 		}
 		i, err := mtls.NewIdentity(id, s.Key, s.Chain, s.Roots, time.Now())
 		if err != nil {
-			return nil, fmt.Errorf("svid: %w", err)
+			m.noteValidity(id, s.Chain)
+			return nil, nil, fmt.Errorf("svid: %w", err)
 		}
 		f, err := mtls.NewFederation(u.Federated)
 		if err != nil {
-			return nil, fmt.Errorf("svid: %w", err)
+			return nil, nil, fmt.Errorf("svid: %w", err)
 		}
-		return i.WithFederation(f).WithRevocations(m.cfg.Revoked), nil
+		return i.WithFederation(f).WithRevocations(m.cfg.Revoked), s.Roots, nil
 	}
 	if len(others) > 0 {
-		return nil, fmt.Errorf("svid: %s: %w: %s", id, ErrNotEntitled, strings.Join(others[:min(len(others), 4)], ", "))
+		return nil, nil, fmt.Errorf("svid: %s: %w: %s", id, ErrNotEntitled, strings.Join(others[:min(len(others), 4)], ", "))
 	}
-	return nil, fmt.Errorf("svid: %s: %w", id, ErrNotEntitled)
+	return nil, nil, fmt.Errorf("svid: %s: %w", id, ErrNotEntitled)
 }
 
 // sameTrust reports whether two identities accept the same peers.

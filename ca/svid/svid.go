@@ -14,7 +14,19 @@
 //
 // Run is the only goroutine that decides when a certificate is asked for. It sleeps until the earliest entry of a heap
 // of deadlines, moves due entries to a heap of work ordered by priority, and starts calls while fewer than MaxInFlight
-// are under way, one an identity. There is no timer and no goroutine for a certificate at rest.
+// are under way, one an identity, and a node-wide token bucket has something left. There is no timer and no goroutine
+// for a certificate at rest.
+//
+// # Fairness
+//
+// What a connection waits for goes before what is fetched ahead, and that before renewals; a renewal whose certificate is
+// in use and about to end counts as waited for. Within a priority those that have not failed go first, then the oldest.
+// Requests that have failed before hold at most half of the places, so that identities that a source never answers for
+// do not hold up the others; background requests leave a quarter of the bucket to those that somebody waits for.
+//
+// # Reuse
+//
+// See Reuse: what another pod's certificate of the same identity may be used for.
 package svid
 
 import (
@@ -95,12 +107,41 @@ type Observer interface {
 	Started(id spiffeid.ID, p Priority)
 	// Finished is called when its answer is in use (err nil), refused or missing.
 	Finished(id spiffeid.ID, p Priority, took time.Duration, err error)
+	// Noted is called, with locks held, when something is seen that is no request's end.
+	Noted(id spiffeid.ID, what Note)
+}
+
+// Note is something worth counting.
+type Note string
+
+// The notes.
+const (
+	Mismatch      Note = "mismatch"       // a source gave a pod other identities only
+	Redacted      Note = "redacted"       // a source took an identity back
+	ServedExpired Note = "served_expired" // a source sent a certificate that had ended
+	ServedEarly   Note = "served_early"   // a source sent a certificate that is not valid yet: look at the clocks
+	ProcessEnded  Note = "process_ended"  // the process ended by which a pod was attested
+	Unconfirmed   Note = "unconfirmed"    // a pod used another one's certificate and was not given it in time
+	Disagreed     Note = "disagreed"      // a source refused a pod what reuse level local would have let it use
+)
+
+// Source is where certificates come from. One of Signer and Watcher is required, and a Prover where Reuse is not Strict.
+type Source struct {
+	Signer  Signer
+	Watcher Watcher
+	Prover  Prover
+	Reuse   Reuse
+	// Sample is how many pods in a hundred are asked for all the same at Local; default 5, negative: none.
+	Sample int
 }
 
 // Config is what a Manager needs. One of Signer and Watcher is required; everything else has a default.
 type Config struct {
 	Signer   Signer
 	Watcher  Watcher
+	Prover   Prover            // for Reuse
+	Reuse    Reuse             // default Strict
+	Sample   int               // see Source
 	Log      *slog.Logger      // default: discards
 	Observer Observer          // default: none
 	TTL      time.Duration     // lifetime to ask for; default 24 h
@@ -113,10 +154,22 @@ type Config struct {
 	RootsChanged func()
 
 	MaxInFlight   int           // calls under way at once; default 8
+	PerSecond     float64       // calls begun, on average; default 50
+	Burst         int           // calls begun at once after a quiet time; default 500
 	MaxIdentities int           // identities held at once; default 4096
 	CallTimeout   time.Duration // of one Sign; default 30 s
 	Wait          time.Duration // longest wait of Lease.Identity; default 10 s
 }
+
+// By is how a holder came by an identity.
+type By string
+
+// The ways.
+const (
+	BySigning By = "signing" // a certificate was signed for our key, for all holders
+	ByStream  By = "stream"  // the source streams it for this pod
+	ByProof   By = "proof"   // the pod was proven to be itself here, and uses what another pod was given
+)
 
 // Condition is the state of one identity.
 type Condition string
@@ -133,7 +186,11 @@ type State struct {
 	ID          spiffeid.ID
 	Holder      string // whose alone it is; empty when all holders share it (Signer)
 	Condition   Condition
+	Pod         Pod            // of Holder
 	Identity    *mtls.Identity // nil unless Available
+	By          By             // how the right to it was had
+	Proof       Proof          // what the source said of how Holder was attested
+	Until       time.Time      // unless confirmed until then, it is taken back; zero: nothing is waited for
 	Holders     []string       // sorted
 	Priority    Priority       // of the waiting or running request
 	InFlight    bool

@@ -19,6 +19,7 @@ type trust struct {
 	refs   map[fingerprint]*rootRef
 	order  []fingerprint // oldest first, so that dumps do not shuffle
 	newest []*x509.Certificate
+	added  []*x509.Certificate // whatever answers say
 	roots  *mtls.Roots
 }
 
@@ -41,11 +42,24 @@ func (t *trust) swap(old, next []*x509.Certificate) (bool, error) {
 	if slices.Equal(before, t.order) || len(t.order) == 0 {
 		return false, nil
 	}
-	union := make([]*x509.Certificate, len(t.order))
-	for i, f := range t.order {
-		union[i] = t.refs[f].cert
+	return t.rebuild()
+}
+
+// add has certs trusted whatever answers say, in place of those of the last call.
+func (t *trust) add(certs []*x509.Certificate) (bool, error) {
+	t.added = certs
+	if len(t.order) == 0 {
+		return false, nil
 	}
-	roots, err := mtls.NewRoots(union)
+	return t.rebuild()
+}
+
+func (t *trust) rebuild() (bool, error) {
+	all := make([]*x509.Certificate, len(t.order))
+	for i, f := range t.order {
+		all[i] = t.refs[f].cert
+	}
+	roots, err := mtls.NewRoots(union(all, t.added))
 	if err != nil {
 		// More roots than anyone may have: the newest answer alone is the truth.
 		if roots, err = mtls.NewRoots(t.newest); err != nil {

@@ -5,6 +5,7 @@ import (
 	"crypto"
 	"crypto/x509"
 	"errors"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -32,6 +33,14 @@ type Update struct {
 	SVIDs []SVID
 	// Federated are the bundles of foreign trust domains whose workloads the pod may accept.
 	Federated map[spiffeid.TrustDomain][]*x509.Certificate
+	Proof     Proof
+}
+
+// Proof is how the pod was attested, for dumps. The zero value says nothing.
+type Proof struct {
+	PID       int    // of the process that stood for the pod
+	Container string // its container
+	At        time.Time
 }
 
 // SVID is one of them as it came, unchecked.
@@ -50,6 +59,10 @@ func (e *WithdrawnError) Error() string { return e.Err.Error() }
 
 // Unwrap gives the source's own error.
 func (e *WithdrawnError) Unwrap() error { return e.Err }
+
+// ErrProcessEnded is why a stream has ended that was for one process of the pod: it has. Another one may stand for the
+// pod; what is in use stays so for a moment.
+var ErrProcessEnded = errors.New("the process that stood for the pod has ended")
 
 // ErrNotEntitled is why a pod has no certificate although its source answers: what it was given does not include the
 // identity.

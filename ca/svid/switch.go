@@ -1,0 +1,232 @@
+package svid
+
+import (
+	"crypto/sha256"
+	"crypto/x509"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/warren-mesh/warren/ca/mtls"
+)
+
+// bundles are roots by the trust domain that they vouch for.
+type bundles = map[spiffeid.TrustDomain][]*x509.Certificate
+
+// former is what a source of before vouched with.
+type former struct {
+	roots bundles
+	until time.Time // monotonic
+}
+
+const (
+	// Certificates are replaced within, after a change of the source; few of them sooner.
+	switchWithin = 30 * time.Second
+	switchEach   = 10 * time.Millisecond
+	maxFormer    = 4 // changes of which roots are remembered
+)
+
+// Switch has certificates come from another source from now on. What is in use stays so until the new source has given
+// its own, so that no connection has to end. The roots of the old source are trusted for overlap in addition, because
+// peers on other nodes may still use it. Calls under way are given up; whoever made the old source closes it.
+func (m *Manager) Switch(to Source, overlap time.Duration) error {
+	if err := to.Validate(); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.stopped {
+		return ErrStopped
+	}
+	now := time.Now()
+	if roots := m.rootsInUseLocked(); overlap > 0 && len(roots) > 0 {
+		m.former = append(m.former, former{roots, now.Add(overlap)})
+		m.former = m.former[max(len(m.former)-maxFormer, 0):]
+	}
+	m.src, m.paused = to.complete(), time.Time{}
+	m.epoch++
+	clear(m.groups)
+	within := min(switchWithin, time.Duration(len(m.entries))*switchEach)
+	for _, e := range slices.Collect(maps.Values(m.entries)) {
+		m.rehomeLocked(e)
+	}
+	for _, e := range m.entries {
+		m.joinLocked(e)
+		if at := now.Add(rand.N(within + 1)); e.phase == resting && at.Before(e.at) {
+			e.at = at
+			m.timers.fix(e)
+		}
+	}
+	m.retrustLocked()
+	m.wakeUp()
+	return nil
+}
+
+// rehomeLocked makes the entries that the new source has out of one of the old.
+func (m *Manager) rehomeLocked(e *entry) {
+	if e.stream != nil {
+		e.stream.cancel()
+		e.stream = nil
+	}
+	e.failures, e.borrowed, e.sampled = 0, false, false
+	if e.phase == flying {
+		e.cancel()
+	}
+	if (e.key.holder != "") == (m.src.Watcher != nil) {
+		switch {
+		case e.phase == due:
+			m.due.fix(e) // failures count there
+		case e.phase == parked && m.flying[e.key] == nil: // for an anchor
+			e.phase = due
+			m.due.add(e)
+		}
+		return
+	}
+	for holder, h := range e.holds {
+		for l := range h.leases {
+			n := m.heirLocked(e, l.pod)
+			m.holdLocked(n, holder).leases[l] = struct{}{}
+			l.e.Store(n)
+		}
+		if h.prefetched && m.src.Watcher == nil {
+			m.holdLocked(m.heirLocked(e, Pod{}), holder).prefetched = true
+		}
+		h.leases = nil // they live on
+	}
+	m.dropLocked(e, ErrNotNeeded)
+}
+
+// heirLocked is the entry that takes e's place for pod, with what e has in use.
+func (m *Manager) heirLocked(e *entry, pod Pod) *entry {
+	k := key{id: e.id}
+	if m.src.Watcher != nil {
+		k.holder = pod.UID
+	} else {
+		pod = Pod{}
+	}
+	n := m.entries[k]
+	if n == nil {
+		now := time.Now()
+		n = &entry{
+			id: e.id, key: k, pod: pod, holds: map[string]*hold{}, prio: max(e.prio, WarmUp), at: now, born: e.born, late: e.late,
+			attempts: e.attempts, lastErr: e.lastErr, changed: make(chan struct{}),
+		}
+		m.entries[k] = n
+		m.timers.add(n)
+	}
+	if i := e.current.Load(); i != nil && n.current.Load() == nil {
+		n.current.Store(i)
+		n.given, n.by, n.proof, n.late = e.given, e.by, e.proof, e.late
+		if e.by == BySigning {
+			n.given = e.roots
+		}
+		if e.notice != nil {
+			m.giveNoticeLocked(n, e.notice.by, e.notice.why)
+		}
+	}
+	return n
+}
+
+// Trust adds roots that are believed for their trust domains whatever a source says, in place of those of the last call:
+// to let in peers whose source is, or will be, another one.
+func (m *Manager) Trust(extra map[spiffeid.TrustDomain][]*x509.Certificate) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.extra = maps.Clone(extra)
+	m.retrustLocked()
+}
+
+// rootsInUseLocked are those of all answers whose certificates are in use.
+func (m *Manager) rootsInUseLocked() bundles {
+	out := bundles{}
+	for _, e := range m.entries {
+		if e.current.Load() == nil {
+			continue
+		}
+		td := e.id.TrustDomain()
+		out[td] = union(out[td], e.roots, e.given)
+	}
+	for td, t := range m.trust {
+		out[td] = union(out[td], t.newest)
+	}
+	return out
+}
+
+// addedLocked is what is trusted in td beside what its source says.
+func (m *Manager) addedLocked(td spiffeid.TrustDomain) []*x509.Certificate {
+	all := [][]*x509.Certificate{m.extra[td]}
+	for _, f := range m.former {
+		all = append(all, f.roots[td])
+	}
+	return union(all...)
+}
+
+// trustedLocked is i with what is trusted in addition to given.
+func (m *Manager) trustedLocked(i *mtls.Identity, given []*x509.Certificate) *mtls.Identity {
+	added := m.addedLocked(i.ID().TrustDomain())
+	if len(added) == 0 {
+		return i
+	}
+	roots, err := mtls.NewRoots(union(given, added))
+	if err != nil {
+		m.cfg.Log.Error("roots are kept as the source gave them", "id", i.ID().String(), "err", err)
+		return i
+	}
+	return i.WithRoots(roots)
+}
+
+// retrustLocked has all identities trust what they now should.
+func (m *Manager) retrustLocked() {
+	for td, t := range m.trust {
+		if _, err := t.add(m.addedLocked(td)); err != nil {
+			m.cfg.Log.Error("roots are kept as they were", "trust_domain", td.Name(), "err", err)
+		}
+	}
+	for _, e := range m.entries {
+		i := e.current.Load()
+		if i == nil {
+			continue
+		}
+		if t := m.trust[e.id.TrustDomain()]; e.given == nil && t != nil && t.roots != nil {
+			e.current.Store(i.WithRoots(t.roots))
+			continue
+		}
+		roots, err := mtls.NewRoots(union(e.given, m.addedLocked(e.id.TrustDomain())))
+		if err != nil {
+			m.cfg.Log.Error("roots are kept as they were", "id", e.id.String(), "err", err)
+			continue
+		}
+		e.current.Store(m.same.intern(i.WithRoots(roots)))
+	}
+	if m.cfg.RootsChanged != nil {
+		m.cfg.RootsChanged()
+	}
+}
+
+// dropFormerLocked ends the time of roots of before.
+func (m *Manager) dropFormerLocked(now time.Time) {
+	kept := slices.DeleteFunc(m.former, func(f former) bool { return !f.until.After(now) })
+	if len(kept) == len(m.former) {
+		return
+	}
+	m.former = kept
+	m.retrustLocked()
+	m.cfg.Log.Info("the roots of the certificate source of before are not trusted any more")
+}
+
+func union(lists ...[]*x509.Certificate) (all []*x509.Certificate) {
+	seen := map[fingerprint]bool{}
+	for _, list := range lists {
+		for _, c := range list {
+			f := fingerprint(sha256.Sum256(c.Raw))
+			if !seen[f] {
+				seen[f] = true
+				all = append(all, c)
+			}
+		}
+	}
+	return all
+}
