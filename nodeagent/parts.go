@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -76,7 +78,7 @@ func lineParts(l adminLines, err error, now time.Time) (xds, ca, token Part) {
 		p := Part{Unknown, "the proxy cannot be asked"}
 		return p, p, p
 	}
-	return xdsPart(l.XDS, now), caPart(l.CA, now), tokenPart(l)
+	return xdsPart(l.XDS, now), withAlarms(caPart(l.CA, now), l.Alarms), tokenPart(l)
 }
 
 func xdsPart(l adminLine, now time.Time) Part {
@@ -101,8 +103,24 @@ func caPart(l adminLine, now time.Time) Part {
 	}
 }
 
-// tokenPart judges the proxy's token by what became of it.
+// withAlarms adds what the proxy says about where certificates come from.
+func withAlarms(p Part, alarms map[string]string) Part {
+	for _, name := range slices.Sorted(maps.Keys(alarms)) {
+		if name != tokenAlarm {
+			p = Part{Degraded, fmt.Sprintf("%s; %s: %.512s", p.Detail, name, alarms[name])}
+		}
+	}
+	return p
+}
+
+// tokenAlarm is the proxy's name for the alarm about its token.
+const tokenAlarm = "token"
+
+// tokenPart judges the proxy's token by what became of it, and by what will: it works until it expires.
 func tokenPart(l adminLines) Part {
+	if text := l.Alarms[tokenAlarm]; text != "" {
+		return Part{Degraded, fmt.Sprintf("%.512s", text)}
+	}
 	for _, line := range []adminLine{l.XDS, l.CA} {
 		if line.State != "connected" && refused(line.LastError) {
 			return Part{Degraded, because("refused by "+line.Address, line.LastError)}

@@ -75,6 +75,8 @@ type adminLine struct {
 type adminLines struct {
 	XDS adminLine `json:"xds"`
 	CA  adminLine `json:"ca"`
+	// Alarms are what the proxy says somebody has to look at, by name.
+	Alarms map[string]string `json:"alarms"`
 }
 
 func (p *proxyAdmin) pods(ctx context.Context) (map[string]adminPod, error) {

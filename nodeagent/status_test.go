@@ -120,6 +120,8 @@ func TestParts(t *testing.T) {
 		{"CA unused", ca(lineParts(adminLines{CA: adminLine{State: "idle"}}, nil, now)), Healthy, "not asked"},
 		{"token accepted", token(lineParts(adminLines{XDS: connected}, nil, now)), Healthy, "accepted"},
 		{"token refused by one", token(lineParts(adminLines{XDS: connected, CA: failing}, nil, now)), Degraded, "refused by"},
+		{"token not replaced", token(lineParts(adminLines{XDS: connected, Alarms: map[string]string{"token": "it expires in 1h"}}, nil, now)), Degraded, "expires in 1h"},
+		{"another alarm", ca(lineParts(adminLines{CA: connected, Alarms: map[string]string{"extra roots": "no file", "token": "x"}}, nil, now)), Degraded, "ago; extra roots: no file"},
 		{"token not tried", token(lineParts(adminLines{XDS: waiting}, nil, now)), Unknown, "not tried"},
 	} {
 		if c.part.State != c.state || !strings.Contains(c.part.Detail, c.text) {

@@ -38,6 +38,7 @@ type Config struct {
 	XDS, CA   Upstream
 	SVIDs     SVIDs
 	TLS       mtls.Policy // TLS12_ENABLED, COMPLIANCE_POLICY; of the whole process
+	SVIDFile  string      // SVID_CONFIG: settings of the source of certificates that may change while we run
 	CRLPath   string      // CRL_PATH: a file of revocation lists, looked at every 2 s; empty: none
 	Token     Token
 	LocalXDS  string // path of a static configuration; empty: none

@@ -151,17 +151,14 @@ func (e *environ) node(c *Config) {
 
 func (e *environ) controlPlane(c *Config) {
 	c.XDS.Address = e.address("XDS_ADDRESS", c.XDS.Address)
-	c.CA.Address = e.address("CA_ADDR", c.CA.Address) // an older name of the next
-	c.CA.Address = e.address("CA_ADDRESS", c.CA.Address)
 	c.XDS.RootCA = e.text("XDS_ROOT_CA", c.XDS.RootCA)
-	c.CA.RootCA = e.text("CA_ROOT_CA", c.CA.RootCA)
 	c.XDS.AltName = e.text("ALT_XDS_HOSTNAME", "")
-	c.CA.AltName = e.text("ALT_CA_HOSTNAME", "")
 	c.XDS.Headers = e.headers("XDS_HEADER_")
 	c.CA.Headers = e.headers("CA_HEADER_")
 	c.Token = e.token()
 	c.FakeCA = e.boolean("FAKE_CA", false)
-	e.svids(c)
+	e.ca(c)
+	c.SVIDFile = e.text("SVID_CONFIG", "")
 	c.CRLPath = e.text("CRL_PATH", "")
 	c.TLS = mtls.Policy{TLS12: e.boolean("TLS12_ENABLED", false), Compliance: mtls.Compliance(e.text("COMPLIANCE_POLICY", ""))}
 	c.SecretTTL = e.duration("SECRET_TTL", c.SecretTTL)

@@ -5,6 +5,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/warren-mesh/warren/ca/svid"
 	"github.com/warren-mesh/warren/proxy/track"
 	"github.com/warren-mesh/warren/xds/workload"
 )
@@ -26,6 +27,9 @@ func (s *Server) RetryPods(ctx context.Context) { s.pods.retryOnce(ctx) }
 
 // AgentState is what the client of the node agent says of its connection.
 func (s *Server) AgentState(connected, synced bool) { s.pods.state(connected, synced) }
+
+// Certs keeps the certificates.
+func (s *Server) Certs() *svid.Manager { return s.certs }
 
 // Gatherer is what /metrics shows.
 func (s *Server) Gatherer() prometheus.Gatherer { return s.metrics.registry }

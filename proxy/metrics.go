@@ -37,6 +37,8 @@ type metrics struct {
 	active, pending  prometheus.Gauge
 
 	certs, certFailures prometheus.Counter
+	svids               *svidMetrics
+	tokenExpires        prometheus.Gauge
 	sameNode            prometheus.Counter
 	retries             *prometheus.CounterVec // by reason
 	lookups             *lookups
@@ -96,6 +98,9 @@ func newMetrics(tracked *track.Registry, lost func() int, version string) *metri
 		m.xdsEnds, m.xdsMessages, m.xdsBytes, m.policies.refused, m.policies.closed, m.policies.dryRun, connectionCollector{m},
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), collectors.NewGoCollector())
 	m.dns = newDNSMetrics(m.registry)
+	m.svids = newSVIDMetrics(m.registry)
+	m.tokenExpires = gauge("warren_token_expires_timestamp_seconds", "When the token for the control plane expires; 0 where it does not say (unstable).")
+	m.registry.MustRegister(m.tokenExpires)
 	return m
 }
 

@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/warren-mesh/warren/ca/mtls"
-	"github.com/warren-mesh/warren/ca/source/workloadapi"
 	"github.com/warren-mesh/warren/ca/svid"
 	"github.com/warren-mesh/warren/internal/netns"
 	"github.com/warren-mesh/warren/nodeagent/zds"
@@ -62,9 +61,12 @@ type Server struct {
 	rbacLog      *slog.Logger
 	store        *workload.Store
 	static       workload.Batch
-	xds          *client.Client    // nil: off
-	sources      []io.Closer       // of certificates
-	self         *workloadapi.Self // the proxy's own identity; nil: it needs none
+	xds          *client.Client // nil: off
+	given        bool           // the source of certificates was, by Options
+	originLock   sync.Mutex     // guards origin, which followOrigin changes
+	origin       *origin        // of certificates
+	alarms       *alarms
+	tokenEvery   time.Duration
 	certs        *svid.Manager
 	tracked      *track.Registry
 	metrics      *metrics
@@ -115,6 +117,7 @@ func New(cfg Config, o Options) (s *Server, err error) {
 	allotted := allot(cfg, findMachine())
 	cfg.Threads, cfg.MemoryLimit = allotted.threads, allotted.memory
 	s = &Server{
+		given: o.Signer != nil, alarms: newAlarms(l.scope("proxy")), tokenEvery: tokenEvery,
 		allot: allotted, gate: hbone.NewGate(allotted.handshakes()),
 		share: newShare(files), home: o.Namespace, cfg: cfg, version: o.Version, born: time.Now(), logs: l, log: l.scope("proxy"), rbacLog: l.scope("rbac"), store: workload.NewStore(),
 		tracked: track.New(maxConnections, maxPodConnections), budget: hbone.NewBudget(windowBudget),
@@ -134,7 +137,8 @@ func New(cfg Config, o Options) (s *Server, err error) {
 	}
 	s.relay = relay.New(s.waiting)
 	s.metrics = newMetrics(s.tracked, l.sink.Lost, s.tag())
-	s.metrics.registry.MustRegister(s.resting.gauge())
+	s.metrics.registry.MustRegister(s.resting.gauge(), s.alarms)
+	s.ready.Notes = s.alarms.notes
 	s.pods = newPods(s)
 	s.lines.zds.address(cfg.ZDSPath)
 	if err := errors.Join(s.newResolvers(), s.newState()); err != nil {
@@ -152,8 +156,10 @@ func newReadiness(cfg Config) *admin.Readiness {
 
 // Close releases what New took. It is for a server that is not run.
 func (s *Server) Close() {
-	if err := s.closeSources(); err != nil {
-		s.log.Warn("a source of certificates did not close", "err", err)
+	if s.origin != nil {
+		if err := s.origin.close(); err != nil {
+			s.log.Warn("the source of certificates did not close", "err", err)
+		}
 	}
 	s.names.Close()
 	if s.waiting != nil {
@@ -242,9 +248,8 @@ func (s *Server) Run(ctx context.Context) error {
 // runBack starts what lives until the last connection has ended.
 func (s *Server) runBack(c *crew) {
 	c.start(s.certs.Run)
-	if s.self != nil {
-		c.start(s.self.Run)
-	}
+	c.start(func(ctx context.Context) error { s.followOrigin(ctx); return nil })
+	c.start(func(ctx context.Context) error { s.watchToken(ctx); return nil })
 	if s.xds != nil {
 		c.start(s.xds.Run)
 	}

@@ -6,8 +6,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
-
 	"github.com/warren-mesh/warren/ca/mtls"
 	"github.com/warren-mesh/warren/ca/svid"
 	"github.com/warren-mesh/warren/proxy/admin"
@@ -61,21 +59,6 @@ func (l *line) state(connected, synced bool) {
 	}
 }
 
-// caObserver watches certificate requests: they are all that is seen of the CA.
-type caObserver struct{ s *Server }
-
-func (o *caObserver) Started(spiffeid.ID, svid.Priority) {}
-
-func (o *caObserver) Finished(_ spiffeid.ID, _ svid.Priority, _ time.Duration, err error) {
-	if err != nil {
-		o.s.metrics.certFailures.Inc()
-		o.s.lines.ca.set("failing", false, err)
-		return
-	}
-	o.s.metrics.certs.Inc()
-	o.s.lines.ca.set("connected", true, nil)
-}
-
 func (s *Server) allLines() admin.Lines {
 	l := admin.Lines{CA: s.lines.ca.get(), ZDS: s.lines.zds.get(), XDS: admin.Line{Address: s.cfg.LocalXDS, State: "off"}}
 	if s.xds != nil {
@@ -102,8 +85,15 @@ func (s *Server) source() admin.Source {
 		View: s.store.View, Static: func() workload.Batch { return s.static }, Certs: s.certs.Dump, Pods: s.podList,
 		Connections: s.tracked.Snapshot, Lines: s.allLines, Config: func() map[string]any { return configMap(s.cfg) },
 		Version: s.versions(), Ready: s.ready, Logging: s.logs.filter, Quit: s.Quit,
-		Plaintext: s.plaintextVerdicts,
+		Plaintext: s.plaintextVerdicts, Alarms: s.alarms.list, Origin: s.originName,
 	}
+}
+
+// originName is where certificates come from, for dumps.
+func (s *Server) originName() (address, reuse string) {
+	s.originLock.Lock()
+	defer s.originLock.Unlock()
+	return s.origin.address, string(cmp.Or(s.origin.Reuse, svid.Strict))
 }
 
 // podList is what /debug/pods shows.

@@ -1,21 +1,16 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"strings"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
-	"github.com/warren-mesh/warren/ca/mtls"
-	"github.com/warren-mesh/warren/ca/source/broker"
 	"github.com/warren-mesh/warren/ca/source/delegated"
-	"github.com/warren-mesh/warren/ca/source/fake"
-	"github.com/warren-mesh/warren/ca/source/file"
-	"github.com/warren-mesh/warren/ca/source/istio"
-	"github.com/warren-mesh/warren/ca/source/workloadapi"
 	"github.com/warren-mesh/warren/ca/svid"
 	"github.com/warren-mesh/warren/proxy/route"
 	"github.com/warren-mesh/warren/proxy/track"
@@ -30,30 +25,41 @@ const (
 	fromFiles       = "file"
 )
 
-// SVIDs says where certificates come from when not from a CA that signs requests.
+// defaultOverlap is how long the roots of a source of before are trusted: the usual life of a certificate of its.
+const defaultOverlap = 24 * time.Hour
+
+// SVIDs says where certificates come from when not from a CA that signs requests, and what else is trusted.
 type SVIDs struct {
-	Source   string // SVID_SOURCE
-	Endpoint string // SPIFFE_ENDPOINT_SOCKET: the Workload API, for the proxy's own identity
-	Broker   string // SPIFFE_BROKER_SOCKET
-	Admin    string // SPIRE_ADMIN_SOCKET: the Delegated Identity API
-	Attest   string // SPIRE_ATTEST: pid or selectors
-	Proc     string // HOST_PROC: where the host's /proc is, for attesting by PID
-	Self     string // SPIFFE_ID: which of the proxy's own identities is meant
-	Agent    string // SPIRE_AGENT_ID: who serves the Broker API; empty: any of SPIRE's agents
-	Files    string // SVID_DIR
+	Source   string        // SVID_SOURCE
+	Reuse    svid.Reuse    // SVID_REUSE: what pods of one identity may use of each other
+	Endpoint string        // SPIFFE_ENDPOINT_SOCKET: the Workload API, for the proxy's own identity
+	Broker   string        // SPIFFE_BROKER_SOCKET
+	Admin    string        // SPIRE_ADMIN_SOCKET: the Delegated Identity API
+	Attest   string        // SPIRE_ATTEST: pid or selectors
+	Proc     string        // HOST_PROC: where the host's /proc is, for attesting by PID
+	Self     string        // SPIFFE_ID: which of the proxy's own identities is meant
+	Agent    string        // SPIRE_AGENT_ID: who serves the Broker API; empty: any of SPIRE's agents
+	Files    string        // SVID_DIR
+	Roots    string        // SVID_EXTRA_ROOTS: a file of roots that are trusted beside the source's
+	Overlap  time.Duration // SVID_OVERLAP: how long the roots of a source of before are
 }
 
+// svids reads what may be set in SVID_CONFIG's file, too; c has what holds where nothing is said.
 func (e *environ) svids(c *Config) {
+	v := c.SVIDs
 	c.SVIDs = SVIDs{
-		Source:   e.text("SVID_SOURCE", fromCA),
-		Endpoint: e.text("SPIFFE_ENDPOINT_SOCKET", ""),
-		Broker:   e.text("SPIFFE_BROKER_SOCKET", ""),
-		Admin:    e.text("SPIRE_ADMIN_SOCKET", ""),
-		Attest:   e.text("SPIRE_ATTEST", string(delegated.PID)),
-		Proc:     e.text("HOST_PROC", "/proc"),
-		Self:     e.text("SPIFFE_ID", ""),
-		Agent:    e.text("SPIRE_AGENT_ID", ""),
-		Files:    e.text("SVID_DIR", ""),
+		Source:   e.text("SVID_SOURCE", v.source()),
+		Reuse:    svid.Reuse(e.text("SVID_REUSE", string(cmp.Or(v.Reuse, svid.Strict)))),
+		Endpoint: e.text("SPIFFE_ENDPOINT_SOCKET", v.Endpoint),
+		Broker:   e.text("SPIFFE_BROKER_SOCKET", v.Broker),
+		Admin:    e.text("SPIRE_ADMIN_SOCKET", v.Admin),
+		Attest:   e.text("SPIRE_ATTEST", cmp.Or(v.Attest, string(delegated.PID))),
+		Proc:     e.text("HOST_PROC", cmp.Or(v.Proc, "/proc")),
+		Self:     e.text("SPIFFE_ID", v.Self),
+		Agent:    e.text("SPIRE_AGENT_ID", v.Agent),
+		Files:    e.text("SVID_DIR", v.Files),
+		Roots:    e.text("SVID_EXTRA_ROOTS", v.Roots),
+		Overlap:  e.duration("SVID_OVERLAP", cmp.Or(v.Overlap, defaultOverlap)),
 	}
 }
 
@@ -81,7 +87,25 @@ func (v SVIDs) validate() error {
 			errs = append(errs, fmt.Errorf("%s: %w", n[0], err))
 		}
 	}
+	if err := v.validateReuse(); err != nil {
+		errs = append(errs, err)
+	}
 	return errors.Join(errs...)
+}
+
+// validateReuse: only where SPIRE is asked by processes can a pod be proven here by the same facts. The Broker API forbids
+// to use what it gave one pod for another.
+func (v SVIDs) validateReuse() error {
+	switch v.Reuse {
+	case "", svid.Strict:
+		return nil
+	case svid.Confirm, svid.Local:
+		if v.source() == fromDelegated && v.Attest == string(delegated.PID) {
+			return nil
+		}
+		return fmt.Errorf("SVID_REUSE: %s needs SVID_SOURCE=%s and SPIRE_ATTEST=%s; nothing else lets pods be proven on this node", v.Reuse, fromDelegated, delegated.PID)
+	}
+	return fmt.Errorf("SVID_REUSE: %q: want %s, %s or %s", v.Reuse, svid.Strict, svid.Confirm, svid.Local)
 }
 
 // source is fromCA in a configuration that was built by hand and says nothing.
@@ -98,124 +122,6 @@ func parseID(s string) (spiffeid.ID, error) {
 		return spiffeid.ID{}, nil
 	}
 	return spiffeid.FromString(s)
-}
-
-// newCerts makes the keeper of certificates, with given as their source if there is one.
-func (s *Server) newCerts(given svid.Signer) (err error) {
-	cfg := svid.Config{
-		Signer: given, TTL: s.cfg.SecretTTL, Log: s.logs.scope("ca"), Observer: &caObserver{s},
-		Revoked: &s.revoked, Withdrawn: s.withdrawn, RootsChanged: s.judgeSoon,
-	}
-	if _, err := s.loadRevocations(); err != nil { // as ztunnel: it must not keep a node from starting
-		s.log.Warn("no certificate is known to be revoked", "path", s.cfg.CRLPath, "err", err)
-	}
-	switch {
-	case given != nil:
-		s.lines.ca.address("(given)")
-	case s.cfg.FakeCA:
-		cfg.Signer, err = s.fakeSigner()
-	case s.cfg.SVIDs.source() == fromCA:
-		cfg.Signer, err = s.istioSigner()
-	default:
-		cfg.Watcher, err = s.watcher(s.cfg.SVIDs)
-	}
-	if err != nil {
-		return err
-	}
-	s.certs = svid.New(cfg)
-	return nil
-}
-
-func (s *Server) fakeSigner() (svid.Signer, error) {
-	td, err := spiffeid.TrustDomainFromString(s.cfg.TrustDomain)
-	if err != nil {
-		return nil, fmt.Errorf("TRUST_DOMAIN: %w", err)
-	}
-	s.lines.ca.address("fake")
-	return fake.New(td, s.logs.scope("ca"))
-}
-
-func (s *Server) istioSigner() (svid.Signer, error) {
-	up := s.cfg.CA
-	tlsConfig, err := up.tls()
-	if err != nil {
-		return nil, fmt.Errorf("CA_ADDRESS: %w", err)
-	}
-	cfg := istio.Config{Address: up.Address, TLS: tlsConfig, ClusterID: s.cfg.ClusterID, Headers: make(map[string]string), Own: s.cfg.Dedicated}
-	if s.cfg.Token != (Token{}) {
-		cfg.Token = s.cfg.Token.Read
-	}
-	for _, h := range up.Headers {
-		cfg.Headers[h[0]] = h[1]
-	}
-	remote, err := istio.New(cfg)
-	if err != nil {
-		return nil, fmt.Errorf("CA_ADDRESS: %w", err)
-	}
-	s.sources = append(s.sources, remote)
-	s.lines.ca.address(up.Address)
-	return remote, nil
-}
-
-// watcher makes a source that streams.
-func (s *Server) watcher(v SVIDs) (svid.Watcher, error) {
-	var w interface {
-		svid.Watcher
-		io.Closer
-	}
-	var err error
-	log := s.logs.scope("ca")
-	switch v.source() {
-	case fromFiles:
-		s.lines.ca.address(v.Files)
-		return file.New(v.Files, 0)
-	case fromWorkloadAPI:
-		s.lines.ca.address(v.Endpoint)
-		w, err = workloadapi.New(v.Endpoint)
-	case fromDelegated:
-		s.lines.ca.address(v.Admin)
-		w, err = delegated.New(delegated.Config{Address: v.Admin, Mode: delegated.Mode(v.Attest), Proc: v.Proc, Log: log})
-		if v.Attest == string(delegated.Selectors) {
-			log.Warn("SPIRE believes this proxy's word on who a pod is: SPIRE_ATTEST=selectors")
-		}
-	default:
-		s.lines.ca.address(v.Broker)
-		w, err = s.broker(v)
-	}
-	if err != nil {
-		return nil, err
-	}
-	s.sources = append(s.sources, w)
-	return w, nil
-}
-
-// broker speaks to the agent with the proxy's own identity, which the same agent gives it.
-func (s *Server) broker(v SVIDs) (*broker.Source, error) {
-	own, err := workloadapi.New(v.Endpoint)
-	if err != nil {
-		return nil, fmt.Errorf("SPIFFE_ENDPOINT_SOCKET: %w", err)
-	}
-	s.sources = append(s.sources, own)
-	id, err := parseID(v.Self)
-	if err != nil {
-		return nil, fmt.Errorf("SPIFFE_ID: %w", err)
-	}
-	agent, err := parseID(v.Agent)
-	if err != nil {
-		return nil, fmt.Errorf("SPIRE_AGENT_ID: %w", err)
-	}
-	self := workloadapi.NewSelf(own, id, s.logs.scope("ca"))
-	s.self = self
-	return broker.New(broker.Config{Address: v.Broker, TLS: mtls.ToAgent(self.Identity, broker.AgentID(agent))})
-}
-
-// closeSources lets go of where certificates come from, the last first.
-func (s *Server) closeSources() error {
-	var errs []error
-	for i := len(s.sources) - 1; i >= 0; i-- {
-		errs = append(errs, s.sources[i].Close())
-	}
-	return errors.Join(errs...)
 }
 
 // errWithdrawn is why connections end whose pod has lost its identity.

@@ -194,6 +194,12 @@ func (m *Manager) trustLocked(e *entry, roots []*x509.Certificate) {
 	if changed && m.cfg.RootsChanged != nil {
 		m.cfg.RootsChanged()
 	}
+	if !changed && roots != nil { // as nearly always
+		if i := e.current.Load(); i != nil && e.given == nil && t.roots != nil {
+			e.current.Store(i.WithRoots(t.roots))
+		}
+		return
+	}
 	others := false
 	for _, o := range m.entries {
 		if o.id.TrustDomain() != td {

@@ -181,7 +181,10 @@ func (m *Manager) follow(ctx context.Context, prover Prover, s *stream) error {
 	if from == nil {
 		return errNoAnchor
 	}
-	<-ended
+	select {
+	case <-ended:
+	case <-ctx.Done():
+	}
 	return cmp.Or(ctx.Err(), ErrProcessEnded)
 }
 

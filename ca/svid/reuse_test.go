@@ -187,7 +187,6 @@ func (a *agent) Prove(ctx context.Context, pod svid.Pod) (svid.Proof, <-chan str
 		defer a.mu.Unlock()
 		if a.holding[pod.UID] == ended {
 			delete(a.holding, pod.UID)
-			close(ended)
 		}
 	})
 	return svid.Proof{PID: 1}, ended, nil

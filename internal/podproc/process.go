@@ -137,6 +137,15 @@ func (p *Process) Prove(uid string, ns netns.ID) error {
 	return p.Alive()
 }
 
+// Container is the ID of the container that the process is in, empty where its control groups do not say.
+func (p *Process) Container() string {
+	at, err := ReadPlace(p.path("cgroup"))
+	if err != nil {
+		return ""
+	}
+	return at.Container
+}
+
 // Name is what the process calls itself: a hint, of no value as proof.
 func (p *Process) Name() string {
 	text, err := ReadFile(p.path("comm"), MaxFile)

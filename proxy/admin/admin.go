@@ -29,6 +29,10 @@ type Source struct {
 	Quit        func() // begins the drain; called at most once a request, must not block
 	// Plaintext says which plaintext connections to a pod its policies deny, and why.
 	Plaintext func(uid string, conns []Plaintext) (reasons []string, err error)
+	// Alarms are what somebody has to look at, by name.
+	Alarms func() map[string]string
+	// Origin says where certificates come from, and what pods may use of each other.
+	Origin func() (address, reuse string)
 }
 
 // Logging is the log's filter.
@@ -73,6 +77,7 @@ func Handler(s Source) http.Handler {
 		"/config_dump":              s.json(func(r *http.Request) any { return s.dump(r.URL.Query().Get("format")) }),
 		"/debug/certs":              s.json(func(*http.Request) any { return certList(s.Certs()) }),
 		"/debug/connections":        s.json(func(*http.Request) any { return s.connections() }),
+		"/debug/entitlements":       s.json(func(*http.Request) any { return s.entitlements() }),
 		"/debug/plaintext":          http.HandlerFunc(s.plaintext),
 		"/debug/pods":               s.json(func(*http.Request) any { return list(s.Pods()) }),
 		"/healthz/ready":            s.Ready,
@@ -110,7 +115,7 @@ func (s Source) connections() any {
 	for uid, facts := range s.Connections() {
 		all[uid] = newConnections(facts)
 	}
-	return map[string]any{"xds": l.XDS, "ca": l.CA, "sds": l.CA, "zds": l.ZDS, "connections": all}
+	return map[string]any{"xds": l.XDS, "ca": l.CA, "sds": l.CA, "zds": l.ZDS, "connections": all, "alarms": s.Alarms()}
 }
 
 const loggingHelp = `usage: POST /logging                      (what is logged now)
@@ -170,6 +175,7 @@ const indexPage = `<!DOCTYPE html><html><head><title>Warren proxy</title></head>
 <tr><td><a href="config_dump">config_dump</a></td><td>workloads, services, policies, certificates, pods, configuration</td></tr>
 <tr><td><a href="debug/pods">debug/pods</a></td><td>the pods that are served</td></tr>
 <tr><td><a href="debug/certs">debug/certs</a></td><td>certificates</td></tr>
+<tr><td><a href="debug/entitlements">debug/entitlements</a></td><td>which pod has which identity, and how it came by it</td></tr>
 <tr><td><a href="debug/connections">debug/connections</a></td><td>lines to the control plane, and proxied connections</td></tr>
 <tr><td><a href="healthz/ready">healthz/ready</a></td><td>readiness</td></tr>
 <tr><td>logging</td><td>POST: log levels</td></tr>

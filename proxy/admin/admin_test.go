@@ -92,6 +92,8 @@ func source() admin.Source {
 			return map[string]any{"proxy": true, "localNode": "node1", "proxyMode": "Shared"}
 		},
 		Version: map[string]string{"version": "v1"}, Ready: admin.NewReadiness("b", "a"), Logging: &levels{"info"}, Quit: func() {},
+		Alarms: func() map[string]string { return map[string]string{"token": "it expires in 1h"} },
+		Origin: func() (string, string) { return "https://ca:15012", "strict" },
 	}
 }
 
@@ -107,7 +109,7 @@ func TestDumps(t *testing.T) {
 	h := admin.Handler(source())
 	for name, path := range map[string]string{
 		"config_dump.json": "/config_dump", "legacy.json": "/config_dump?format=legacy", "connections.json": "/debug/connections",
-		"pods.json": "/debug/pods", "certs.json": "/debug/certs",
+		"pods.json": "/debug/pods", "certs.json": "/debug/certs", "entitlements.json": "/debug/entitlements",
 	} {
 		t.Run(name, func(t *testing.T) {
 			code, got := get(t, h, http.MethodGet, path)
@@ -137,7 +139,7 @@ func TestListsAreNeverNull(t *testing.T) {
 	empty := workload.NewStore()
 	s.View, s.Pods, s.Connections = empty.View, func() []admin.Pod { return nil }, func() map[string][]track.Facts { return nil }
 	h := admin.Handler(s)
-	for _, path := range []string{"/config_dump", "/debug/certs", "/debug/pods", "/debug/connections"} {
+	for _, path := range []string{"/config_dump", "/debug/certs", "/debug/pods", "/debug/connections", "/debug/entitlements"} {
 		if _, body := get(t, h, http.MethodGet, path); strings.Contains(body, "null") {
 			t.Errorf("%s: %s", path, body)
 		}
@@ -165,6 +167,7 @@ func TestCertificates(t *testing.T) {
 	for path, keys := range map[string][]string{
 		"/config_dump":               {`"state": "Available"`, `"serialNumber": "`, `"pem": "LS0t`, `"rootCerts": [`},
 		"/config_dump?format=legacy": {`"ca_cert": [`, `"serial_number": "`, `"pem": "-----BEGIN`},
+		"/debug/entitlements":        {`"uid": "u"`, `"by": "signing"`, `"serialNumber": "`, `"source": "https://ca:15012"`},
 		"/debug/certs":               {`"spiffe_id": "spiffe://cluster.local/ns/a/sa/b"`, `"valid_until": "`, `"holders": [`},
 	} {
 		_, body := get(t, h, http.MethodGet, path)

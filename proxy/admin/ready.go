@@ -12,6 +12,9 @@ import (
 // Readiness is the set of things that are still to be done before traffic
 // should come. Use [NewReadiness].
 type Readiness struct {
+	// Notes are what somebody should look at, though traffic may come; nil: nothing. Set it before first use.
+	Notes func() []string
+
 	mu      sync.Mutex
 	pending map[string]bool
 }
@@ -61,6 +64,11 @@ func (r *Readiness) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		return
 	}
 	fmt.Fprintln(w, "ready")
+	if r.Notes != nil {
+		for _, n := range r.Notes() {
+			fmt.Fprintf(w, "warning: %s\n", n)
+		}
+	}
 }
 
 // ReadyHandler serves the readiness port: whether traffic should come, and, for

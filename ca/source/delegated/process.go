@@ -37,9 +37,6 @@ func checkPIDs(proc string) error {
 
 // watchProcess has SPIRE attest one process of the pod, and goes on to the next if it is not given the identity.
 func (s *Source) watchProcess(ctx context.Context, pod svid.Pod, id spiffeid.ID, emit func(svid.Update)) error {
-	if pod.UID == "" || pod.Netns.IsZero() {
-		return &svid.PermanentError{Err: errors.New("delegated identity API: the pod's UID and network namespace are not known")}
-	}
 	processes, err := s.prove(ctx, pod)
 	if err != nil {
 		return err
@@ -70,6 +67,7 @@ func (s *Source) attest(ctx context.Context, pod svid.Pod, p *podproc.Process, i
 			cancel(podproc.ErrEnded)
 		}
 	})
+	proof := proofOf(p)
 	first := true
 	check := func() error {
 		if err := p.Prove(pod.UID, pod.Netns); err != nil {
@@ -85,6 +83,7 @@ func (s *Source) attest(ctx context.Context, pod svid.Pod, p *podproc.Process, i
 		}
 		first = false
 		if !other {
+			u.Proof = proof
 			emit(u)
 		}
 	})
@@ -92,13 +91,43 @@ func (s *Source) attest(ctx context.Context, pod svid.Pod, p *podproc.Process, i
 	case other:
 		return errNotThisOne
 	case errors.Is(context.Cause(ctx), podproc.ErrEnded):
-		return fmt.Errorf("delegated identity API: process %d, which stood for the pod: %w", p.PID, podproc.ErrEnded)
+		return fmt.Errorf("delegated identity API: process %d: %w", p.PID, svid.ErrProcessEnded)
 	}
 	return err
 }
 
+func proofOf(p *podproc.Process) svid.Proof {
+	return svid.Proof{PID: p.PID, Container: p.Container(), At: time.Now().UTC()}
+}
+
+// Prove implements svid.Prover: what is checked here before SPIRE is asked for a process, without asking.
+func (s *Source) Prove(ctx context.Context, pod svid.Pod) (svid.Proof, <-chan struct{}, error) {
+	processes, err := s.prove(ctx, pod)
+	if err != nil {
+		return svid.Proof{}, nil, err
+	}
+	for _, p := range processes[1:] {
+		err = errors.Join(err, p.Close())
+	}
+	p := processes[0]
+	if err != nil || p.Name() == sandbox {
+		err = errors.Join(err, p.Close())
+		return svid.Proof{}, nil, errors.Join(fmt.Errorf("delegated identity API: pod %s has no running container yet", pod.UID), err)
+	}
+	ended := make(chan struct{})
+	s.done.Go(func() {
+		defer close(ended)
+		_ = p.Wait(ctx)
+		_ = p.Close()
+	})
+	return proofOf(p), ended, nil
+}
+
 // prove finds the processes that are the pod's, those of applications first.
 func (s *Source) prove(ctx context.Context, pod svid.Pod) ([]*podproc.Process, error) {
+	if pod.UID == "" || pod.Netns.IsZero() {
+		return nil, &svid.PermanentError{Err: errors.New("delegated identity API: the pod's UID and network namespace are not known")}
+	}
 	pids, err := s.scan.of(ctx, pod.UID)
 	if err != nil {
 		return nil, fmt.Errorf("delegated identity API: look for processes of pod %s: %w", pod.UID, err)

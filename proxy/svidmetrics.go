@@ -1,0 +1,170 @@
+package proxy
+
+import (
+	"crypto/x509"
+	"errors"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc/status"
+
+	"github.com/warren-mesh/warren/ca/svid"
+)
+
+// svidMetrics count what the source of certificates does.
+type svidMetrics struct {
+	requests *prometheus.CounterVec
+	took     *prometheus.HistogramVec
+	notes    *prometheus.CounterVec
+}
+
+func newSVIDMetrics(r *prometheus.Registry) *svidMetrics {
+	m := &svidMetrics{
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "warren_svid_requests_total", Help: "Certificate requests, and streams opened, that have ended (unstable).",
+		}, []string{"priority", "code"}),
+		took: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "warren_svid_request_seconds", Help: "Time to the certificate, or to a stream's first message (unstable).",
+			Buckets: []float64{.005, .02, .1, .5, 1, 2, 5, 12, 30},
+		}, []string{"priority"}),
+		notes: counters("warren_svid_notes_total", "What was seen of the source of certificates, such as expired ones (unstable).", "what"),
+	}
+	for _, n := range []svid.Note{svid.Mismatch, svid.Redacted, svid.ServedExpired, svid.ServedEarly, svid.ProcessEnded, svid.Unconfirmed, svid.Disagreed} {
+		m.notes.WithLabelValues(string(n)) // 0 is a statement, too
+	}
+	r.MustRegister(m.requests, m.took, m.notes)
+	return m
+}
+
+// codeOf is gRPC's word for what became of a request, or ours.
+func codeOf(err error) string {
+	switch {
+	case err == nil:
+		return "OK"
+	case errors.Is(err, svid.ErrNotEntitled):
+		return "NotEntitled"
+	case errors.Is(err, svid.ErrNotNeeded):
+		return "NotNeeded"
+	case errors.Is(err, svid.ErrProcessEnded):
+		return "ProcessEnded"
+	}
+	return status.Code(err).String() // Unknown for what is no answer
+}
+
+// caObserver watches certificate requests: they are all that is seen of the CA.
+type caObserver struct{ s *Server }
+
+func (o *caObserver) Started(spiffeid.ID, svid.Priority) {}
+
+func (o *caObserver) Finished(_ spiffeid.ID, p svid.Priority, took time.Duration, err error) {
+	m := o.s.metrics
+	m.svids.requests.WithLabelValues(p.String(), codeOf(err)).Inc()
+	m.svids.took.WithLabelValues(p.String()).Observe(took.Seconds())
+	if err != nil {
+		m.certFailures.Inc()
+		o.s.lines.ca.set("failing", false, err)
+		return
+	}
+	m.certs.Inc()
+	o.s.lines.ca.set("connected", true, nil)
+}
+
+func (o *caObserver) Noted(_ spiffeid.ID, what svid.Note) {
+	o.s.metrics.svids.notes.WithLabelValues(string(what)).Inc()
+}
+
+// svidCollector makes metrics of what is held now.
+type svidCollector struct{ s *Server }
+
+func svidDesc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("warren_svid_"+name, help+" (unstable).", labels, nil)
+}
+
+var (
+	descIdentities  = svidDesc("identities", "Identities held, by state", "state")
+	descBy          = svidDesc("entitlements", "Identities held, by how the right to them was had", "by")
+	descGenerations = svidDesc("generations", "Different certificates in use")
+	descExpiry      = svidDesc("expires_seconds", "Time until the first certificate in use ends")
+	descFlights     = svidDesc("in_flight", "Requests under way")
+	descQueued      = svidDesc("queued", "Requests that wait for a place or a token")
+	descNotice      = svidDesc("on_notice", "Identities that are taken back unless they are confirmed soon")
+	descRoots       = svidDesc("roots", "Roots that are trusted", "trust_domain")
+	descRootExpiry  = svidDesc("root_expires_seconds", "Time until the first of the trusted roots ends", "trust_domain")
+)
+
+// Describe implements prometheus.Collector.
+func (c svidCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{descIdentities, descBy, descGenerations, descExpiry, descFlights, descQueued, descNotice, descRoots, descRootExpiry} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c svidCollector) Collect(ch chan<- prometheus.Metric) {
+	now := time.Now()
+	states := map[string]int{string(svid.Initializing): 0, string(svid.Available): 0, string(svid.Unavailable): 0}
+	by, serials, roots := map[svid.By]int{}, map[string]bool{}, map[string]map[*x509.Certificate]bool{}
+	var first time.Time
+	flights, queued, notice := 0, 0, 0
+	for _, st := range c.s.certs.Dump() {
+		states[string(st.Condition)]++
+		switch {
+		case st.InFlight:
+			flights++
+		case !st.NextRefresh.After(now):
+			queued++
+		}
+		if !st.Until.IsZero() {
+			notice++
+		}
+		if st.Identity == nil {
+			continue
+		}
+		by[st.By]++
+		serials[st.Identity.Chain()[0].SerialNumber.String()] = true
+		if end := st.Identity.NotAfter(); first.IsZero() || end.Before(first) {
+			first = end
+		}
+		td := st.ID.TrustDomain().Name()
+		if roots[td] == nil {
+			roots[td] = map[*x509.Certificate]bool{}
+		}
+		for _, r := range st.Identity.Roots() {
+			roots[td][r] = true
+		}
+	}
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	for s, n := range states {
+		gauge(descIdentities, float64(n), strings.ToLower(s))
+	}
+	for b, n := range by {
+		gauge(descBy, float64(n), string(b))
+	}
+	gauge(descGenerations, float64(len(serials)))
+	gauge(descFlights, float64(flights))
+	gauge(descQueued, float64(queued))
+	gauge(descNotice, float64(notice))
+	if !first.IsZero() {
+		gauge(descExpiry, first.Sub(now).Seconds())
+	}
+	collectRoots(gauge, roots, now)
+}
+
+func collectRoots(gauge func(*prometheus.Desc, float64, ...string), roots map[string]map[*x509.Certificate]bool, now time.Time) {
+	for td, set := range roots {
+		different := map[string]bool{}
+		var first time.Time
+		for r := range set {
+			different[string(r.Raw)] = true
+			if first.IsZero() || r.NotAfter.Before(first) {
+				first = r.NotAfter
+			}
+		}
+		gauge(descRoots, float64(len(different)), td)
+		gauge(descRootExpiry, first.Sub(now).Seconds(), td)
+	}
+}
