@@ -40,7 +40,11 @@ func (anybody) Allowed(server.Caller, spiffeid.ID) error { return nil }
 func serveCA(t *testing.T) (address string, roots []byte) {
 	t.Helper()
 	td := spiffeid.RequireTrustDomainFromString("cluster.local")
-	a, err := server.LoadOrCreate(t.TempDir(), td, authority.Policy{}, time.Now())
+	f, err := authority.Create(td, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := authority.Load(f, authority.Policy{}, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
