@@ -206,6 +206,27 @@ func TestOldRefusalIsForgotten(t *testing.T) {
 	}
 }
 
+// TestOneAddressForTwoPods: whoever looks at one of them is told of the other.
+func TestOneAddressForTwoPods(t *testing.T) {
+	nstest.LeakCheck(t)
+	n := newNode(t).start()
+	n.proxy()
+	for _, name := range []string{"a", "b"} { // every sandbox of these tests has the same address
+		n.world.pod("app", name, "uid-"+name)
+		n.mustAdd(n.sandbox("app", name, "uid-"+name, "c-"+name))
+	}
+	r := n.e.Report()
+	if len(r) != 2 {
+		t.Fatalf("%d pods", len(r))
+	}
+	for i, other := range []string{"app/b", "app/a"} {
+		want := "10.1.2.3 is also the address of pod " + other
+		if w := r[i].Warnings; len(w) != 1 || w[0] != want {
+			t.Errorf("%s: warnings %q, want %q", r[i].Name, w, want)
+		}
+	}
+}
+
 // TestTombstoneOfABusyPod: sweeps that cannot apply a DEL yet do not queue up.
 func TestTombstoneOfABusyPod(t *testing.T) {
 	nstest.LeakCheck(t)

@@ -110,6 +110,7 @@ func (e *Enroller) Report() []Report {
 			all = append(all, e.absentLocked(p, e.rival(view)))
 		}
 	}
+	warnOfShared(all)
 	slices.SortFunc(all, func(a, b Report) int {
 		if c := a.Name.compare(b.Name); c != 0 {
 			return c
@@ -117,6 +118,28 @@ func (e *Enroller) Report() []Report {
 		return strings.Compare(a.UID, b.UID)
 	})
 	return all
+}
+
+// warnOfShared adds to pods with a sandbox what other pod of the node has the same
+// address. The runtime gives each its own; what is sent there reaches one of them.
+func warnOfShared(all []Report) {
+	have := make(map[netip.Addr][]int)
+	for i, r := range all {
+		for _, a := range r.IPs {
+			if r.Phase != "" {
+				have[a] = append(have[a], i)
+			}
+		}
+	}
+	for a, pods := range have {
+		for _, i := range pods {
+			for _, j := range pods {
+				if all[i].UID != all[j].UID {
+					all[i].Warnings = append(all[i].Warnings, fmt.Sprintf("%s is also the address of pod %s", a, all[j].Name))
+				}
+			}
+		}
+	}
 }
 
 // absentLocked is a pod that is to be in the mesh and has no sandbox.
