@@ -10,7 +10,7 @@
 //	E2E_MANIFESTS         rendered manifests to install instead, a file of YAML
 //	E2E_APP_IMAGE         the image with the tests' application
 //	E2E_KEEP              leave the mesh and the tests' namespaces where they are
-//	E2E_IDLE_PODS         pods a node of TestIdlePods
+//	E2E_IDLE_PODS         pods of TestIdlePods, all on one node (80)
 //	E2E_CYCLES            times that TestLabelUnderLoad goes into the mesh and out
 //
 // What no API can do is done by commands that depend on the cluster:

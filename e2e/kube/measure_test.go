@@ -14,6 +14,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/warren-mesh/warren/e2e/kube"
 )
@@ -216,38 +217,67 @@ func TestLabelToCaptured(t *testing.T) {
 	measure("deleted at once → the agent has forgotten (polled)", forgotten)
 }
 
-// TestIdlePods measures what many idle pods cost, and how fast a new agent has them.
+// TestIdlePods measures what many idle pods of a node cost, how fast a new agent has them,
+// and how fast one takes them in that comes to a node where they run already.
 func TestIdlePods(t *testing.T) {
-	perNode := 40
+	n := 80
 	if v := os.Getenv("E2E_IDLE_PODS"); v != "" {
-		n, err := strconv.Atoi(v)
+		var err error
+		n, err = strconv.Atoi(v)
 		must(t, err)
-		perNode = n
 	}
-	ns := namespace(t, in)
+	ns, node := namespace(t, in), mesh.Nodes[0]
 	var specs []kube.PodSpec
-	for i := range perNode * 2 {
-		specs = append(specs, kube.PodSpec{Namespace: ns, Name: fmt.Sprintf("idle-%d", i), Account: fmt.Sprintf("idle-%d", i%20), Node: mesh.Nodes[i%2]})
+	for i := range n {
+		specs = append(specs, kube.PodSpec{Namespace: ns, Name: fmt.Sprintf("idle-%d", i), Account: fmt.Sprintf("idle-%d", i%20), Node: node})
 	}
 	began := time.Now()
 	pods := run(t, specs...)
-	fmt.Printf("measure: %d pods of the mesh were ready after %s\n", len(pods), time.Since(began).Round(100*time.Millisecond))
+	fmt.Printf("measure: %d pods of the mesh on %s were ready after %s\n", len(pods), node, time.Since(began).Round(100*time.Millisecond))
 	awaitAllCaptured(t, ns, len(pods))
-	costs(t, "with many idle pods")
+	costs(t, fmt.Sprintf("with %d idle pods on %s", n, node))
 
-	pod, err := mesh.PodsOn(testContext(t), kube.AgentDaemonSet, mesh.Nodes[0])
+	pod, err := mesh.PodsOn(testContext(t), kube.AgentDaemonSet, node)
 	must(t, err)
 	must(t, mesh.CoreV1().Pods(kube.SystemNamespace).Delete(testContext(t), pod[0].Name, metav1.DeleteOptions{}))
-	must(t, kube.Until(testContext(t), 2*time.Minute, "a new agent", func(ctx context.Context) error {
-		now, err := mesh.PodsOn(ctx, kube.AgentDaemonSet, mesh.Nodes[0])
-		if err == nil && (now[0].UID == pod[0].UID || !kube.PodReady(&now[0])) {
-			err = fmt.Errorf("not yet")
-		}
-		return err
-	}))
+	must(t, awaitAgent(t, node, pod[0].UID))
 	began = time.Now()
 	awaitAllCaptured(t, ns, len(pods))
 	fmt.Printf("measure: a new agent that was ready had all pods of its node verified after %s more\n", time.Since(began).Round(10*time.Millisecond))
+
+	// The mesh leaves the node, and comes to it again.
+	must(t, mesh.NodesWith(testContext(t), kube.AgentDaemonSet, map[string]string{"e2e/no": "node"}))
+	t.Cleanup(func() {
+		must(t, mesh.NodesWith(context.Background(), kube.AgentDaemonSet, nil))
+		must(t, mesh.WaitUp(context.Background(), 3*time.Minute))
+	})
+	must(t, kube.Until(testContext(t), 3*time.Minute, "no agent is left", func(ctx context.Context) error {
+		if left, err := mesh.PodsOn(ctx, kube.AgentDaemonSet, node); err == nil {
+			return fmt.Errorf("%s", left[0].Name)
+		}
+		l, err := mesh.CoreV1().Pods(kube.SystemNamespace).List(ctx, metav1.ListOptions{LabelSelector: "app=" + kube.AgentDaemonSet})
+		if err == nil && len(l.Items) > 0 {
+			err = fmt.Errorf("%d are ending", len(l.Items))
+		}
+		return err
+	}))
+	must(t, mesh.NodesWith(testContext(t), kube.AgentDaemonSet, nil))
+	must(t, awaitAgent(t, node, ""))
+	began = time.Now()
+	awaitAllCaptured(t, ns, len(pods))
+	fmt.Printf("measure: an agent that came to %d running pods of the mesh and was ready had taken them all in after %s more\n", n, time.Since(began).Round(10*time.Millisecond))
+}
+
+// awaitAgent waits until a node has an agent that is ready and not the one of before.
+func awaitAgent(t *testing.T, node string, before types.UID) error {
+	t.Helper()
+	return kube.Until(testContext(t), 2*time.Minute, "a new agent", func(ctx context.Context) error {
+		now, err := mesh.PodsOn(ctx, kube.AgentDaemonSet, node)
+		if err == nil && (now[0].UID == before || !kube.PodReady(&now[0])) {
+			err = fmt.Errorf("not yet")
+		}
+		return err
+	})
 }
 
 // awaitAllCaptured waits until the agents of all nodes have so many pods of the
