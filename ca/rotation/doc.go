@@ -25,6 +25,10 @@
 // and keeps the counts in the store under its name, with the step that it is at. A replica that vanished without a word
 // counts until the longest certificate that it can have signed has ended. There is no way to force a step.
 //
+// What retire does not wait for are connections: a proxy that withdraws trust from a root ends those whose peer proved
+// itself by it (proxy/distrust.go), however old they are. They are those that were opened before activate, or within one
+// lifetime after it, and are still open.
+//
 // # A replacement
 //
 // An authority that somebody else put into the store (Istio's cacerts) is replaced when another one is put there, by

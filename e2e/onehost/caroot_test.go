@@ -9,6 +9,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -18,9 +19,10 @@ import (
 
 // TestRootRotation walks a rotation of the CA's root from prepare to retire under
 // traffic: each step is refused until no certificate needs the one before any more, no
-// connection fails, and the proxies end with the new root alone.
+// connection fails, and the proxies end with the new root alone. ROTATION_PROXY names
+// another proxy to do this with, such as ztunnel.
 func TestRootRotation(t *testing.T) {
-	rotateRoot(t, newMesh(t, onehost.Options{TTL: rootTTL}))
+	rotateRoot(t, newMesh(t, onehost.Options{TTL: rootTTL, Proxy: os.Getenv("ROTATION_PROXY")}))
 }
 
 // rootTTL is how long the certificates of a mesh live whose root is rotated: each step

@@ -50,7 +50,8 @@ would cut pods off from each other, and says until when:
 
   prepare   a new root is made and given to everybody beside the old one, which signs
   activate  the new one signs; both are trusted
-  retire    the old one is trusted no more, and its key is removed
+  retire    the old one is trusted no more, and its key is removed; connections that were opened before
+            activate, and are still open, are ended by the proxies
 
 A CA that was plugged in (the Secret cacerts, or --ca-dir) is replaced by putting another one there.`}
 	c.register(cmd.PersistentFlags())
