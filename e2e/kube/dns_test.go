@@ -44,7 +44,7 @@ func TestDNS(t *testing.T) {
 	must(t, mesh.Mutual(testContext(t), time.Minute, e.a, e.far, "http://only-here.example:80"))
 	for _, from := range []*corev1.Pod{e.a, e.outside} { // the answer is that of the cluster's resolver
 		must(t, kube.Until(testContext(t), time.Minute, from.Name+" is told that a name does not exist", func(ctx context.Context) error {
-			r, err := mesh.Call(ctx, e.ns, from.Name, "http://no-such-name.invalid:80")
+			r, err := mesh.Call(ctx, e.ns, from.Name, "http://no-such-name.default.svc.cluster.local:80")
 			if err == nil && !strings.Contains(r.Err, "no such host") {
 				err = fmt.Errorf("%+v", r)
 			}
