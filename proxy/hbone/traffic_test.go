@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"errors"
-	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -12,7 +11,6 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 )
 
 // TestChecksums moves 64 MiB each way at once, in writes of every size.
@@ -80,54 +78,6 @@ func TestOneByteWrites(t *testing.T) {
 	got, err := io.ReadAll(c)
 	if err != nil || !bytes.Equal(got, want) {
 		t.Errorf("%d bytes, %v", len(got), err)
-	}
-}
-
-// TestSlowReaders: eight connections whose reader stalls fill their windows and
-// nothing else; the ninth, on the same tunnel, is not held up.
-func TestSlowReaders(t *testing.T) {
-	stop := make(chan struct{})
-	r := newRig(t, serveApp(t, func(c *net.TCPConn) {
-		kind := make([]byte, 1)
-		if _, err := io.ReadFull(c, kind); err != nil {
-			return
-		}
-		if kind[0] == 's' {
-			<-stop
-			return
-		}
-		n, _ := io.Copy(io.Discard, struct{ io.Reader }{c})
-		fmt.Fprintf(c, "%d", n)
-	}), nil)
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	defer close(stop)
-	for range 8 {
-		c := r.dial()
-		wg.Go(func() {
-			mustWrite(t, c, []byte("s"))
-			buf := make([]byte, 64<<10)
-			for {
-				_ = c.SetWriteDeadline(time.Now().Add(200 * time.Millisecond))
-				if _, err := c.Write(buf); err != nil {
-					return // full: stalled
-				}
-			}
-		})
-	}
-	c := r.dial()
-	mustWrite(t, c, []byte("f"))
-	buf := make([]byte, 1<<20)
-	for range 64 {
-		mustWrite(t, c, buf)
-	}
-	_ = c.CloseWrite()
-	got, err := io.ReadAll(c)
-	if err != nil || string(got) != fmt.Sprint(64<<20) {
-		t.Errorf("the fast one: %q, %v", got, err)
-	}
-	if st := r.pool.Stats(); st.Tunnels != 1 {
-		t.Errorf("%+v: not on one tunnel", st)
 	}
 }
 
