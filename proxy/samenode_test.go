@@ -7,10 +7,15 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/vishvananda/netlink"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/warren-mesh/warren/proxy"
 	"github.com/warren-mesh/warren/xds/workload"
@@ -211,5 +216,112 @@ func TestSameNodeHalfCloseAndEnd(t *testing.T) {
 	}
 	if _, err := io.Copy(io.Discard, held); err == nil {
 		t.Error("the connection to a pod that is gone ended in good order")
+	}
+}
+
+// What has a waypoint goes through it though both ends are next door, and so does
+// what the waypoint, next door as well, sends on in its own name.
+func TestSameNodeWaypoint(t *testing.T) {
+	m := newMesh(t, 1)
+	n := m.nodes[0]
+	client, server := n.meshPod("client"), n.meshPod("server")
+	server.echo(8080)
+	var wp *gateway
+	wp = n.gateway("waypoint", func(string) hop { return wp.to(server, 8080) })
+	server.change(func(w *workload.Workload) {
+		w.Waypoint = &workload.GatewayAddress{Address: workload.NetworkAddr{Addr: wp.IP4}, HBONEPort: 15008}
+	})
+	at := n.logs.mark()
+	if saw := client.mustCall(server.addr(8080)); saw != wp.IP4.String() {
+		t.Errorf("the application sees %s, the waypoint is %s", saw, wp.IP4)
+	}
+	if got := wp.last(t); got.peer != client.identity() || got.authority != server.addr(8080) {
+		t.Errorf("the waypoint was asked %+v", got)
+	}
+	n.logs.access(t, at, map[string]string{"direction": "outbound", "dst.workload": "waypoint", "via": "", "error": ""})
+	n.logs.access(t, at, map[string]string{"direction": "inbound", "src.identity": wp.identity(), "via": "", "error": ""})
+	if got := sameNodeCount(t, n); got != 0 {
+		t.Errorf("%d connections were spliced past the waypoint", got)
+	}
+	server.change(func(w *workload.Workload) { w.Waypoint = nil })
+	client.mustCall(server.addr(8080))
+	if got := sameNodeCount(t, n); got != 1 {
+		t.Errorf("without a waypoint %d connections were spliced, want 1", got)
+	}
+}
+
+// Without a valid certificate of each end nothing goes by the short way: while one has
+// not been given, at either end, and when one has expired with none to follow.
+func TestSameNodeWithoutCertificates(t *testing.T) {
+	m := newMesh(t, 1)
+	n := m.nodes[0]
+	late, latest := "spiffe://cluster.local/ns/default/sa/late", "spiffe://cluster.local/ns/default/sa/latest"
+	gates := map[string]chan struct{}{late: make(chan struct{}), latest: make(chan struct{})}
+	var refuse atomic.Bool
+	m.ca.Before = func(ctx context.Context, id spiffeid.ID) error {
+		if refuse.Load() {
+			return status.Error(codes.PermissionDenied, "not any more")
+		}
+		if gate := gates[id.String()]; gate != nil {
+			select {
+			case <-gate:
+			case <-ctx.Done():
+			}
+		}
+		return ctx.Err()
+	}
+	n.meshPod("other") // who else is there changes nothing
+	client, server := n.meshPod("late"), n.meshPod("latest")
+	server.echo(8080)
+	answered := make(chan error, 1)
+	go func() {
+		_, _, err := client.call(server.addr(8080), "x")
+		answered <- err
+	}()
+	for _, id := range []string{late, latest} {
+		until(t, "the connection is known", func() bool { return n.srv.Tracked().Len() > 0 })
+		select {
+		case err := <-answered:
+			t.Fatalf("answered, %v, before %s had a certificate", err, id)
+		case <-time.After(50 * time.Millisecond): // it could have been by now
+		}
+		if got := sameNodeCount(t, n); got != 0 {
+			t.Fatalf("spliced before %s had a certificate", id)
+		}
+		close(gates[id])
+	}
+	if err := <-answered; err != nil {
+		t.Fatalf("with both certificates: %v", err)
+	}
+	if got := sameNodeCount(t, n); got != 1 {
+		t.Fatalf("%d connections were spliced, want 1", got)
+	}
+
+	const life = 3 * time.Second
+	m.ca.TTL = life
+	brief := n.meshPod("brief")
+	brief.echo(8080)
+	client.mustCall(brief.addr(8080))
+	got := time.Now()
+	refuse.Store(true)
+	time.Sleep(time.Until(got.Add(life)))
+	before := sameNodeCount(t, n)
+	var wg sync.WaitGroup
+	for _, pair := range [][2]*pod{{client, brief}, {brief, server}} {
+		wg.Go(func() {
+			c, err := pair[0].dial(pair[1].addr(8080))
+			if err != nil {
+				return
+			}
+			defer c.Close()
+			_ = c.SetDeadline(time.Now().Add(time.Second)) // the proxy waits longer for a certificate
+			if _, _, err := talk(c, "x"); err == nil {
+				t.Errorf("%s reaches %s with a certificate that has ended", pair[0].Name, pair[1].Name)
+			}
+		})
+	}
+	wg.Wait()
+	if got := sameNodeCount(t, n); got != before {
+		t.Errorf("%d connections were spliced after the certificate had ended", got-before)
 	}
 }

@@ -79,7 +79,7 @@ func TestVanishedNamespace(t *testing.T) {
 		if i == 0 { // what the first one makes, and the others use as well, may stay
 			before.heap = holding(t).heap
 		}
-		}
+	}
 	const slack = 256 << 10 // less than a buffer for each of the connections
 	var now held
 	until(t, "nothing is held that was not before", func() bool {

@@ -8,7 +8,9 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -80,7 +82,9 @@ func TestStorm(t *testing.T) {
 	r.silent(t, 200)
 	s := newStorm(t, r)
 	peers, batch := int64(2000), int64(200)
-	if testing.Short() {
+	if n, err := strconv.ParseInt(os.Getenv("WARREN_STORM_PEERS"), 10, 64); err == nil {
+		peers = max(n, batch)
+	} else if testing.Short() {
 		peers = 400
 	}
 	var served, least atomic.Int64

@@ -83,9 +83,7 @@ func (e *end) bulk() {
 		}
 	}
 	for e.fillPipe(p) {
-		if !e.drainPipe(p) {
-			return
-		}
+		e.drainPipe(p)
 	}
 }
 
@@ -138,9 +136,8 @@ func (e *end) fillPipe(p *pipe) bool {
 	}
 }
 
-// drainPipe moves what p holds to the other end. It returns false when the flow
-// has ended.
-func (e *end) drainPipe(p *pipe) bool {
+// drainPipe moves what p holds to the other end, all of it unless the flow ends.
+func (e *end) drainPipe(p *pipe) {
 	for p.held > 0 {
 		n, err := e.unsplice(p)
 		p.held -= n
@@ -148,15 +145,14 @@ func (e *end) drainPipe(p *pipe) bool {
 		if err == nil && n == 0 {
 			err = e.other.sock.WatchWrites()
 			if err == nil && !e.waitForRoom() {
-				return false
+				return
 			}
 		}
 		if err != nil {
 			e.f.fail(err)
-			return false
+			return
 		}
 	}
-	return true
 }
 
 // splice reads into p; again: there is nothing, io.EOF: nothing follows.

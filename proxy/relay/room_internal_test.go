@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/warren-mesh/warren/proxy/ready"
 )
 
@@ -195,5 +197,29 @@ func fill(t *testing.T, k *ready.Socket) {
 		if n, err = k.Write(make([]byte, 64<<10)); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// TestNoPipe: a pipe that cannot be made is not counted as one in use.
+func TestNoPipe(t *testing.T) {
+	var old unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &old); err != nil {
+		t.Fatal(err)
+	}
+	runtime.GC() // none is kept for later
+	runtime.GC()
+	before := pipesUsed.Load()
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 1, Max: old.Max}); err != nil {
+		t.Fatal(err)
+	}
+	p, err := getPipe()
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &old); err != nil {
+		t.Fatal(err)
+	}
+	if !errors.Is(err, unix.EMFILE) || p != nil {
+		t.Fatalf("a pipe without a descriptor: %v, %v", p, err)
+	}
+	if n := pipesUsed.Load(); n != before {
+		t.Errorf("%d pipes are in use, were %d", n, before)
 	}
 }
