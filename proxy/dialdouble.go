@@ -1,14 +1,19 @@
 package proxy
 
 import (
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"sync/atomic"
 
 	"github.com/warren-mesh/warren/ca/mtls"
 	"github.com/warren-mesh/warren/proxy/hbone"
 	"github.com/warren-mesh/warren/proxy/relay"
 	"github.com/warren-mesh/warren/proxy/route"
 	"github.com/warren-mesh/warren/proxy/sockopt"
+	"github.com/warren-mesh/warren/proxy/track"
 	"github.com/warren-mesh/warren/xds/workload"
 )
 
@@ -93,11 +98,57 @@ func (c *connection) openInner(outer *hbone.Stream, d route.Decision, self *work
 		p.s.share.give(p)
 		p.work.Done()
 	})
-	return hbone.Over(c.ctx, far, mtls.Client(i, d.InnerExpected), p.hboneConfig(),
+	in := p.enter(c)
+	stream, err := hbone.Over(c.ctx, far, mtls.Client(i, d.InnerExpected), p.hboneConfig(),
 		hbone.Request{Authority: d.InnerAuthority.String(), Header: header},
 		func() {
 			bridge.Cut(errInnerOver) // unless it ended in good order, as it should
+			p.exit(in)
 			p.s.share.give(p)
 			p.work.Done()
 		})
+	if err == nil {
+		certs := stream.TLS().PeerCertificates
+		in.certs.Store(&certs)
+	}
+	return stream, err
+}
+
+// inner is the peer of an inner tunnel, to be judged again. A connection has no room for it.
+type inner struct {
+	c     *connection
+	certs atomic.Pointer[[]*x509.Certificate] // nil: not known yet
+}
+
+func (p *pod) enter(c *connection) *inner {
+	in := &inner{c: c}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.inners == nil {
+		p.inners = make(map[*inner]struct{})
+	}
+	p.inners[in] = struct{}{}
+	return in
+}
+
+func (p *pod) exit(in *inner) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.inners, in)
+}
+
+// judgeInners ends the connections whose peers in another network no handshake would accept now.
+func (p *pod) judgeInners(i *mtls.Identity) {
+	p.mu.Lock()
+	all := slices.Collect(maps.Keys(p.inners))
+	p.mu.Unlock()
+	for _, in := range all {
+		certs := in.certs.Load()
+		if certs == nil {
+			continue
+		}
+		if err := distrusts(i, *certs, x509.ExtKeyUsageServerAuth); err != nil {
+			p.s.tracked.Cut(func(g *track.Guard) bool { return g.Owner == in.c }, err)
+		}
+	}
 }

@@ -91,6 +91,7 @@ func (s *Server) judgePeers() {
 		p.pool.End(func(cs tls.ConnectionState) error {
 			return distrusts(i, cs.PeerCertificates, x509.ExtKeyUsageServerAuth)
 		})
+		p.judgeInners(i)
 		for _, t := range p.accepted() {
 			if err := distrusts(i, t.peer(), x509.ExtKeyUsageClientAuth); err != nil {
 				t.kill(err)

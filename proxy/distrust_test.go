@@ -64,6 +64,42 @@ func TestRevokedWhileInUse(t *testing.T) {
 	}
 }
 
+// A certificate that is revoked behind a gateway of another network ends what goes there, and nothing else.
+func TestRevokedBehindAGateway(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "crl.pem")
+	m, agent := agentMesh(t, farIsNode2, func(c *proxy.Config) { c.CRLPath = path })
+	client, server, _, _ := m.twoNetworks()
+	near := m.nodes[0].meshPod("near")
+	for _, p := range []*pod{client, server, near} {
+		p.echo(8080)
+		p.give(agent)
+	}
+	client.mustCall("10.96.0.1:80")
+	live, err := client.dial("10.96.0.1:80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer live.Close()
+	if _, err := bufio.NewReaderSize(live, 16).ReadString('\n'); err != nil {
+		t.Fatal(err)
+	}
+	unmoved := hold(t, client, near)
+	defer unmoved.Close()
+	mark := m.nodes[0].logs.mark()
+	replace(t, path, list(t, agent, server))
+	if rest, err := io.ReadAll(live); err == nil {
+		t.Errorf("the connection ended as if all were well, after %q", rest)
+	}
+	m.nodes[0].logs.access(t, mark, map[string]string{"direction": "outbound", "dst.workload": "server", "error": "revoked by CRL"})
+	client.mustFail("10.96.0.1:80")
+	if _, err := io.WriteString(unmoved, "x"); err != nil {
+		t.Errorf("a connection of others: %v", err)
+	}
+	client.mustCall(near.addr(8080))
+	replace(t, path, list(t, agent))
+	until(t, "nobody is revoked", func() bool { _, _, err := client.call("10.96.0.1:80", "x"); return err == nil })
+}
+
 // hold makes a connection that has answered once.
 func hold(t *testing.T, client, server *pod) io.ReadWriteCloser {
 	t.Helper()

@@ -18,11 +18,19 @@ import (
 // twoNetworks is a client in the default network, and a server and a gateway in
 // network n2.
 func twoNetworks(t *testing.T) (m *mesh, client, server *pod, gw *gateway, web *workload.Service) {
-	m = newMesh(t, 2, func(c *proxy.Config) {
-		if c.NodeName == "node2" {
-			c.Network = "n2"
-		}
-	})
+	m = newMesh(t, 2, farIsNode2)
+	client, server, gw, web = m.twoNetworks()
+	return m, client, server, gw, web
+}
+
+// farIsNode2 has the second node in network n2.
+func farIsNode2(c *proxy.Config) {
+	if c.NodeName == "node2" {
+		c.Network = "n2"
+	}
+}
+
+func (m *mesh) twoNetworks() (client, server *pod, gw *gateway, web *workload.Service) {
 	client, server = m.nodes[0].meshPod("client"), m.nodes[1].meshPod("server")
 	refused := func(authority string) hop {
 		if authority != "web.default.svc.cluster.local:80" {
@@ -41,7 +49,7 @@ func twoNetworks(t *testing.T) (m *mesh, client, server *pod, gw *gateway, web *
 	})
 	server.serves(web)
 	m.apply(workload.Batch{Services: []*workload.Service{web}})
-	return m, client, server, gw, web
+	return client, server, gw, web
 }
 
 // A service's endpoint in another network is reached through that network's

@@ -19,6 +19,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/warren-mesh/warren/ca/mtls"
 	"github.com/warren-mesh/warren/ca/source/fake"
 	"github.com/warren-mesh/warren/cni/redirect"
 	"github.com/warren-mesh/warren/internal/netns"
@@ -39,6 +40,7 @@ type mesh struct {
 	ca    *fake.Signer
 	nodes []*node
 	rules redirect.Backend
+	issue func(id string) *mtls.Identity // for peers that are not proxies
 }
 
 type node struct {
@@ -70,6 +72,7 @@ func newMesh(t *testing.T, nodes int, change ...func(*proxy.Config)) *mesh {
 	if m.ca, err = fake.New(spiffeid.RequireTrustDomainFromString("cluster.local"), nil); err != nil {
 		t.Fatal(err)
 	}
+	m.issue = func(id string) *mtls.Identity { return issue(t, m.ca, id, time.Hour) }
 	for i := range nodes {
 		m.addNode(fmt.Sprintf("node%d", i+1), change...)
 	}

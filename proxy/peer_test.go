@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -56,7 +55,7 @@ func (n *node) gateway(name string, hops func(authority string) hop) *gateway {
 	t.Helper()
 	g := &gateway{pod: n.pod(name), hops: hops}
 	g.w.Protocol = workload.HBONE
-	self := issue(t, n.mesh.ca, g.identity(), time.Hour)
+	self := n.mesh.issue(g.identity())
 	var err error
 	if g.set, err = ready.New(1); err != nil {
 		t.Fatal(err)

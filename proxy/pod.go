@@ -55,6 +55,7 @@ type pod struct {
 	endTerm        context.CancelFunc
 	lease          *svid.Lease
 	inboundTunnels map[*tunnel]struct{}
+	inners         map[*inner]struct{}
 	last           *workload.Workload // as the control plane last knew it
 
 	dials map[hbone.Key]*mtls.Identity // what tunnels under way present

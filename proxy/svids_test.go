@@ -10,6 +10,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/warren-mesh/warren/ca/fakeagent"
+	"github.com/warren-mesh/warren/ca/mtls"
+	"github.com/warren-mesh/warren/ca/svid"
 	"github.com/warren-mesh/warren/proxy"
 )
 
@@ -29,6 +31,21 @@ func agentMesh(t *testing.T, change ...func(*proxy.Config)) (*mesh, *fakeagent.A
 	m := newMesh(t, 2, append(change, func(c *proxy.Config) {
 		c.SVIDs = proxy.SVIDs{Source: "broker", Broker: at.Broker, Endpoint: at.Public}
 	})...)
+	m.issue = func(id string) *mtls.Identity {
+		s, err := agent.Issue(spiffeid.RequireFromString(id))
+		if err != nil {
+			t.Fatal(err)
+		}
+		key, err := svid.ParseKey(s.Key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		i, err := mtls.NewIdentity(s.ID, key, s.Chain, agent.Roots(), time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return i
+	}
 	t.Cleanup(stop) // after the proxies, before the check for leaks
 	t.Cleanup(m.stop)
 	return m, agent

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"golang.org/x/time/rate"
 
 	"github.com/warren-mesh/warren/ca/mtls"
 )
@@ -89,6 +90,7 @@ func (m *Manager) land(e *entry, i *mtls.Identity, roots []*x509.Certificate, to
 			after = firstRefreshAfter
 		}
 		e.by, e.given = BySigning, nil
+		m.speedUpLocked()
 		m.clearNoticeLocked(e)
 		e.current.Store(i)
 		m.trustLocked(e, roots)
@@ -151,7 +153,7 @@ func (e *entry) tellLocked() {
 func (m *Manager) failedLocked(e *entry, err error) {
 	var busy *RetryAfterError
 	if errors.As(err, &busy) {
-		m.paused = time.Now().Add(min(busy.After, pauseMax))
+		m.slowDownLocked(busy.After)
 	}
 	wall := m.wall()
 	p, left := WarmUp, time.Duration(0)
@@ -162,6 +164,27 @@ func (m *Manager) failedLocked(e *entry, err error) {
 		}
 	}
 	m.restLocked(e, retryAfter(e.failures, left), p)
+}
+
+// slowDownLocked honours a source's wish: nothing is asked before after, and then half as fast as until now. Calls that
+// were under way at that moment bring the same wish, which counts once.
+func (m *Manager) slowDownLocked(after time.Duration) {
+	now := time.Now()
+	if !m.paused.After(now) {
+		m.bucket.SetLimitAt(now, max(m.bucket.Limit()/2, slowest))
+		m.bucket.AllowN(now, max(int(m.bucket.TokensAt(now)), 0)) // what was saved up is not for it
+	}
+	if until := now.Add(min(after, pauseMax)); until.After(m.paused) {
+		m.paused = until
+	}
+}
+
+// speedUpLocked is what an answer does to the rate.
+func (m *Manager) speedUpLocked() {
+	full := rate.Limit(m.cfg.PerSecond)
+	if limit := m.bucket.Limit(); limit < full {
+		m.bucket.SetLimitAt(time.Now(), min(limit+full/100, full))
+	}
 }
 
 // life is counted from receipt: CAs back-date, and half of the lifetime in the certificate may be long past when a

@@ -329,6 +329,56 @@ func TestOutage(t *testing.T) {
 	})
 }
 
+// A CA that is away for hours: certificates stay in use to their end and not beyond, tries are few, and when it is back
+// everybody has a new one within minutes.
+func TestOutageOfHours(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSigner(t)
+		m, stop := run(t, svid.Config{Signer: s, TTL: 24 * time.Hour})
+		defer stop()
+		var leases []*svid.Lease
+		for n := range 100 {
+			leases = append(leases, m.Acquire(svid.Pod{UID: fmt.Sprint(n)}, sa(fmt.Sprint(n))))
+		}
+		time.Sleep(time.Minute)
+		s.fail(errors.New("connection refused"))
+		before := len(s.calls())
+		for range 9 * 60 {
+			time.Sleep(time.Minute)
+			for _, l := range leases {
+				if l.Current() == nil {
+					t.Fatal("a certificate was lost in an outage of hours")
+				}
+			}
+		}
+		// Full jitter up to 150 s each.
+		if tries := len(s.calls()) - before; tries > 100*9*3600/60 {
+			t.Errorf("%d tries in nine hours", tries)
+		}
+		s.fail(nil)
+		time.Sleep(5 * time.Minute)
+		for _, l := range leases {
+			if left := time.Until(mustIdentity(t, l).NotAfter()); left < 12*time.Hour {
+				t.Fatalf("%s are left after the outage", left)
+			}
+		}
+		s.fail(errors.New("connection refused"))
+		time.Sleep(24*time.Hour + time.Minute)
+		for _, l := range leases {
+			if l.Current() != nil {
+				t.Fatal("an expired certificate is given")
+			}
+		}
+		s.fail(nil)
+		time.Sleep(time.Minute)
+		for _, l := range leases {
+			if l.Current() == nil {
+				t.Fatal("no certificate a minute after the outage")
+			}
+		}
+	})
+}
+
 // ztunnel answers with a cached error until its next try, up to 150 s later.
 func TestADemandBringsTheRetryForward(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -17,6 +17,7 @@ const (
 	retryMaxNone  = 15 * time.Second  // while there is none
 	demandGapMax  = 2 * time.Second
 	pauseMax      = time.Minute
+	slowest       = 0.5 // calls a second, of a source that wants to be left alone
 	refreshFloor  = 5 * time.Second
 	refreshFrom   = 0.45
 	refreshSpread = 0.10
@@ -81,7 +82,7 @@ func (m *Manager) tokenLocked(p Priority, now time.Time) time.Duration {
 		need = max(need, float64(m.cfg.Burst)/4)
 	}
 	if have := m.bucket.TokensAt(now); have < need {
-		return max(time.Duration((need-have)/m.cfg.PerSecond*float64(time.Second)), time.Millisecond)
+		return max(time.Duration((need-have)/float64(m.bucket.Limit())*float64(time.Second)), time.Millisecond)
 	}
 	m.bucket.AllowN(now, 1)
 	return 0

@@ -103,6 +103,7 @@ func (s *stream) land(v verdict) error {
 	}
 	if v.err == nil {
 		e.failures = 0
+		m.speedUpLocked()
 	} else {
 		e.failures++
 	}

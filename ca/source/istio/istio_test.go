@@ -211,6 +211,61 @@ func TestTenSecondsAreEnoughForTheWire(t *testing.T) {
 	}
 }
 
+// answers counts what the CA answered.
+type answers struct {
+	mu    sync.Mutex
+	codes map[codes.Code]int
+}
+
+func (a *answers) Answered(code codes.Code, _ time.Duration) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.codes[code]++
+}
+
+// A CA that limits a node's rate is asked as often as it says, and all get their certificate.
+func TestTheCAsRateIsKept(t *testing.T) {
+	placed := onNode{}
+	for n := range 60 {
+		placed[fmt.Sprint("/ns/app/sa/", n)] = "node-1"
+	}
+	a := newAuthority(t)
+	c := &ca{authority: a, tokens: filepath.Join(t.TempDir(), "tokens")}
+	if err := os.WriteFile(c.tokens, []byte(token+" node-1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	tokens, err := server.NewTokens(c.tokens, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := &answers{codes: map[codes.Code]int{}}
+	s, err := server.New(server.Config{Authority: a, TrustDomain: td, Authenticator: tokens, Authorizer: placed, Observer: got, Rate: 20, Burst: 10})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.serve(t, "127.0.0.1:0", s.Register)
+	m := start(t, svid.Config{Signer: newSigner(t, c.config()), TTL: time.Hour})
+	var leases []*svid.Lease
+	for n := range 60 {
+		leases = append(leases, m.Acquire(svid.Pod{UID: fmt.Sprint(n)}, spiffeid.RequireFromPath(td, fmt.Sprint("/ns/app/sa/", n))))
+	}
+	for _, l := range leases {
+		for end := time.Now().Add(2 * time.Minute); ; {
+			if _, err := l.Identity(t.Context()); err == nil {
+				break
+			} else if time.Now().After(end) {
+				t.Fatal(err)
+			}
+		}
+	}
+	got.mu.Lock()
+	defer got.mu.Unlock()
+	t.Logf("answers: %v", got.codes)
+	if got.codes[codes.OK] != 60 || got.codes[codes.ResourceExhausted] == 0 || got.codes[codes.ResourceExhausted] > 60 {
+		t.Errorf("answers: %v; want 60 times OK, and no more refusals than that", got.codes)
+	}
+}
+
 func sign(t *testing.T, s *istio.Signer) error {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
