@@ -1,6 +1,7 @@
 package proxy_test
 
 import (
+	"fmt"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -46,8 +47,13 @@ func TestTenSecondCertificatesUnderLoad(t *testing.T) {
 	defer tick.Stop()
 	var longest time.Duration // that this process was kept from running
 	sent := 0
-	for last := start; time.Since(start) < length; {
+	begin, told := start, start
+	for last := start; time.Since(start) < length && time.Since(begin) < 2*length; {
 		now := <-tick.C
+		if now.Sub(told) > time.Minute { // what is known if somebody ends it
+			told = now
+			fmt.Fprintf(os.Stderr, "%s: %d made, %d failed, %d certificates, longest standstill %s\n", now.Sub(begin).Round(time.Second), made.Load(), failed.Load(), len(serials), longest.Round(time.Millisecond))
+		}
 		longest = max(longest, now.Sub(last))
 		if now.Sub(last) > time.Second {
 			start = start.Add(now.Sub(last)) // frozen: connections of that time are not owed
@@ -66,7 +72,7 @@ func TestTenSecondCertificatesUnderLoad(t *testing.T) {
 	}
 	close(work)
 	wg.Wait()
-	took := time.Since(start)
+	took := time.Since(begin)
 	t.Logf("%d connections in %s (%.0f a second), %d failed, %d certificates, longest standstill %s",
 		made.Load(), took.Round(time.Second), float64(made.Load())/took.Seconds(), failed.Load(), len(serials), longest.Round(time.Millisecond))
 	if want := int(length / (6 * time.Second) * 2); len(serials) < want {

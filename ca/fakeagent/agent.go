@@ -184,6 +184,14 @@ func (a *Agent) tellLocked() {
 	a.changed = make(chan struct{})
 }
 
+// Spoil sets Change while the agent serves; open streams are told.
+func (a *Agent) Spoil(change func(ref string, s *SVID)) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.Change = change
+	a.tellLocked()
+}
+
 // Issue makes or repeats the certificate of an identity.
 func (a *Agent) Issue(id spiffeid.ID) (*SVID, error) {
 	a.mu.Lock()

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/warren-mesh/warren/internal/netns"
 )
@@ -59,6 +61,19 @@ func (e *WithdrawnError) Error() string { return e.Err.Error() }
 
 // Unwrap gives the source's own error.
 func (e *WithdrawnError) Unwrap() error { return e.Err }
+
+// Denied sorts the error of a SPIFFE API by its gRPC code (Workload API §5, §6.1; Broker API §4.8): a denial takes back what
+// was given, a mistake of ours will not go away by itself, everything else is an outage.
+func Denied(err error) error {
+	switch status.Code(err) {
+	case codes.PermissionDenied:
+		return &WithdrawnError{Err: err}
+	case codes.InvalidArgument, codes.Unimplemented:
+		return &PermanentError{Err: err}
+	default:
+		return err
+	}
+}
 
 // ErrProcessEnded is why a stream has ended that was for one process of the pod: it has. Another one may stand for the
 // pod; what is in use stays so for a moment.

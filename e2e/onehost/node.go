@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -137,6 +138,22 @@ func (n *Node) KillAgent() error { return n.agent.kill() }
 
 // StopProxy ends the proxy as a rollout would: it drains.
 func (n *Node) StopProxy() error { return n.proxy.stop(stopGrace) }
+
+// QuitProxy ends the proxy with the stacks of all its goroutines in its log.
+func (n *Node) QuitProxy() error {
+	if err := n.proxy.cmd.Process.Signal(syscall.SIGQUIT); err != nil {
+		return err
+	}
+	<-n.proxy.done
+	return nil
+}
+
+// Admin fetches a page of the proxy's administration port.
+func (n *Node) Admin(ctx context.Context, path string) ([]byte, error) {
+	var b bytes.Buffer
+	err := n.get(ctx, "127.0.0.1:15000", path, &b)
+	return b.Bytes(), err
+}
 
 // ConfigDump fetches the proxy's dump into v.
 func (n *Node) ConfigDump(ctx context.Context, v any) error {

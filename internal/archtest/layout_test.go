@@ -38,6 +38,7 @@ func kinds() map[string]kind {
 		"internal/capture":  support,
 		"internal/nswatch":  bottom,
 		"internal/podproc":  bottom,
+		"internal/nodump":   bottom,
 
 		"cni":          root,
 		"cni/event":    contract,

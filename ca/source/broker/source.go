@@ -14,11 +14,9 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/warren-mesh/warren/ca/svid"
@@ -128,18 +126,10 @@ func reference(pod svid.Pod) (*broker.WorkloadReference, error) {
 	return &broker.WorkloadReference{Reference: packed}, nil
 }
 
-// failure sorts errors by SPIFFE Broker API §4.8.
+// failure sorts errors.
 func failure(err error) error {
 	if errors.Is(err, io.EOF) {
 		return errors.New("broker API: the agent closed the stream")
 	}
-	wrapped := fmt.Errorf("broker API: %w", err)
-	switch status.Code(err) {
-	case codes.PermissionDenied:
-		return &svid.WithdrawnError{Err: wrapped}
-	case codes.InvalidArgument, codes.Unimplemented:
-		return &svid.PermanentError{Err: wrapped}
-	default:
-		return wrapped
-	}
+	return svid.Denied(fmt.Errorf("broker API: %w", err))
 }

@@ -210,6 +210,9 @@ func callError(err error) error {
 	e := &CallError{Code: st.Code(), Message: msg, err: err}
 	switch st.Code() {
 	case codes.ResourceExhausted:
+		if strings.Contains(st.Message(), tooLarge) {
+			return e // of this one answer; it says nothing of how often we may ask
+		}
 		return &svid.RetryAfterError{After: retryDelay(st), Err: e}
 	case codes.InvalidArgument, codes.Unimplemented:
 		return &svid.PermanentError{Err: e}
@@ -217,6 +220,9 @@ func callError(err error) error {
 		return e
 	}
 }
+
+// tooLarge is in what gRPC's client says of an answer that it does not take, with the code of an exhausted server.
+const tooLarge = "larger than max"
 
 func retryDelay(st *status.Status) time.Duration {
 	for _, d := range st.Details() {

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -63,7 +64,7 @@ type ca struct {
 	tokens    string // file
 }
 
-func newAuthority(t *testing.T) *authority.Authority {
+func newAuthority(t testing.TB) *authority.Authority {
 	t.Helper()
 	f, err := authority.Create(td, time.Now())
 	if err != nil {
@@ -96,7 +97,7 @@ func startCA(t *testing.T, a *authority.Authority, address string, placed onNode
 }
 
 // serve runs a gRPC server with a serving certificate of the authority.
-func (c *ca) serve(t *testing.T, address string, register func(grpc.ServiceRegistrar)) {
+func (c *ca) serve(t testing.TB, address string, register func(grpc.ServiceRegistrar)) {
 	t.Helper()
 	serving := sync.OnceValues(func() (*tls.Certificate, error) {
 		return c.authority.Serving([]string{"127.0.0.1", "istiod.istio-system.svc"}, time.Hour, time.Now())
@@ -130,7 +131,7 @@ func (l *locked) Write(p []byte) (int, error) {
 	return l.w.Write(p)
 }
 
-func newSigner(t *testing.T, cfg istio.Config) *istio.Signer {
+func newSigner(t testing.TB, cfg istio.Config) *istio.Signer {
 	t.Helper()
 	s, err := istio.New(cfg)
 	if err != nil {
@@ -158,7 +159,7 @@ func trusting(roots func() []byte) func() (*tls.Config, error) {
 	return func() (*tls.Config, error) { return cfg, nil }
 }
 
-func start(t *testing.T, cfg svid.Config) *svid.Manager {
+func start(t testing.TB, cfg svid.Config) *svid.Manager {
 	t.Helper()
 	m := svid.New(cfg)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -408,6 +409,28 @@ func TestAnswers(t *testing.T) {
 			err := sign(t, newSigner(t, c.config()))
 			if err == nil || !strings.HasPrefix(err.Error(), tt.text) || !tt.check(err) {
 				t.Errorf("got %v", err)
+			}
+		})
+	}
+}
+
+// An answer of a megabyte and more is refused, whatever it is made of, and nobody else is held up by it.
+func TestHugeAnswers(t *testing.T) {
+	for name, chain := range map[string][]string{
+		"one element":   {strings.Repeat("x", 2<<20), "root"},
+		"many elements": slices.Repeat([]string{strings.Repeat("x", 1<<10)}, 2<<10),
+		"just below":    {strings.Repeat("x", 900<<10), "root"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := scripted(t, &script{answer: func(context.Context) ([]string, error) { return chain, nil }})
+			s := newSigner(t, c.config())
+			var busy *svid.RetryAfterError
+			if err := sign(t, s); errors.As(err, &busy) {
+				t.Errorf("all requests pause: %v", err)
+			}
+			m := start(t, svid.Config{Signer: s, Wait: time.Second})
+			if i, err := m.Acquire(svid.Pod{UID: "pod"}, alice).Identity(t.Context()); err == nil || len(err.Error()) > 2000 {
+				t.Errorf("%v, an error of %d bytes", i, len(err.Error()))
 			}
 		})
 	}

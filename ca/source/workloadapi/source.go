@@ -10,10 +10,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
-	"google.golang.org/grpc/status"
 
 	"github.com/warren-mesh/warren/ca/svid"
 )
@@ -75,18 +73,10 @@ func (s *Source) Watch(ctx context.Context, _ svid.Pod, _ spiffeid.ID, emit func
 	}
 }
 
-// failure sorts errors by SPIFFE Workload API §5 and §6.1: a denial takes back what was given.
+// failure sorts errors.
 func failure(err error) error {
 	if errors.Is(err, io.EOF) {
 		return errors.New("workload API: the agent closed the stream")
 	}
-	wrapped := fmt.Errorf("workload API: %w", err)
-	switch status.Code(err) {
-	case codes.PermissionDenied:
-		return &svid.WithdrawnError{Err: wrapped}
-	case codes.InvalidArgument, codes.Unimplemented:
-		return &svid.PermanentError{Err: wrapped}
-	default:
-		return wrapped
-	}
+	return svid.Denied(fmt.Errorf("workload API: %w", err))
 }

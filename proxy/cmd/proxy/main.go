@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/warren-mesh/warren/internal/nodump"
 	"github.com/warren-mesh/warren/proxy"
 )
 
@@ -34,6 +35,10 @@ func run(args []string, stdout, stderr io.Writer) int {
 	cfg, err := proxy.FromEnviron(os.Environ())
 	if err != nil {
 		fmt.Fprintln(stderr, "proxy: configuration:\n"+err.Error())
+		return 1
+	}
+	if err := nodump.Set(); err != nil { // before there is a key
+		fmt.Fprintln(stderr, "proxy:", err)
 		return 1
 	}
 	ctx, stop := untilTold(os.Exit)

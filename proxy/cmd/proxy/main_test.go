@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestArguments(t *testing.T) {
@@ -26,6 +28,9 @@ func TestArguments(t *testing.T) {
 		if code := run(strings.Fields(tt.args), &out, &errs); code != tt.code || !strings.HasPrefix(out.String(), tt.out) || !strings.Contains(errs.String(), tt.err) {
 			t.Errorf("%q: %d, out %q, err %q", tt.args, code, out.String(), errs.String())
 		}
+	}
+	if got, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0); err != nil || got != 0 {
+		t.Errorf("a core of this program would have keys in it: dumpable is %d, %v", got, err)
 	}
 	t.Run("mistakes", func(t *testing.T) {
 		t.Setenv("SECRET_TTL", "never")

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/warren-mesh/warren/internal/nodump"
 	"github.com/warren-mesh/warren/xds/controlplane"
 )
 
@@ -19,6 +20,10 @@ import (
 var version = "dev"
 
 func main() {
+	if err := nodump.Set(); err != nil { // before there is a key
+		fmt.Fprintln(os.Stderr, "controlplane:", err)
+		os.Exit(1)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := command().ExecuteContext(ctx); err != nil {
