@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"context"
 	"crypto/x509"
 	"errors"
 	"strings"
@@ -47,6 +48,8 @@ func codeOf(err error) string {
 		return "NotEntitled"
 	case errors.Is(err, svid.ErrNotNeeded):
 		return "NotNeeded"
+	case errors.Is(err, context.DeadlineExceeded):
+		return "DeadlineExceeded"
 	case errors.Is(err, svid.ErrProcessEnded):
 		return "ProcessEnded"
 	}
