@@ -1,10 +1,6 @@
 package client
 
-import (
-	"time"
-
-	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
-)
+import "time"
 
 // answers are what a response says about names that were asked for: the names and
 // aliases of what it holds are present, those that it removes are not.
@@ -13,18 +9,18 @@ type answers struct {
 }
 
 // answersOf reads them. refusals are those of the response.
-func answersOf(r *discovery.DeltaDiscoveryResponse, refusals *refusals) answers {
-	a := answers{absent: r.GetRemovedResources()}
+func answersOf(r *delivery, refusals *refusals) answers {
+	a := answers{absent: r.removed}
 	bad := make(map[string]struct{}, len(refusals.names))
 	for _, name := range refusals.names {
 		bad[name] = struct{}{}
 	}
-	for _, res := range r.GetResources() {
+	for res := range r.resources.all {
 		list := &a.present
-		if _, no := bad[res.GetName()]; no {
+		if _, no := bad[res.name]; no {
 			list = &a.refused
 		}
-		*list = append(append(*list, res.GetName()), res.GetAliases()...)
+		*list = append(append(*list, res.name), res.aliases()...)
 	}
 	return a
 }

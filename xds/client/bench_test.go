@@ -9,6 +9,8 @@ import (
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/proto"
 	"istio.io/istio/pkg/workloadapi"
+
+	"github.com/warren-mesh/warren/xds/workload"
 )
 
 // crowd is a mesh of n pods in deployments of ten, each with its service, as a control
@@ -70,7 +72,7 @@ func BenchmarkSync(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				w := newWorld(addresses)
-				take(b, w, data)
+				take(b, w, &workload.Sharer{}, data)
 				if got, _, _ := w.store.View().Len(); got != n {
 					b.Fatal(got)
 				}
@@ -85,25 +87,26 @@ func BenchmarkChange(b *testing.B) {
 	for _, n := range []int{100, 10_000, 100_000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			w := newWorld(addresses)
-			take(b, w, arriving(b, crowd(n)))
+			share := &workload.Sharer{}
+			take(b, w, share, arriving(b, crowd(n)))
 			var next [16]mem.BufferSlice
 			for v := range next {
 				next[v] = arriving(b, response(AddressType, "2", crowdPod(v*7919%n, v+1)))
 			}
 			b.ReportAllocs()
 			for i := 0; b.Loop(); i++ {
-				take(b, w, next[i%len(next)])
+				take(b, w, share, next[i%len(next)])
 			}
 		})
 	}
 }
 
-func take(b *testing.B, w *world, data mem.BufferSlice) {
-	r := &discovery.DeltaDiscoveryResponse{}
-	if err := newCodec(func() *breath { return nil }).Unmarshal(data, r); err != nil {
+func take(b *testing.B, w *world, share *workload.Sharer, data mem.BufferSlice) {
+	r := &delivery{}
+	if err := newCodec(share, func() *breath { return nil }).Unmarshal(data, r); err != nil {
 		b.Fatal(err)
 	}
-	if text := w.apply(r); text != "" {
+	if text := w.take(r); text != "" {
 		b.Fatal(text)
 	}
 }

@@ -37,6 +37,8 @@ type Client struct {
 	// never stops giving reason.
 	complaints rate.Sometimes
 
+	share workload.Sharer // of who receives, one session after the other
+
 	// Of Run's goroutine: what the store was given, over all connections.
 	ledgers  [kinds]*ledger
 	answered [kinds]bool
@@ -152,7 +154,7 @@ func (c *Client) attempt(ctx context.Context) (lasted time.Duration, err error) 
 	if err != nil {
 		return -1, fmt.Errorf("xds: connect: %w", cause(ctx, err))
 	}
-	s := newSession(c, stream, cancel)
+	s := newSession(c, grpcStream{stream}, cancel)
 	err = s.run(ctx)
 	if s.firstAt.IsZero() {
 		return -1, err

@@ -3,105 +3,295 @@ package client
 import (
 	"errors"
 	"fmt"
+	"io"
 	"unicode/utf8"
 
-	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protowire"
-	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/warren-mesh/warren/xds/workload"
 )
 
-// codec reads responses by itself. The general decoder builds everything that a
-// message has: two bytes on the wire can make an object of a hundred, and a
-// message that is within its limit gigabytes. This one takes the fields that are
-// used, and so many entries of each list as could be.
+// codec reads responses by itself, straight into the model. The general decoder builds
+// everything that a message has: two bytes on the wire can make an object of a hundred,
+// and a message that is within its limit gigabytes. This one takes the fields that are
+// used, and so many entries of each list as could be. A message is never in one piece.
 type codec struct {
 	encoding.CodecV2
+	share  *workload.Sharer // of who receives
 	breath func() *breath
 }
 
 // newCodec makes the codec. During a response that takes long it rests by what
 // breath returns.
-func newCodec(breath func() *breath) codec { return codec{encoding.GetCodecV2(proto.Name), breath} }
+func newCodec(share *workload.Sharer, breath func() *breath) codec {
+	return codec{encoding.GetCodecV2(proto.Name), share, breath}
+}
 
 // Unmarshal is of encoding.CodecV2.
 func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
-	r, ok := v.(*discovery.DeltaDiscoveryResponse)
+	r, ok := v.(*delivery)
 	if !ok {
 		return c.CodecV2.Unmarshal(data, v)
 	}
-	buf := data.MaterializeToBuffer(mem.DefaultBufferPool())
-	defer buf.Free()
-	return decodeResponse(buf.ReadOnlyData(), r, maxResources, c.breath())
+	return decodeResponse(data, r, maxResources, c.share, c.breath())
 }
 
-// decodeResponse fills r, which shares no memory with b. It takes at most limit
+// delivery is a DeltaDiscoveryResponse, as far as it is of use.
+type delivery struct {
+	typeURL, nonce string
+	resources      resources
+	removed        []string
+}
+
+// resource is one of them, converted unless err says why not.
+type resource struct {
+	name, version string
+	object        object
+	inside        kind // if known
+	known         bool
+	size          int // of it on the wire
+	err           error
+	rare          *rarely
+}
+
+// rarely is what few resources have.
+type rarely struct {
+	aliases []string
+	standIn *workload.Policy // in the place of a policy that is not taken
+}
+
+func (r *resource) aliases() []string {
+	if r.rare == nil {
+		return nil
+	}
+	return r.rare.aliases
+}
+
+func (r *resource) more() *rarely {
+	if r.rare == nil {
+		r.rare = &rarely{}
+	}
+	return r.rare
+}
+
+// resources is a list that grows without being copied.
+type resources struct {
+	parts [][]resource
+	n     int
+}
+
+const maxPart = 1 << 10
+
+func (l *resources) add() *resource {
+	last := len(l.parts) - 1
+	if last < 0 || len(l.parts[last]) == cap(l.parts[last]) {
+		l.parts = append(l.parts, make([]resource, 0, min(max(1, l.n), maxPart)))
+		last++
+	}
+	l.n++
+	part := append(l.parts[last], resource{})
+	l.parts[last] = part
+	return &part[len(part)-1]
+}
+
+func (l *resources) all(yield func(*resource) bool) {
+	for _, part := range l.parts {
+		for i := range part {
+			if !yield(&part[i]) {
+				return
+			}
+		}
+	}
+}
+
+// decodeResponse fills r, which shares no memory with data. It takes at most limit
 // resources, as many names of removed ones, and as many aliases; more aliases are left
 // out.
-func decodeResponse(b []byte, r *discovery.DeltaDiscoveryResponse, limit int, rest *breath) error {
-	aliases := limit
-	return eachBytes(b, func(num protowire.Number, v []byte) (err error) {
+func decodeResponse(data mem.BufferSlice, r *delivery, limit int, share *workload.Sharer, rest *breath) error {
+	d := decoder{share: share, aliases: limit}
+	return eachField(data, func(num protowire.Number, v []byte) (err error) {
 		switch num {
 		case 2:
-			if len(r.Resources) == limit {
+			if r.resources.n == limit {
 				return fmt.Errorf("xds: a response of more than %d resources", limit)
 			}
 			rest.item()
-			res := &discovery.Resource{}
-			r.Resources = append(r.Resources, res)
-			return decodeResource(v, res, &aliases)
+			return d.resource(v, r.resources.add())
 		case 4:
-			r.TypeUrl, err = text(v)
+			r.typeURL, err = text(v)
 		case 5:
-			r.Nonce, err = text(v)
+			r.nonce, err = text(v)
 		case 6:
-			if len(r.RemovedResources) == limit {
+			if len(r.removed) == limit {
 				return fmt.Errorf("xds: a response that removes more than %d resources", limit)
 			}
 			var name string
 			name, err = text(v)
-			r.RemovedResources = append(r.RemovedResources, name)
+			r.removed = append(r.removed, name)
 		}
 		return err
 	})
 }
 
-func decodeResource(b []byte, r *discovery.Resource, aliases *int) error {
-	return eachBytes(b, func(num protowire.Number, v []byte) (err error) {
+// decoder reads the resources of one response.
+type decoder struct {
+	share   *workload.Sharer
+	aliases int // that may still come
+}
+
+func (d *decoder) resource(b []byte, r *resource) error {
+	var inside, value []byte
+	packed := false
+	err := eachBytes(b, func(num protowire.Number, v []byte) (err error) {
 		switch num {
 		case 1:
-			r.Version, err = text(v)
+			r.version, err = text(v)
 		case 2:
-			if r.Resource == nil {
-				r.Resource = &anypb.Any{}
-			}
-			return decodeAny(v, r.Resource)
-		case 3:
-			r.Name, err = text(v)
+			packed = true // parts of a message that come twice are merged
+			err = eachBytes(v, func(num protowire.Number, v []byte) error {
+				switch num {
+				case 1:
+					if inside = v; !utf8.Valid(v) {
+						return errText
+					}
+				case 2:
+					value = v
+				}
+				return nil
+			})
 		case 4:
-			if *aliases--; *aliases < 0 {
+			if d.aliases--; d.aliases < 0 {
 				return nil
 			}
 			var alias string
 			alias, err = text(v)
-			r.Aliases = append(r.Aliases, alias)
+			r.more().aliases = append(r.more().aliases, alias)
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	r.size = len(value)
+	r.err = d.convert(r, packed, inside, value)
+	if err := d.name(b, r); err != nil {
+		return err
+	}
+	if r.err != nil || r.known && r.inside == policies { // which may be refused for another reason
+		if p := workload.StandIn(r.name, value); p != nil {
+			r.more().standIn = p
+		}
+	}
+	return nil
+}
+
+// name reads a resource's name. That of a workload is mostly its UID, and then the same
+// memory.
+func (d *decoder) name(b []byte, r *resource) error {
+	return eachBytes(b, func(num protowire.Number, v []byte) (err error) {
+		switch {
+		case num != 3:
+		case r.object.workload != nil && r.object.workload.UID == string(v):
+			r.name = r.object.workload.UID
+		default:
+			r.name, err = text(v)
 		}
 		return err
 	})
 }
 
-func decodeAny(b []byte, a *anypb.Any) error {
-	return eachBytes(b, func(num protowire.Number, v []byte) (err error) {
-		switch num {
-		case 1:
-			a.TypeUrl, err = text(v)
-		case 2:
-			a.Value = append([]byte(nil), v...)
+var errNothing = errors.New("no resource inside")
+
+func (d *decoder) convert(r *resource, packed bool, inside, value []byte) (err error) {
+	if packed {
+		r.inside, r.known = kindOf(inside)
+	}
+	switch {
+	case !packed:
+		return errNothing
+	case len(value) > maxResource:
+		return fmt.Errorf("%d bytes, the limit is %d", len(value), maxResource)
+	case !r.known:
+		return wrongType(string(inside))
+	case r.inside == addresses:
+		if w, ok := d.share.WorkloadFromWire(value); ok {
+			r.object.workload = w
+			return nil
 		}
-		return err
-	})
+	}
+	if r.object, err = decode(r.inside, value); r.object.workload != nil {
+		d.share.Workload(r.object.workload)
+	}
+	return err
+}
+
+func wrongType(url string) error { return fmt.Errorf("a resource of type %q inside", clip(url, 128)) }
+
+// eachField is eachBytes for a message in pieces. What f is given is good for that call.
+func eachField(data mem.BufferSlice, f func(protowire.Number, []byte) error) error {
+	w := window{data: data}
+	const head = 20 // of a field, at most
+	for w.fill(head); len(w.b) > 0; w.fill(head) {
+		num, typ, n := protowire.ConsumeTag(w.b)
+		if n < 0 {
+			return protowire.ParseError(n)
+		}
+		if typ != protowire.BytesType { // none that is used, and all are short
+			m := protowire.ConsumeFieldValue(num, typ, w.b[n:])
+			if m < 0 {
+				w.fill(maxGroup)
+				if m = protowire.ConsumeFieldValue(num, typ, w.b[n:]); m < 0 {
+					return protowire.ParseError(m)
+				}
+			}
+			w.b = w.b[n+m:]
+			continue
+		}
+		length, m := protowire.ConsumeVarint(w.b[n:])
+		if m < 0 {
+			return protowire.ParseError(m)
+		}
+		start := n + m
+		if length > maxMessage || !w.fill(start+int(length)) {
+			return fmt.Errorf("xds: %w", io.ErrUnexpectedEOF)
+		}
+		if err := f(num, w.b[start:start+int(length)]); err != nil {
+			return err
+		}
+		w.b = w.b[start+int(length):]
+	}
+	return nil
+}
+
+// maxGroup is how much of a group, which this message has none of, is passed over.
+const maxGroup = 64 << 10
+
+// window is what of a message in pieces is being read.
+type window struct {
+	data mem.BufferSlice
+	b    []byte
+	own  []byte // memory for what is not in one piece
+}
+
+// fill makes the window so long, if there is so much.
+func (w *window) fill(n int) bool {
+	for len(w.b) < n && len(w.data) > 0 {
+		next := w.data[0].ReadOnlyData()
+		w.data = w.data[1:]
+		if len(w.b) == 0 {
+			w.b = next
+			continue
+		}
+		if cap(w.own) < len(w.b)+len(next) {
+			w.own = make([]byte, 0, max(n, len(w.b)+len(next)))
+		}
+		w.own = append(append(w.own[:0], w.b...), next...) // which may move what it holds
+		w.b = w.own
+	}
+	return len(w.b) >= n
 }
 
 // eachBytes calls f for every field of a message that has a length; the others, of

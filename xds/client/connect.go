@@ -19,6 +19,7 @@ import (
 const (
 	maxMessage     = 200 << 20 // the whole of a large mesh comes as one response
 	maxHeaders     = 64 << 10
+	inFlight       = 16 << 20 // of a message, what may be on its way
 	maxToken       = 64 << 10
 	connectTimeout = 5 * time.Second // TCP, TLS and HTTP/2 together
 )
@@ -43,15 +44,17 @@ func (c *Client) connect() (*grpc.ClientConn, error) {
 	conn, err := grpc.NewClient("passthrough:///"+c.target.authority,
 		grpc.WithTransportCredentials(creds),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
-			return c.dial(ctx, c.target.network, c.target.address)
+			return c.dialCalmly(ctx)
 		}),
 		// A connection is waited for until the later of the two; there is no second try.
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff: backoff.Config{BaseDelay: c.times.connect, MaxDelay: c.times.connect}, MinConnectTimeout: c.times.connect,
 		}),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.ForceCodecV2(newCodec(c.breath))),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.ForceCodecV2(newCodec(&c.share, c.breath))),
 		grpc.WithMaxHeaderListSize(maxHeaders),
+		// Sizes that are given are not found out by a PING with each message.
+		grpc.WithInitialWindowSize(inFlight), grpc.WithInitialConnWindowSize(inFlight),
 		grpc.WithIdleTimeout(0),
 		grpc.WithDisableServiceConfig(),
 		grpc.WithDisableRetry(),

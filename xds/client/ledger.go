@@ -24,8 +24,8 @@ func (k kind) typeURL() string {
 	return AuthorizationType
 }
 
-func kindOf(typeURL string) (kind, bool) {
-	switch typeURL {
+func kindOf[T string | []byte](typeURL T) (kind, bool) {
+	switch string(typeURL) {
 	case AddressType:
 		return addresses, true
 	case AuthorizationType:
@@ -61,7 +61,6 @@ type ledger struct {
 	// stream, or do not belong there. The first response repeats those of them that
 	// still exist.
 	unsaid map[string]struct{}
-	share  workload.Sharer
 }
 
 type entry struct {
@@ -85,8 +84,8 @@ func find(entries map[string]entry, name string) (key string, ok bool) {
 	if e, ok := entries[name]; ok && e.name == name {
 		return name, true
 	}
-	h, err := workload.ParseNamespacedHostname(name)
-	if err != nil {
+	h, isHost := workload.CutNamespacedHostname(name)
+	if !isHost {
 		return "", false
 	}
 	key = h.String()
@@ -124,13 +123,19 @@ func (l *ledger) record(c *change, rest *breath) {
 		delete(l.entries, key)
 		delete(l.refused, key)
 	}
+	fresh := len(l.entries) == 0
 	for key, e := range c.set {
 		rest.item()
 		l.stand(l.entries[key], -1)
 		l.stand(e, 1)
 		l.bytes += e.bytes - l.entries[key].bytes
-		l.entries[key] = e
+		if !fresh {
+			l.entries[key] = e
+		}
 		delete(l.refused, key)
+	}
+	if fresh { // a whole mesh: there is no need to have it twice
+		l.entries = c.set
 	}
 	for _, name := range c.refusals.names {
 		if _, held := l.find(name); !held && len(l.refused) < maxRefused {

@@ -8,9 +8,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
-	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/anypb"
 	"istio.io/istio/pkg/workloadapi"
 	"istio.io/istio/pkg/workloadapi/security"
 
@@ -42,23 +40,26 @@ type change struct {
 }
 
 // read turns a response into a change. Nothing is changed yet.
-func (l *ledger) read(k kind, r *discovery.DeltaDiscoveryResponse, rest *breath) *change {
+func (l *ledger) read(k kind, r *delivery, rest *breath) *change {
 	c := &change{
-		kind: k, nonce: r.GetNonce(),
-		set: make(map[string]entry, len(r.GetResources())), gone: map[string]struct{}{},
+		kind: k, nonce: r.nonce,
+		set: make(map[string]entry, r.resources.n), gone: map[string]struct{}{},
 	}
-	for _, name := range r.GetRemovedResources() {
+	if r.resources.n > 1 {
+		c.batch.Workloads = make([]*workload.Workload, 0, r.resources.n)
+	}
+	for _, name := range r.removed {
 		// Unknown names are usual: Istio's control plane also names here what was
 		// never there.
 		if key, ok := l.find(name); ok {
 			c.gone[key] = struct{}{}
 		}
 	}
-	for _, res := range r.GetResources() {
+	for res := range r.resources.all {
 		rest.item()
-		c.received += len(res.GetResource().GetValue())
+		c.received += res.size
 		if err := c.take(l, res); err != nil {
-			c.refusals.add(res.GetName(), err)
+			c.refusals.add(res.name, err)
 			c.standIn(l, res)
 		}
 	}
@@ -92,25 +93,21 @@ func (c *change) sweep(l *ledger) {
 }
 
 // take adds one resource to the change, or says why not.
-func (c *change) take(l *ledger, res *discovery.Resource) error {
-	switch name := res.GetName(); {
+func (c *change) take(l *ledger, res *resource) error {
+	switch name := res.name; {
 	case name == "":
 		return errors.New("a resource without a name")
 	case len(name) > maxName:
 		return fmt.Errorf("a name of %d bytes, the limit is %d", len(name), maxName)
-	case len(res.GetVersion()) > maxVersion:
-		return fmt.Errorf("a version of %d bytes, the limit is %d", len(res.GetVersion()), maxVersion)
-	case len(res.GetResource().GetValue()) > maxResource:
-		return fmt.Errorf("%d bytes, the limit is %d", len(res.GetResource().GetValue()), maxResource)
+	case len(res.version) > maxVersion:
+		return fmt.Errorf("a version of %d bytes, the limit is %d", len(res.version), maxVersion)
+	case res.known && res.inside != c.kind:
+		return wrongType(res.inside.typeURL())
+	case res.err != nil:
+		return res.err
 	}
-	o, err := decode(c.kind, res.GetResource())
-	if err != nil {
-		return err
-	}
-	e := entry{
-		name: res.GetName(), version: res.GetVersion(),
-		service: o.service != nil, bytes: len(res.GetResource().GetValue()),
-	}
+	o := res.object
+	e := entry{name: res.name, version: res.version, service: o.service != nil, bytes: res.size}
 	key := o.key()
 	if key != e.name && !e.isFor(key) {
 		// It could not be removed by its name later.
@@ -126,9 +123,6 @@ func (c *change) take(l *ledger, res *discovery.Resource) error {
 	if key == e.name {
 		e.name = key // one string in memory instead of two
 	}
-	if o.workload != nil {
-		l.share.Workload(o.workload)
-	}
 	if old, held := l.entries[key]; held && old.service != e.service {
 		c.batch.RemovedAddresses = append(c.batch.RemovedAddresses, key)
 	}
@@ -143,8 +137,8 @@ func (c *change) take(l *ledger, res *discovery.Resource) error {
 // standIn closes what a refused policy would have guarded, unless an earlier
 // version of it stays or the response has another. A node that would not take a
 // policy must not be more open than one that has it.
-func (c *change) standIn(l *ledger, res *discovery.Resource) {
-	name := res.GetName()
+func (c *change) standIn(l *ledger, res *resource) {
+	name := res.name
 	if c.kind != policies || len(name) > maxName {
 		return
 	}
@@ -153,8 +147,7 @@ func (c *change) standIn(l *ledger, res *discovery.Resource) {
 	if _, set := c.set[name]; set || held && !gone && !old.standIn {
 		return
 	}
-	p := workload.StandIn(name, res.GetResource().GetValue())
-	if p == nil {
+	if res.rare == nil || res.rare.standIn == nil {
 		return
 	}
 	e := entry{name: name, standIn: true, bytes: len(name)}
@@ -163,7 +156,7 @@ func (c *change) standIn(l *ledger, res *discovery.Resource) {
 	}
 	c.set[name] = e
 	c.standIns = append(c.standIns, name)
-	c.batch.Policies = append(c.batch.Policies, p)
+	c.batch.Policies = append(c.batch.Policies, res.rare.standIn)
 }
 
 // grow counts a resource, unless it is one too many.
@@ -200,20 +193,14 @@ type object struct {
 	policy   *workload.Policy
 }
 
-func decode(k kind, packed *anypb.Any) (object, error) {
+func decode(k kind, packed []byte) (object, error) {
 	var o object
-	if packed == nil {
-		return o, errors.New("no resource inside")
-	}
-	if packed.GetTypeUrl() != k.typeURL() {
-		return o, fmt.Errorf("a resource of type %q inside", clip(packed.GetTypeUrl(), 128))
-	}
 	// Unknown fields would only be kept in memory; that a newer control plane may
 	// send some is the purpose of the format. In a policy they may be conditions.
 	opts := proto.UnmarshalOptions{DiscardUnknown: k != policies, RecursionLimit: maxDepth}
 	if k == policies {
 		p := &security.Authorization{}
-		if err := opts.Unmarshal(packed.GetValue(), p); err != nil {
+		if err := opts.Unmarshal(packed, p); err != nil {
 			return o, err
 		}
 		var err error
@@ -221,7 +208,7 @@ func decode(k kind, packed *anypb.Any) (object, error) {
 		return o, err
 	}
 	a := &workloadapi.Address{}
-	if err := opts.Unmarshal(packed.GetValue(), a); err != nil {
+	if err := opts.Unmarshal(packed, a); err != nil {
 		return o, err
 	}
 	var err error

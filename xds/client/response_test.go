@@ -9,6 +9,8 @@ import (
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/warren-mesh/warren/xds/workload"
@@ -27,10 +29,31 @@ func newWorld(k kind) *world {
 
 // apply takes a response and returns the NACK's text, empty for an ACK.
 func (w *world) apply(r *discovery.DeltaDiscoveryResponse) string {
+	return w.take(decoded(r))
+}
+
+func (w *world) take(r *delivery) string {
 	c := w.read(w.kind, r, nil)
 	w.store.Apply(c.batch)
 	w.record(c, nil)
 	return c.refusals.message()
+}
+
+// decoded is a response as the codec makes it of pieces of a message.
+func decoded(m *discovery.DeltaDiscoveryResponse) *delivery {
+	b, err := proto.Marshal(m)
+	if err != nil {
+		panic(err)
+	}
+	var data mem.BufferSlice
+	for piece := range slices.Chunk(b, 50) {
+		data = append(data, mem.SliceBuffer(piece))
+	}
+	r := &delivery{}
+	if err := decodeResponse(data, r, maxResources, &workload.Sharer{}, nil); err != nil {
+		panic(err)
+	}
+	return r
 }
 
 // check compares what the ledger says is in the store with what is.

@@ -28,7 +28,21 @@ const maxNamed = 16
 // stream is what a session needs of gRPC's.
 type stream interface {
 	Send(*discovery.DeltaDiscoveryRequest) error
-	Recv() (*discovery.DeltaDiscoveryResponse, error)
+	Recv() (*delivery, error)
+}
+
+// grpcStream has the codec's own type received.
+type grpcStream struct {
+	discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesClient
+}
+
+// Recv implements stream.
+func (s grpcStream) Recv() (*delivery, error) {
+	r := &delivery{}
+	if err := s.RecvMsg(r); err != nil {
+		return nil, err
+	}
+	return r, nil
 }
 
 // session is one stream. Its run is in Run's goroutine; a second one receives.
@@ -125,7 +139,7 @@ func (s *session) demand(ctx context.Context) error {
 }
 
 type received struct {
-	response *discovery.DeltaDiscoveryResponse
+	response *delivery
 	err      error // the last one
 }
 
@@ -155,21 +169,21 @@ func (s *session) send(ctx context.Context, r *discovery.DeltaDiscoveryRequest) 
 }
 
 // take handles one response.
-func (s *session) take(ctx context.Context, r *discovery.DeltaDiscoveryResponse) error {
+func (s *session) take(ctx context.Context, r *delivery) error {
 	if s.firstAt.IsZero() {
 		s.firstAt = time.Now()
 		s.c.line.set(Connected)
 		s.c.cfg.Log.Info("connected to the control plane", "address", s.c.cfg.Address)
 	}
-	if n := max(len(r.GetNonce()), len(r.GetTypeUrl())); n > maxEcho {
+	if n := max(len(r.nonce), len(r.typeURL)); n > maxEcho {
 		return fmt.Errorf("xds: the control plane sent a nonce or type of %d bytes, the limit is %d", n, maxEcho)
 	}
-	k, ok := kindOf(r.GetTypeUrl())
+	k, ok := kindOf(r.typeURL)
 	if !ok {
 		s.c.complaints.Do(func() {
-			s.c.cfg.Log.Error("the control plane sent a type that was not asked for", "type", clip(r.GetTypeUrl(), 128))
+			s.c.cfg.Log.Error("the control plane sent a type that was not asked for", "type", clip(r.typeURL, 128))
 		})
-		return s.send(ctx, &discovery.DeltaDiscoveryRequest{TypeUrl: r.GetTypeUrl(), ResponseNonce: r.GetNonce()})
+		return s.send(ctx, &discovery.DeltaDiscoveryRequest{TypeUrl: r.typeURL, ResponseNonce: r.nonce})
 	}
 	if k == addresses && s.held != nil {
 		// Changes of one type keep their order.

@@ -31,10 +31,10 @@ func (f *fakeStream) Send(r *discovery.DeltaDiscoveryRequest) error {
 	return nil
 }
 
-func (f *fakeStream) Recv() (*discovery.DeltaDiscoveryResponse, error) {
+func (f *fakeStream) Recv() (*delivery, error) {
 	select {
 	case r := <-f.in:
-		return r, nil
+		return decoded(r), nil
 	case <-f.ctx.Done():
 		return nil, f.ctx.Err()
 	}

@@ -39,11 +39,20 @@ func (n NamespacedHostname) String() string { return n.Namespace + "/" + n.Hostn
 // ParseNamespacedHostname reads "namespace/hostname". Neither part may be empty
 // and the hostname holds no slash.
 func ParseNamespacedHostname(s string) (NamespacedHostname, error) {
-	ns, host, ok := strings.Cut(s, "/")
-	if !ok || ns == "" || host == "" || strings.Contains(host, "/") {
+	h, ok := CutNamespacedHostname(s)
+	if !ok {
 		return NamespacedHostname{}, fmt.Errorf("workload: %q is not namespace/hostname", s)
 	}
-	return NamespacedHostname{Namespace: ns, Hostname: strings.ToLower(host)}, nil
+	return h, nil
+}
+
+// CutNamespacedHostname is ParseNamespacedHostname for who expects other names, too.
+func CutNamespacedHostname(s string) (h NamespacedHostname, ok bool) {
+	ns, host, ok := strings.Cut(s, "/")
+	if !ok || ns == "" || host == "" || strings.Contains(host, "/") {
+		return NamespacedHostname{}, false
+	}
+	return NamespacedHostname{Namespace: ns, Hostname: strings.ToLower(host)}, true
 }
 
 // ParseNetworkAddr reads "network/ip"; the network may be empty.

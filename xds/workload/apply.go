@@ -9,42 +9,42 @@ import (
 
 // viewEditor builds the view after a batch.
 type viewEditor struct {
-	byUID  *cowEditor[string, *Workload]
-	byAddr *cowEditor[NetworkAddr, []*Workload]
-	local  *cowEditor[localKey, []*Workload]
-	byName *cowEditor[NamespacedHostname, []*Workload]
-	byNode *cowEditor[string, []*Workload]
+	byUID  indexEditor[string]
+	byAddr indexEditor[NetworkAddr]
+	local  indexEditor[localKey]
+	byName cowEditor[NamespacedHostname, []*Workload]
+	byNode cowEditor[string, []*Workload]
+	onNode pile[string, change]
 
-	nodeChanges map[string]nodeChanges
-
-	services *cowEditor[NamespacedHostname, *Service]
-	byHost   *cowEditor[string, []*Service]
-	byVIP    *cowEditor[NetworkAddr, []*Service]
-	byCIDR   *cowEditor[NetworkPrefix, []*Service]
+	services cowEditor[NamespacedHostname, *Service]
+	byHost   cowEditor[string, []*Service]
+	byVIP    cowEditor[NetworkAddr, []*Service]
+	byCIDR   cowEditor[NetworkPrefix, []*Service]
 	lengths  map[string]*cidrLengths
 	ownLens  bool
 
-	endpoints *cowEditor[NamespacedHostname, *EndpointSet]
-	changes   map[NamespacedHostname]endpointChanges
+	endpoints cowEditor[NamespacedHostname, *EndpointSet]
+	changes   pile[NamespacedHostname, change]
 
-	policies    *cowEditor[string, *Policy]
-	byNamespace *cowEditor[string, []*Policy]
+	policies    cowEditor[string, *Policy]
+	byNamespace cowEditor[string, []*Policy]
 	global      []*Policy
 }
 
 func edit(v *View) *viewEditor {
+	n := edits.Add(1)
 	return &viewEditor{
-		byUID: editMap(v.byUID), byAddr: editMap(v.byAddr), local: editMap(v.local), byName: editMap(v.byName), byNode: editMap(v.byNode), nodeChanges: map[string]nodeChanges{},
-		services: editMap(v.services), byHost: editMap(v.byHost), byVIP: editMap(v.byVIP),
-		byCIDR: editMap(v.byCIDR.services), lengths: v.byCIDR.lengths,
-		endpoints: editMap(v.endpoints), changes: map[NamespacedHostname]endpointChanges{},
-		policies: editMap(v.policies), byNamespace: editMap(v.byNamespace), global: v.global,
+		byUID: editIndex(v.byUID, n), byAddr: editIndex(v.byAddr, n), local: editIndex(v.local, n), byName: editMap(v.byName, n), byNode: editMap(v.byNode, n),
+		services: editMap(v.services, n), byHost: editMap(v.byHost, n), byVIP: editMap(v.byVIP, n),
+		byCIDR: editMap(v.byCIDR.services, n), lengths: v.byCIDR.lengths,
+		endpoints: editMap(v.endpoints, n),
+		policies:  editMap(v.policies, n), byNamespace: editMap(v.byNamespace, n), global: v.global,
 	}
 }
 
 func (e *viewEditor) view() *View {
 	return &View{
-		byUID: e.byUID.m, byAddr: e.byAddr.m, local: e.local.m, byName: e.byName.m, byNode: e.byNode.m,
+		byUID: e.byUID.x, byAddr: e.byAddr.x, local: e.local.x, byName: e.byName.m, byNode: e.byNode.m,
 		services: e.services.m, byHost: e.byHost.m, byVIP: e.byVIP.m,
 		byCIDR:    cidrIndex{services: e.byCIDR.m, lengths: e.lengths},
 		endpoints: e.endpoints.m,
@@ -54,6 +54,15 @@ func (e *viewEditor) view() *View {
 }
 
 func (e *viewEditor) apply(b *Batch, rest func()) {
+	n := 2*len(b.Workloads) + len(b.RemovedAddresses) // each may replace another
+	if e.byUID.x.size == 0 {
+		n = len(b.Workloads)
+		e.byUID.expect(n)
+		e.byAddr.expect(n)
+		e.local.expect(n)
+	}
+	e.onNode.grow(n)
+	e.changes.grow(n)
 	for _, n := range b.RemovedAddresses {
 		rest()
 		e.removeAddress(n)
@@ -79,73 +88,64 @@ func (e *viewEditor) apply(b *Batch, rest func()) {
 		e.addWorkload(w)
 	}
 	e.rebuildNodes(rest)
-	for key, c := range e.changes {
-		rest()
-		old, _ := e.endpoints.get(key)
-		if set := old.with(c); set != nil {
-			e.endpoints.set(key, set)
-		} else {
-			e.endpoints.delete(key)
-		}
-	}
+	e.rebuildEndpoints(rest)
 }
 
 // removeAddress tries the name as a workload's, then as a service's.
 func (e *viewEditor) removeAddress(resource string) {
-	if _, ok := e.byUID.get(resource); ok {
-		e.removeWorkload(resource)
+	if e.removeWorkload(resource) {
 		return
 	}
-	if key, err := ParseNamespacedHostname(resource); err == nil {
+	if key, ok := CutNamespacedHostname(resource); ok {
 		e.removeService(key)
 	}
 }
 
 func (e *viewEditor) addWorkload(w *Workload) {
-	e.byUID.set(w.UID, w)
-	e.onNode(w.UID, w.Node, w)
+	e.byUID.add(w.UID, w)
+	if w.Node != "" { // nobody asks for those of none
+		e.onNode.add(w.Node, change{uid: w.UID, workload: w})
+	}
 	if w.NetworkMode != HostNetwork {
-		for _, a := range w.Addresses {
-			listAdd(e.byAddr, NetworkAddr{Network: w.Network, Addr: a}, w, byRank)
+		for i, a := range w.Addresses {
+			if !slices.Contains(w.Addresses[:i], a) {
+				e.byAddr.add(NetworkAddr{Network: w.Network, Addr: a}, w)
+			}
 		}
 	}
 	if w.Hostname != "" {
-		listAdd(e.byName, w.hostKey(), w, byRank)
+		listAdd(&e.byName, w.hostKey(), w, byRank)
 	}
-	listAdd(e.local, w.localKey(), w, func(a, b *Workload) int { return strings.Compare(a.UID, b.UID) })
-	for key, ports := range w.Services {
-		e.change(key, w.UID, Endpoint{Workload: w, Ports: ports})
-	}
-}
-
-func (e *viewEditor) removeWorkload(uid string) {
-	w, ok := e.byUID.get(uid)
-	if !ok {
-		return
-	}
-	e.byUID.delete(uid)
-	e.onNode(uid, w.Node, nil)
-	if w.NetworkMode != HostNetwork {
-		for _, a := range w.Addresses {
-			listRemove(e.byAddr, NetworkAddr{Network: w.Network, Addr: a}, w)
-		}
-	}
-	if w.Hostname != "" {
-		listRemove(e.byName, w.hostKey(), w)
-	}
-	listRemove(e.local, w.localKey(), w)
+	e.local.add(w.localKey(), w)
 	for key := range w.Services {
-		e.change(key, uid, Endpoint{})
+		e.changes.add(key, change{uid: w.UID, workload: w})
 	}
 }
 
-func (e *viewEditor) change(key NamespacedHostname, uid string, ep Endpoint) {
-	c := e.changes[key]
-	if c == nil {
-		c = endpointChanges{}
-		e.changes[key] = c
+func (e *viewEditor) removeWorkload(uid string) bool {
+	w := withUID(&e.byUID.x, uid)
+	if w == nil {
+		return false
 	}
-	c[uid] = ep
+	e.byUID.remove(uid, w)
+	if w.Node != "" {
+		e.onNode.add(w.Node, change{uid: uid})
+	}
+	if w.NetworkMode != HostNetwork {
+		for i, a := range w.Addresses {
+			if !slices.Contains(w.Addresses[:i], a) {
+				e.byAddr.remove(NetworkAddr{Network: w.Network, Addr: a}, w)
+			}
+		}
+	}
+	if w.Hostname != "" {
+		listRemove(&e.byName, w.hostKey(), w)
+	}
+	e.local.remove(w.localKey(), w)
+	for key := range w.Services {
+		e.changes.add(key, change{uid: uid})
+	}
+	return true
 }
 
 func (w *Workload) localKey() localKey {
@@ -183,12 +183,12 @@ func byRank(a, b *Workload) int {
 
 func (e *viewEditor) addService(s *Service) {
 	e.services.set(s.Key(), s)
-	listAdd(e.byHost, s.Hostname, s, compareServices)
+	listAdd(&e.byHost, s.Hostname, s, compareServices)
 	for _, a := range s.VIPs {
-		listAdd(e.byVIP, a, s, compareServices)
+		listAdd(&e.byVIP, a, s, compareServices)
 	}
 	for _, c := range s.CIDRs {
-		if listAdd(e.byCIDR, c, s, compareServices) == 1 {
+		if listAdd(&e.byCIDR, c, s, compareServices) == 1 {
 			e.countLength(c, 1)
 		}
 	}
@@ -200,12 +200,12 @@ func (e *viewEditor) removeService(key NamespacedHostname) {
 		return
 	}
 	e.services.delete(key)
-	listRemove(e.byHost, s.Hostname, s)
+	listRemove(&e.byHost, s.Hostname, s)
 	for _, a := range s.VIPs {
-		listRemove(e.byVIP, a, s)
+		listRemove(&e.byVIP, a, s)
 	}
 	for _, c := range s.CIDRs {
-		if had, left := listRemove(e.byCIDR, c, s); had && left == 0 {
+		if had, left := listRemove(&e.byCIDR, c, s); had && left == 0 {
 			e.countLength(c, -1)
 		}
 	}
@@ -237,7 +237,7 @@ func (e *viewEditor) addPolicy(p *Policy) {
 	case ScopeGlobal:
 		e.global = inserted(e.global, p, comparePolicies)
 	case ScopeNamespace:
-		listAdd(e.byNamespace, p.Namespace, p, comparePolicies)
+		listAdd(&e.byNamespace, p.Namespace, p, comparePolicies)
 	case ScopeSelector: // found by name
 	}
 }
@@ -252,7 +252,7 @@ func (e *viewEditor) removePolicy(resource string) {
 	case ScopeGlobal:
 		e.global = without(e.global, p)
 	case ScopeNamespace:
-		listRemove(e.byNamespace, p.Namespace, p)
+		listRemove(&e.byNamespace, p.Namespace, p)
 	case ScopeSelector:
 	}
 }

@@ -4,55 +4,86 @@ import (
 	"hash/maphash"
 	"iter"
 	"maps"
+	"sync/atomic"
 )
 
-// fan is how many parts a level of a map has. There are two levels, so 4096 shards: a
-// hundred thousand entries make some 25 a shard, and to change one of them copies that
-// and two lists of pointers, about 2 KB. What is copied becomes garbage, and to find
-// garbage costs in proportion to the whole mesh.
-const fan = 64
+// The maps of a view are immutable tries of three levels above shards. Sixteen ways each
+// make 4096 shards: a hundred thousand entries are some 25 a shard, and to change one of
+// them copies that and three short lists, about 1 KB. What is copied becomes garbage, and
+// to find garbage costs in proportion to the whole mesh.
+const (
+	way     = 16
+	wayBits = 4
+	shards  = way * way * way
+)
 
-// cowMap is an immutable map in shards. An editor copies only the shards that it
-// writes to. The zero value is an empty map.
-type cowMap[K comparable, V any] struct {
-	seed   maphash.Seed
-	groups *[fan]*cowGroup[K, V] // nil, or some of them nil
-	size   int
+// edits numbers the edits of all tries.
+var edits atomic.Uint64
+
+// node is one list of a trie. It may be written by the edit that made it; zero is none.
+type node[T any] struct {
+	edit uint64
+	kids [way]*T
 }
 
-type cowGroup[K comparable, V any] [fan]map[K]V
+type (
+	low[S any]  = node[S]
+	mid[S any]  = node[low[S]]
+	root[S any] = node[mid[S]]
+)
 
-func (m *cowMap[K, V]) get(k K) (V, bool) {
-	var zero V
-	if m.groups == nil {
-		return zero, false
+// trie finds the shard of a hash.
+type trie[S any] struct{ top *root[S] }
+
+func (t trie[S]) shard(h uint64) *S {
+	if t.top == nil {
+		return nil
 	}
-	g, s := m.place(k)
-	if m.groups[g] == nil {
-		return zero, false
+	m := t.top.kids[h%way]
+	if m == nil {
+		return nil
 	}
-	v, ok := m.groups[g][s][k]
-	return v, ok
+	l := m.kids[h>>wayBits%way]
+	if l == nil {
+		return nil
+	}
+	return l.kids[h>>(2*wayBits)%way]
 }
 
-// place is a key's group and its shard therein.
-func (m *cowMap[K, V]) place(k K) (group, shard int) {
-	h := maphash.Comparable(m.seed, k)
-	return int(h % fan), int(h / fan % fan)
+// place is where a hash's shard is, in lists that belong to an edit.
+func (t *trie[S]) place(h, edit uint64) **S {
+	m := own(own(&t.top, edit).at(h), edit).at(h >> wayBits)
+	return own(m, edit).at(h >> (2 * wayBits))
 }
 
-func (m *cowMap[K, V]) all() iter.Seq2[K, V] {
-	return func(yield func(K, V) bool) {
-		if m.groups == nil {
+func (n *node[T]) at(h uint64) **T { return &n.kids[h%way] }
+
+// own puts a copy of a list that is somebody else's in its place.
+func own[T any](at **node[T], edit uint64) *node[T] {
+	switch n := *at; {
+	case n == nil:
+		*at = &node[T]{edit: edit}
+	case n.edit != edit:
+		*at = &node[T]{edit: edit, kids: n.kids}
+	}
+	return *at
+}
+
+func (t trie[S]) all() iter.Seq[*S] {
+	return func(yield func(*S) bool) {
+		if t.top == nil {
 			return
 		}
-		for _, g := range m.groups {
-			if g == nil {
+		for _, m := range t.top.kids {
+			if m == nil {
 				continue
 			}
-			for _, shard := range g {
-				for k, v := range shard {
-					if !yield(k, v) {
+			for _, l := range m.kids {
+				if l == nil {
+					continue
+				}
+				for _, s := range l.kids {
+					if s != nil && !yield(s) {
 						return
 					}
 				}
@@ -61,50 +92,68 @@ func (m *cowMap[K, V]) all() iter.Seq2[K, V] {
 	}
 }
 
-// cowEditor changes a copy of a map.
-type cowEditor[K comparable, V any] struct {
-	m      cowMap[K, V]
-	own    bool        // whether the list of groups is our own copy
-	groups uint64      // which groups are
-	shards [fan]uint64 // which shards are
+// cowMap is an immutable map. The zero value is an empty one.
+type cowMap[K comparable, V any] struct {
+	seed maphash.Seed
+	trie trie[mapShard[K, V]]
+	size int
 }
 
-func editMap[K comparable, V any](m cowMap[K, V]) *cowEditor[K, V] {
-	return &cowEditor[K, V]{m: m}
+type mapShard[K comparable, V any] struct {
+	edit uint64
+	m    map[K]V
+}
+
+func (m *cowMap[K, V]) get(k K) (V, bool) {
+	var zero V
+	if m.trie.top == nil {
+		return zero, false
+	}
+	s := m.trie.shard(maphash.Comparable(m.seed, k))
+	if s == nil {
+		return zero, false
+	}
+	v, ok := s.m[k]
+	return v, ok
+}
+
+func (m *cowMap[K, V]) all() iter.Seq2[K, V] {
+	return func(yield func(K, V) bool) {
+		for s := range m.trie.all() {
+			for k, v := range s.m {
+				if !yield(k, v) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// cowEditor changes a copy of a map.
+type cowEditor[K comparable, V any] struct {
+	m    cowMap[K, V]
+	edit uint64
+}
+
+func editMap[K comparable, V any](m cowMap[K, V], edit uint64) cowEditor[K, V] {
+	return cowEditor[K, V]{m: m, edit: edit}
 }
 
 func (e *cowEditor[K, V]) get(k K) (V, bool) { return e.m.get(k) }
 
 // part returns the shard of a key as a map of our own.
 func (e *cowEditor[K, V]) part(k K) map[K]V {
-	if !e.own {
-		groups := new([fan]*cowGroup[K, V])
-		if e.m.groups == nil {
-			e.m.seed = maphash.MakeSeed()
-		} else {
-			*groups = *e.m.groups
-		}
-		e.m.groups, e.own = groups, true
+	if e.m.trie.top == nil {
+		e.m.seed = maphash.MakeSeed()
 	}
-	g, s := e.m.place(k)
-	if e.groups&(1<<g) == 0 {
-		group := new(cowGroup[K, V])
-		if old := e.m.groups[g]; old != nil {
-			*group = *old
-		}
-		e.m.groups[g] = group
-		e.groups |= 1 << g
+	at := e.m.trie.place(maphash.Comparable(e.m.seed, k), e.edit)
+	switch s := *at; {
+	case s == nil:
+		*at = &mapShard[K, V]{edit: e.edit, m: make(map[K]V)}
+	case s.edit != e.edit:
+		*at = &mapShard[K, V]{edit: e.edit, m: maps.Clone(s.m)}
 	}
-	group := e.m.groups[g]
-	if e.shards[g]&(1<<s) == 0 {
-		e.shards[g] |= 1 << s
-		if group[s] == nil {
-			group[s] = make(map[K]V)
-		} else {
-			group[s] = maps.Clone(group[s])
-		}
-	}
-	return group[s]
+	return (*at).m
 }
 
 func (e *cowEditor[K, V]) set(k K, v V) {

@@ -1,7 +1,6 @@
 package workload
 
 import (
-	"maps"
 	"slices"
 	"strings"
 )
@@ -45,44 +44,40 @@ func (s *EndpointSet) Get(uid string) (Endpoint, bool) {
 
 func compareEndpoint(e Endpoint, uid string) int { return strings.Compare(e.Workload.UID, uid) }
 
-// endpointChanges are the changes of one service within a batch; a nil workload
-// takes the endpoint away. They are gathered so that a batch rebuilds each
-// service's list once, however many of its endpoints change.
-type endpointChanges map[string]Endpoint
+// rebuildEndpoints brings the lists of services up to date.
+func (e *viewEditor) rebuildEndpoints(rest func()) {
+	e.changes.each(func(key NamespacedHostname, changes []change) {
+		rest()
+		old, _ := e.endpoints.get(key)
+		if set := old.with(key, changes); set != nil {
+			e.endpoints.set(key, set)
+		} else {
+			e.endpoints.delete(key)
+		}
+	})
+}
 
-// with returns the set after the changes, nil if nothing is left. Few changes to
-// a long list cost little more than copying it.
-func (s *EndpointSet) with(changes endpointChanges) *EndpointSet {
-	old := s.All()
-	out := &EndpointSet{list: make([]Endpoint, 0, len(old)+len(changes))}
-	for _, uid := range slices.Sorted(maps.Keys(changes)) {
-		i, found := slices.BinarySearchFunc(old, uid, compareEndpoint)
-		out.list = append(out.list, old[:i]...)
-		if found {
-			i++
-		}
-		old = old[i:]
-		if e := changes[uid]; e.Workload != nil {
-			out.list = append(out.list, e)
-		}
-	}
-	out.list = append(out.list, old...)
-	if len(out.list) == 0 {
+// with returns the set after changes of its service, key; nil if nothing is left.
+func (s *EndpointSet) with(key NamespacedHostname, changes []change) *EndpointSet {
+	list := merged(s.All(), changes, func(e Endpoint) *Workload { return e.Workload },
+		func(w *Workload) Endpoint { return Endpoint{Workload: w, Ports: w.Services[key]} })
+	if len(list) == 0 {
 		return nil
 	}
+	out := &EndpointSet{list: list}
 	out.uniform = out.isUniform(s, changes)
 	return out
 }
 
 // isUniform looks at all endpoints only if it must.
-func (s *EndpointSet) isUniform(old *EndpointSet, changes endpointChanges) bool {
+func (s *EndpointSet) isUniform(old *EndpointSet, changes []change) bool {
 	first := s.list[0].Workload.Weight()
 	if first == 0 {
 		return false
 	}
 	if old.Uniform() && old.list[0].Workload.Weight() == first {
-		for _, e := range changes {
-			if e.Workload != nil && e.Workload.Weight() != first {
+		for i, c := range changes {
+			if c.workload != nil && last(changes, i) && c.workload.Weight() != first {
 				return false
 			}
 		}

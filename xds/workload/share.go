@@ -2,29 +2,47 @@ package workload
 
 import (
 	"encoding/binary"
+	"unicode/utf8"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/protobuf/proto"
 )
 
 // maxShared bounds what a Sharer remembers; beyond, it begins anew.
 const maxShared = 1 << 18
+
+// strict is how parts of a workload are read.
+var strict = proto.UnmarshalOptions{RecursionLimit: 8}
 
 // Sharer has workloads share what is equal between them: pods of one deployment differ
 // in little more than name and address. In a large mesh that is a third of the memory,
 // and as much less for the garbage collector to look at. The zero value is ready. It
 // belongs to one goroutine.
 type Sharer struct {
-	texts    map[string]string
-	ids      map[string][]spiffeid.ID
-	services map[string]map[NamespacedHostname]PortMap
-	key      []byte
+	texts      map[string]string
+	identities map[identityKey][]spiffeid.ID
+	services   map[string]map[NamespacedHostname]PortMap
+	members    map[string]*membership // by the bytes on the wire
+	key        []byte
+
+	// Of the workload that is being read.
+	policies, lastPolicies []string
+	located                bool
+}
+
+// limit makes room.
+func (s *Sharer) limit() {
+	if s.texts == nil || len(s.texts)+len(s.identities)+len(s.services)+len(s.members) > maxShared {
+		*s = Sharer{
+			texts: map[string]string{}, identities: map[identityKey][]spiffeid.ID{},
+			services: map[string]map[NamespacedHostname]PortMap{}, members: map[string]*membership{},
+		}
+	}
 }
 
 // Workload shares the parts of a workload that nobody else has yet.
 func (s *Sharer) Workload(w *Workload) {
-	if s.texts == nil || len(s.texts)+len(s.ids)+len(s.services) > maxShared {
-		*s = Sharer{texts: map[string]string{}, ids: map[string][]spiffeid.ID{}, services: map[string]map[NamespacedHostname]PortMap{}}
-	}
+	s.limit()
 	for _, p := range [...]*string{
 		&w.Namespace, &w.Network, &w.TrustDomain, &w.ServiceAccount, &w.Node, &w.ClusterID, &w.Locality.Region, &w.Locality.Zone, &w.Locality.Subzone,
 		&w.CanonicalName, &w.CanonicalRevision, &w.WorkloadName,
@@ -35,10 +53,11 @@ func (s *Sharer) Workload(w *Workload) {
 		w.Policies[i] = s.text(w.Policies[i])
 	}
 	if len(w.ids) == 1 {
-		if ids, known := s.ids[w.ids[0].String()]; known {
+		key := identityKey{w.TrustDomain, w.Namespace, w.ServiceAccount}
+		if ids, known := s.identities[key]; known {
 			w.ids = ids
 		} else {
-			s.ids[w.ids[0].String()] = w.ids
+			s.identities[key] = w.ids
 		}
 	}
 	if len(w.Services) == 1 {
@@ -57,13 +76,27 @@ func (s *Sharer) text(t string) string {
 	return t
 }
 
+// bytes is text for what is on the wire; ok is false for what is no text.
+func (s *Sharer) bytes(v []byte) (t string, ok bool) {
+	if len(v) == 0 {
+		return "", true
+	}
+	if known, ok := s.texts[string(v)]; ok {
+		return known, true
+	}
+	if !utf8.Valid(v) {
+		return "", false
+	}
+	return s.text(string(v)), true
+}
+
 // service shares the map of a workload that has one service, as most have.
 func (s *Sharer) service(w *Workload) {
 	s.key = s.key[:0]
 	for key, ports := range w.Services {
 		s.key = append(append(append(append(s.key, key.Namespace...), '/'), key.Hostname...), 0)
 		for _, p := range ports {
-			s.key = binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(s.key, p.Service), p.Target)
+			s.key = append(binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(s.key, p.Service), p.Target), byte(p.AppProtocol))
 		}
 	}
 	if known, ok := s.services[string(s.key)]; ok {

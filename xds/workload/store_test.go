@@ -37,14 +37,19 @@ func contents(v *View) map[string]any {
 		return out
 	}
 	m := map[string]any{}
-	for k, w := range v.byUID.all() {
-		m["uid "+k] = w.UID
+	for w := range v.byUID.all() {
+		m["uid "+w.UID] = w.UID
 	}
-	for k, l := range v.byAddr.all() {
-		m["addr "+k.String()] = uids(l)
-	}
-	for k, l := range v.local.all() {
-		m[fmt.Sprint("local ", k)] = uids(l)
+	for name, all := range map[string]func(func(*Workload) bool){"addr": v.byAddr.all(), "local": v.local.all()} {
+		var list []*Workload
+		for w := range all {
+			list = append(list, w)
+		}
+		if list != nil {
+			l := uids(list)
+			slices.Sort(l)
+			m[name] = l
+		}
 	}
 	for k, l := range v.byName.all() {
 		m["hostname "+k.String()] = uids(l)

@@ -11,9 +11,9 @@ import (
 // they say otherwise, do not allocate. What they return is shared: it must not be
 // changed.
 type View struct {
-	byUID  cowMap[string, *Workload]
-	byAddr cowMap[NetworkAddr, []*Workload]        // ranked, the best first
-	local  cowMap[localKey, []*Workload]           // by UID
+	byUID  index[string]
+	byAddr index[NetworkAddr]
+	local  index[localKey]
 	byName cowMap[NamespacedHostname, []*Workload] // by hostname; ranked
 	byNode cowMap[string, []*Workload]             // by UID; without those that name no node
 
@@ -41,19 +41,29 @@ func newView() *View { return &View{superseded: make(chan struct{})} }
 func (v *View) Superseded() <-chan struct{} { return v.superseded }
 
 // WorkloadByUID finds a workload by its xDS name.
-func (v *View) WorkloadByUID(uid string) *Workload {
-	w, _ := v.byUID.get(uid)
-	return w
+func (v *View) WorkloadByUID(uid string) *Workload { return withUID(&v.byUID, uid) }
+
+func withUID(x *index[string], uid string) *Workload {
+	for w := range x.under(uid) {
+		if w.UID == uid {
+			return w
+		}
+	}
+	return nil
 }
 
 // WorkloadByAddr finds the workload that owns an address, never one in host
 // network mode. Of several, as while a pod's address passes on to the next, the
-// likeliest live one is returned: see rank.
+// likeliest live one is returned: see rank. Of equal ones it is the latest, whose
+// address was given out last.
 func (v *View) WorkloadByAddr(a NetworkAddr) *Workload {
-	if list, _ := v.byAddr.get(a); len(list) > 0 {
-		return list[0]
+	var best *Workload
+	for w := range v.byAddr.under(a) {
+		if w.Network == a.Network && w.HasAddr(a.Addr) && (best == nil || rank(w) >= rank(best)) {
+			best = w
+		}
 	}
-	return nil
+	return best
 }
 
 // WorkloadByHostname finds the workload that has a hostname of its own in a
@@ -68,13 +78,13 @@ func (v *View) WorkloadByHostname(n NamespacedHostname) *Workload {
 // Local finds the workload of a pod by what its node knows of it. An empty node
 // accepts any. Of several the healthy one is returned, then the first by UID.
 func (v *View) Local(name, namespace, serviceAccount, node string) *Workload {
-	list, _ := v.local.get(localKey{namespace: namespace, name: name, serviceAccount: serviceAccount})
+	key := localKey{namespace: namespace, name: name, serviceAccount: serviceAccount}
 	var best *Workload
-	for _, w := range list {
-		if node != "" && w.Node != node {
+	for w := range v.local.under(key) {
+		if w.localKey() != key || node != "" && w.Node != node {
 			continue
 		}
-		if best == nil || best.Status != Healthy && w.Status == Healthy {
+		if best == nil || cmp.Or(cmp.Compare(w.Status, best.Status), strings.Compare(w.UID, best.UID)) < 0 {
 			best = w
 		}
 	}
@@ -89,7 +99,7 @@ func (v *View) LocalTo(node string) iter.Seq[*Workload] {
 		return slices.Values(list)
 	}
 	return func(yield func(*Workload) bool) {
-		for _, w := range v.byUID.all() {
+		for w := range v.byUID.all() {
 			if w.Node == "" && !yield(w) {
 				return
 			}
@@ -203,7 +213,12 @@ func (v *View) Len() (workloads, services, policies int) {
 
 // Workloads are all workloads by UID. It allocates and sorts: for dumps.
 func (v *View) Workloads() []*Workload {
-	return sorted(&v.byUID, func(a, b *Workload) int { return strings.Compare(a.UID, b.UID) })
+	list := make([]*Workload, 0, v.byUID.size)
+	for w := range v.byUID.all() {
+		list = append(list, w)
+	}
+	slices.SortFunc(list, func(a, b *Workload) int { return strings.Compare(a.UID, b.UID) })
+	return list
 }
 
 // Services are all services by hostname, then namespace. It allocates and sorts.

@@ -1,0 +1,107 @@
+package workload
+
+import (
+	"hash/maphash"
+	"iter"
+	"slices"
+)
+
+// index finds workloads by something that they say of themselves. It holds no keys: who
+// has the hash is asked. That makes 12 bytes an entry, where a map has some 80. It is
+// immutable, as cowMap is; the zero value is empty.
+type index[K comparable] struct {
+	seed maphash.Seed
+	trie trie[bucket]
+	size int // entries
+}
+
+// bucket holds a shard's workloads in the order in which they came.
+type bucket struct {
+	edit   uint64
+	hashes []uint32
+	items  []*Workload
+}
+
+// under are the workloads whose key has k's hash: those of k, and with bad luck others.
+// They come in the order of arrival.
+func (x *index[K]) under(k K) iter.Seq[*Workload] {
+	return func(yield func(*Workload) bool) {
+		if x.trie.top == nil {
+			return
+		}
+		h := maphash.Comparable(x.seed, k)
+		b := x.trie.shard(h)
+		if b == nil {
+			return
+		}
+		for i, sum := range b.hashes {
+			if sum == uint32(h>>32) && !yield(b.items[i]) {
+				return
+			}
+		}
+	}
+}
+
+func (x *index[K]) all() iter.Seq[*Workload] {
+	return func(yield func(*Workload) bool) {
+		for b := range x.trie.all() {
+			for _, w := range b.items {
+				if !yield(w) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// indexEditor changes a copy of an index.
+type indexEditor[K comparable] struct {
+	x    index[K]
+	edit uint64
+	room int // for how many entries a new bucket is made
+}
+
+// expect tells of how many entries will come.
+func (e *indexEditor[K]) expect(n int) { e.room = n/shards + n/shards/2 }
+
+func editIndex[K comparable](x index[K], edit uint64) indexEditor[K] {
+	return indexEditor[K]{x: x, edit: edit}
+}
+
+// bucket returns the place of a hash, for writing, with room for one more.
+func (e *indexEditor[K]) bucket(h uint64) *bucket {
+	at := e.x.trie.place(h, e.edit)
+	switch b := *at; {
+	case b == nil:
+		*at = &bucket{edit: e.edit, hashes: make([]uint32, 0, e.room), items: make([]*Workload, 0, e.room)}
+	case b.edit != e.edit:
+		c := &bucket{edit: e.edit, hashes: make([]uint32, 0, len(b.hashes)+1), items: make([]*Workload, 0, len(b.items)+1)}
+		c.hashes, c.items = append(c.hashes, b.hashes...), append(c.items, b.items...)
+		*at = c
+	}
+	return *at
+}
+
+// add puts a workload behind those that are there under its key.
+func (e *indexEditor[K]) add(k K, w *Workload) {
+	if e.x.trie.top == nil {
+		e.x.seed = maphash.MakeSeed()
+	}
+	h := maphash.Comparable(e.x.seed, k)
+	b := e.bucket(h)
+	b.hashes, b.items = append(b.hashes, uint32(h>>32)), append(b.items, w)
+	e.x.size++
+}
+
+// remove takes out a workload that was added under the key.
+func (e *indexEditor[K]) remove(k K, w *Workload) {
+	h := maphash.Comparable(e.x.seed, k)
+	b := e.bucket(h)
+	for i, sum := range b.hashes {
+		if sum == uint32(h>>32) && b.items[i] == w {
+			b.hashes, b.items = slices.Delete(b.hashes, i, i+1), slices.Delete(b.items, i, i+1)
+			e.x.size--
+			return
+		}
+	}
+}

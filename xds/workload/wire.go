@@ -1,0 +1,248 @@
+package workload
+
+import (
+	"net/netip"
+	"strings"
+	"unicode/utf8"
+
+	"google.golang.org/protobuf/encoding/protowire"
+	"istio.io/istio/pkg/workloadapi"
+)
+
+// WorkloadFromWire reads a workload out of an encoded istio.workload.Address, if it is an
+// ordinary one: with nothing that is wrong, rare or new in it. Everything else is left to
+// AddressFromProto, which says the same of what both take. A mesh is mostly ordinary
+// workloads, and most of what they say has been said before, so that this costs a
+// fraction of the time and makes next to no garbage. Nothing of packed is kept.
+func (s *Sharer) WorkloadFromWire(packed []byte) (w *Workload, ok bool) {
+	b, ok := onlyField(packed, 1)
+	if !ok {
+		return nil, false
+	}
+	s.limit()
+	w = &Workload{}
+	s.policies, s.located = s.policies[:0], false
+	for len(b) > 0 {
+		num, typ, n := protowire.ConsumeTag(b)
+		if n < 0 {
+			return nil, false
+		}
+		b = b[n:]
+		switch typ {
+		case protowire.BytesType:
+			var v []byte
+			if v, n = protowire.ConsumeBytes(b); n < 0 || !s.text1(w, num, v) {
+				return nil, false
+			}
+		case protowire.VarintType:
+			var v uint64
+			if v, n = protowire.ConsumeVarint(b); n < 0 || !number1(w, num, v) {
+				return nil, false
+			}
+		default:
+			return nil, false
+		}
+		b = b[n:]
+	}
+	return w, s.finish(w)
+}
+
+// onlyField is the content of a message that has this field alone.
+func onlyField(b []byte, want protowire.Number) ([]byte, bool) {
+	num, typ, n := protowire.ConsumeTag(b)
+	if n < 0 || num != want || typ != protowire.BytesType {
+		return nil, false
+	}
+	v, m := protowire.ConsumeBytes(b[n:])
+	return v, m >= 0 && n+m == len(b)
+}
+
+// text1 takes a field that has a length.
+func (s *Sharer) text1(w *Workload, num protowire.Number, v []byte) bool {
+	var to *string
+	switch num {
+	case 1: // most often the end of the UID, which may come later
+		to = &w.Name
+		*to = string(v)
+		return utf8.Valid(v)
+	case 2:
+		to = &w.Namespace
+	case 3:
+		a, ok := netip.AddrFromSlice(v)
+		w.Addresses = append(w.Addresses, a.Unmap())
+		return ok
+	case 4:
+		to = &w.Network
+	case 6:
+		to = &w.TrustDomain
+	case 7:
+		to = &w.ServiceAccount
+	case 9:
+		to = &w.Node
+	case 10:
+		to = &w.CanonicalName
+	case 11:
+		to = &w.CanonicalRevision
+	case 13:
+		to = &w.WorkloadName
+	case 16:
+		t, ok := s.bytes(v)
+		s.policies = append(s.policies, t)
+		return ok
+	case 18:
+		to = &w.ClusterID
+	case 20:
+		w.UID = string(v)
+		return utf8.Valid(v)
+	case 22:
+		return s.service1(w, v)
+	case 24:
+		return s.locality(w, v)
+	default: // waypoints, gateways, tunnels, weights, hostnames, and what is not known
+		return false
+	}
+	var ok bool
+	*to, ok = s.bytes(v)
+	return ok
+}
+
+// number1 takes a field that is a number; enumerations have all numbers up to one.
+func number1(w *Workload, num protowire.Number, v uint64) bool {
+	switch num {
+	case 5:
+		w.Protocol = TunnelProtocol(v)
+		return v < uint64(len(tunnelNames))
+	case 12:
+		w.Type = Type(v)
+		return v < uint64(len(typeNames))
+	case 14:
+		w.NativeTunnel = v != 0
+		return v < 2
+	case 17:
+		w.Status = Status(v)
+		return v < uint64(len(statusNames))
+	case 25:
+		w.NetworkMode = NetworkMode(v)
+		return v < uint64(len(networkModeNames))
+	}
+	return false
+}
+
+func (s *Sharer) locality(w *Workload, b []byte) bool {
+	if s.located { // two would have to be merged
+		return false
+	}
+	s.located = true
+	for len(b) > 0 {
+		num, typ, n := protowire.ConsumeTag(b)
+		if n < 0 || typ != protowire.BytesType {
+			return false
+		}
+		v, m := protowire.ConsumeBytes(b[n:])
+		if m < 0 {
+			return false
+		}
+		b = b[n+m:]
+		t, ok := s.bytes(v)
+		if !ok {
+			return false
+		}
+		switch num {
+		case 1:
+			w.Locality.Region = t
+		case 2:
+			w.Locality.Zone = t
+		case 3:
+			w.Locality.Subzone = t
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+// membership is one service of a workload, as all its endpoints have it.
+type membership struct {
+	key   NamespacedHostname
+	ports PortMap
+	alone map[NamespacedHostname]PortMap // of those that have no other
+}
+
+// service1 takes an entry of the map of services. Those with the same bytes are the same.
+func (s *Sharer) service1(w *Workload, entry []byte) bool {
+	m, known := s.members[string(entry)]
+	if !known {
+		// By way of a workload that has nothing else: the general reader's rules count.
+		p := &workloadapi.Workload{}
+		packed := protowire.AppendBytes(protowire.AppendTag(nil, 22, protowire.BytesType), entry)
+		only := &Workload{}
+		if strict.Unmarshal(packed, p) != nil || len(p.ProtoReflect().GetUnknown()) > 0 || workloadServices(only, p) != nil || len(only.Services) != 1 {
+			return false
+		}
+		m = &membership{alone: only.Services}
+		for m.key, m.ports = range only.Services {
+		}
+		s.members[string(entry)] = m
+	}
+	switch len(w.Services) {
+	case 0:
+		w.Services = m.alone
+		return true
+	case 1: // it is shared
+		own := make(map[NamespacedHostname]PortMap, 4)
+		for key, ports := range w.Services {
+			own[key] = ports
+		}
+		w.Services = own
+	}
+	if _, twice := w.Services[m.key]; twice {
+		return false
+	}
+	w.Services[m.key] = m.ports
+	return true
+}
+
+// finish fills in what is derived, as WorkloadFromProto does.
+func (s *Sharer) finish(w *Workload) bool {
+	w.TrustDomain = orDefault(w.TrustDomain, DefaultTrustDomain)
+	w.ServiceAccount = orDefault(w.ServiceAccount, DefaultServiceAccount)
+	w.ClusterID = orDefault(w.ClusterID, DefaultCluster)
+	if strings.HasSuffix(w.UID, w.Name) {
+		w.Name = w.UID[len(w.UID)-len(w.Name):] // the same memory
+	}
+	w.Policies = s.list()
+	key := identityKey{w.TrustDomain, w.Namespace, w.ServiceAccount}
+	ids, known := s.identities[key]
+	if !known {
+		ids = w.Identities()
+		s.identities[key] = ids
+	}
+	w.ids = ids
+	return w.UID != "" && (w.Protocol != HBONE || len(ids) == 1)
+}
+
+type identityKey struct{ trustDomain, namespace, serviceAccount string }
+
+// list is what the policies' names were gathered to, shared with those of the workload
+// before, if they are the same.
+func (s *Sharer) list() []string {
+	switch {
+	case len(s.policies) == 0:
+		return nil
+	case !equalTexts(s.policies, s.lastPolicies):
+		s.lastPolicies = append([]string(nil), s.policies...)
+	}
+	return s.lastPolicies
+}
+
+func equalTexts(a, b []string) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for i := range a {
+		if a[i] != b[i] {
+			return false
+		}
+	}
+	return true
+}
