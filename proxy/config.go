@@ -42,6 +42,7 @@ type Config struct {
 	CRLPath   string      // CRL_PATH: a file of revocation lists, looked at every 2 s; empty: none
 	Token     Token
 	LocalXDS  string // path of a static configuration; empty: none
+	LocalText string // a static configuration itself; empty: none
 	OnDemand  bool   // ask for workloads when a connection needs them, instead of following all
 	FakeCA    bool   // certificates from nowhere: for tests and demonstrations
 	SecretTTL time.Duration
@@ -56,6 +57,7 @@ type Config struct {
 	Pod       zds.Info
 
 	DNS             bool   // answer the queries of pods
+	DNSOnly         bool   // and do nothing else for them (ENABLE_PROXY=false)
 	PreferNamespace string // for DNS, of namespaces that are neither the client's own nor canonical
 	ResolvConf      string // names the resolvers for queries of which it is not known whom the pod asked
 	SOCKS5          bool
@@ -173,8 +175,14 @@ func (c Config) Validate() error {
 	if c.ZDSPath == "" && !c.Dedicated {
 		bad("INPOD_UDS: a path is needed, pods come from there")
 	}
-	if c.XDS.Address == "" && c.LocalXDS == "" {
-		bad("XDS_ADDRESS is empty and LOCAL_XDS_PATH is not set: no workload would ever be known")
+	if c.XDS.Address == "" && c.LocalXDS == "" && c.LocalText == "" {
+		bad("XDS_ADDRESS is empty and neither LOCAL_XDS_PATH nor LOCAL_XDS is set: no workload would ever be known")
+	}
+	if c.LocalXDS != "" && c.LocalText != "" {
+		bad("LOCAL_XDS and LOCAL_XDS_PATH are both set: want the text or the path of a file, not both")
+	}
+	if c.DNSOnly && !c.DNS {
+		bad("ENABLE_PROXY and ISTIO_META_DNS_CAPTURE are both false: nothing would be left to do")
 	}
 	if c.OnDemand && c.NodeName == "" {
 		bad("XDS_ON_DEMAND needs NODE_NAME: of workloads only the node's own come unasked")

@@ -44,6 +44,8 @@ func TestEnviron(t *testing.T) {
 		{"LOCALHOST_APP_TUNNEL=true", func(c Config) any { return c.LocalhostTunnel }, true},
 		{"LOCALHOST_APP_TUNNEL=false", func(c Config) any { return c.LocalhostTunnel }, false},
 		{"SAME_NODE=mtls", func(c Config) any { return c.SameNode }, false},
+		{"ENABLE_PROXY=false", func(c Config) any { return c.DNSOnly }, true},
+		{"LOCAL_XDS=workloads: []", func(c Config) any { return c.LocalText }, "workloads: []"},
 		{"NODE_NAME=n1", func(c Config) any { return c.NodeName }, "n1"},
 		{"CLUSTER_ID=c1", func(c Config) any { return c.ClusterID }, "c1"},
 		{"ISTIO_META_CLUSTER_ID=c2", func(c Config) any { return c.ClusterID }, "c2"},
@@ -111,9 +113,9 @@ func TestEnvironMistakes(t *testing.T) {
 	env := []string{
 		"XDS_ADDRESS=", "CA_ADDRESS=", "INPOD_UDS=", "SECRET_TTL=soon", "PACKET_MARK=-1", "KEEPALIVE_RETRIES=0", "IPV6_ENABLED=yes",
 		"HTTP2_FRAME_SIZE=1", "POOL_MAX_STREAMS_PER_CONNECTION=70000", "LOG_FORMAT=xml", "RUST_LOG=loud", "ZTUNNEL_WORKER_THREADS=0%",
-		"ISTIO_METAJSON_X=nope", "XDS_HEADER_A B=1", "PROXY_CONFIG=[", "PROXY_MODE=lonely", "ENABLE_PROXY=false",
+		"ISTIO_METAJSON_X=nope", "XDS_HEADER_A B=1", "PROXY_CONFIG=[", "PROXY_MODE=lonely", "ENABLE_PROXY=no",
 		"XDS_ON_DEMAND=perhaps", "UNSTABLE_ENABLE_SOCKS5=perhaps", "ISTIO_META_DNS_CAPTURE=some",
-		"READINESS_ADDR=everywhere", "LOCAL_XDS={}", "ENABLE_ORIG_SRC=perhaps", "CONNECTION_TERMINATION_DEADLINE=",
+		"READINESS_ADDR=everywhere", "ENABLE_ORIG_SRC=perhaps", "CONNECTION_TERMINATION_DEADLINE=",
 	}
 	_, err := FromEnviron(env)
 	if err == nil {
@@ -242,5 +244,20 @@ func TestDedicatedMistakes(t *testing.T) {
 	}
 	if c, err := FromEnviron([]string{"PROXY_MODE=Dedicated", "PROXY_WORKLOAD_INFO=a/b/c", "PACKET_MARK=7", "INPOD_UDS="}); err != nil || c.Pod.ServiceAccount != "c" || c.Sockets.Mark != 7 {
 		t.Errorf("%+v, %v", c.Pod, err)
+	}
+}
+
+// A static configuration is a file or a text, and something has to be left to do.
+func TestModeMistakes(t *testing.T) {
+	for _, c := range []struct{ env, want string }{
+		{"LOCAL_XDS={} LOCAL_XDS_PATH=x", "LOCAL_XDS and LOCAL_XDS_PATH"},
+		{"XDS_ADDRESS= LOCAL_XDS={}", ""},
+		{"ENABLE_PROXY=false", ""},
+		{"ENABLE_PROXY=false ISTIO_META_DNS_CAPTURE=false", "ENABLE_PROXY and ISTIO_META_DNS_CAPTURE"},
+	} {
+		_, err := FromEnviron(strings.Fields(c.env))
+		if c.want == "" != (err == nil) || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q", c.env, err, c.want)
+		}
 	}
 }

@@ -35,7 +35,7 @@ func configAttrs(c Config) []slog.Attr {
 // not at all.
 func configMap(c Config) map[string]any {
 	m := map[string]any{
-		"proxy": true, "proxyMode": modeText(c), "proxyArgs": "proxy ztunnel", "localNode": orNull(c.NodeName), "network": c.Network,
+		"proxy": !c.DNSOnly, "proxyMode": modeText(c), "proxyArgs": "proxy ztunnel", "localNode": orNull(c.NodeName), "network": c.Network,
 		"clusterId": c.ClusterID, "clusterDomain": c.ClusterDomain, "trustDomain": c.TrustDomain, "instanceIp": c.InstanceIP,
 		"proxyMetadata": c.Metadata, "secretTtl": duration(c.SecretTTL), "selfTerminationDeadline": duration(c.DrainDeadline),
 		"inpodUds": c.ZDSPath, "ipv6Enabled": c.IPv6, "sameNode": c.SameNode, "connectRetries": c.ConnectRetries, "enableEnhancedBaggage": c.ResponseBaggage,

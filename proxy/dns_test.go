@@ -346,3 +346,20 @@ func TestDNSOff(t *testing.T) {
 		t.Errorf("the connection ended with %v", err)
 	}
 }
+
+// ENABLE_PROXY=false: queries are answered, and nothing else is done for the pod.
+func TestDNSOnly(t *testing.T) {
+	m := newMesh(t, 1, func(c *proxy.Config) { c.DNSOnly = true })
+	client := m.nodes[0].dnsPod("client")
+	one := m.nodes[0].resolver("one")
+	m.apply(echoService(client))
+	if got, err := client.ask("udp", one.IP4, "echo", dns.TypeA); err != nil || got != "10.96.0.10" {
+		t.Errorf("%q, %v", got, err)
+	}
+	for _, port := range []uint16{proxy.OutboundPort, proxy.PlaintextPort, proxy.HBONEPort} {
+		if c, err := client.Dial(t.Context(), "tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
+			c.Close()
+			t.Errorf("somebody listens on %d", port)
+		}
+	}
+}

@@ -34,7 +34,7 @@ func (s *Server) openOwn(ctx context.Context) error {
 		return s.serveOwn(ctx, s.cfg.Pod, s.cfg.Sockets, (*pod).openAll)
 	}
 	_, info, ok := s.cfg.self()
-	if !ok {
+	if !ok || s.cfg.DNSOnly {
 		return nil
 	}
 	// Nothing is redirected here, and nobody's address can be borrowed.

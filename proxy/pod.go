@@ -103,6 +103,9 @@ func (p *pod) begin(ctx context.Context, open func(context.Context) error) error
 
 // openAll opens everything that a pod of the mesh has.
 func (p *pod) openAll(ctx context.Context) error {
+	if p.s.cfg.DNSOnly {
+		return p.openDNS(ctx)
+	}
 	outbound, _, err := p.listen(ctx, OutboundPort)
 	if err != nil {
 		return err

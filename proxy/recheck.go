@@ -94,7 +94,7 @@ func (s *Server) recheck(v *workload.View, judged map[*pod]guarded) {
 // prefetch asks for the certificates of the workloads of this node before
 // anybody needs them, and lets go of those that have left.
 func (s *Server) prefetch(v *workload.View) {
-	if s.cfg.NodeName == "" || s.cfg.Dedicated {
+	if s.cfg.NodeName == "" || s.cfg.Dedicated || s.cfg.DNSOnly {
 		return
 	}
 	here := make(map[string]bool)

@@ -187,11 +187,17 @@ func (c *connection) elsewhere(d route.Decision, err error) (*connection, route.
 		return nil, d, nil
 	}
 	n.start, n.search, n.answer = c.start, s, c.answer
-	if cut := c.abandon(); cut != nil {
-		n.Cut(cut) // it was for the connection, not for the attempt
-	}
+	c.goOnAs(n)
 	p.s.metrics.retries.WithLabelValues(reason).Inc()
 	return n, next, self
+}
+
+// goOnAs leaves the connection to another record. Who has cut it, or cuts it while that
+// happens, meant the connection and not the attempt.
+func (c *connection) goOnAs(n *connection) {
+	if cut := c.abandon(); cut != nil {
+		n.Cut(cut)
+	}
 }
 
 // abandon ends the record of a connection that goes on under another one. Nobody

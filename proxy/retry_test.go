@@ -345,3 +345,42 @@ func TestStopWhileRetrying(t *testing.T) {
 	}
 	until(t, "the connection is gone", func() bool { return n.srv.Tracked().Len() == 0 })
 }
+
+// A gateway to another network is one endpoint among others: one that does not take
+// connections is left, and is gone to when another does not. What is said behind it is an
+// answer.
+func TestConnectRetriesAndGateways(t *testing.T) {
+	m, client, server, gw, _ := twoNetworks(t)
+	server.echo(8080)
+	good, deaf := m.nodes[0].meshPod("good"), m.nodes[0].meshPod("deaf")
+	good.echo(8080)
+	through := func(string) hop { return hop{raw: server.addr(15008)} }
+	goes := func(name string, g *group, want map[string]string) {
+		t.Helper()
+		m.nodes[0].srv.WakeAll()
+		mark := m.nodes[0].logs.mark()
+		client.mustCall(g.addr())
+		want["direction"], want["error"] = "outbound", ""
+		t.Log(name)
+		m.nodes[0].logs.access(t, mark, want)
+	}
+	gw.sends(func(string) hop { return hop{status: 503} })
+	goes("the gateway refuses", m.group(server.w, good.w), map[string]string{"dst.workload": "good", "tried": "503"})
+	gw.sends(through)
+	goes("from a deaf endpoint to one behind the gateway", m.group(deaf.w, server.w), map[string]string{"dst.workload": "server", "tried": "503"})
+	nowhere := *server.w
+	place := gw.IP4.As4()
+	place[3] = 253
+	nowhere.NetworkGateway = &workload.GatewayAddress{Address: workload.NetworkAddr{Network: "n2", Addr: netip.AddrFrom4(place)}, HBONEPort: 15008}
+	lost := *gw.w // the control plane still knows a gateway there
+	lost.UID, lost.Name, lost.Addresses = "Kubernetes//Pod/default/lost", "lost", []netip.Addr{netip.AddrFrom4(place)}
+	m.apply(workload.Batch{Workloads: []*workload.Workload{&lost}})
+	goes("no gateway there", m.group(&nowhere, good.w), map[string]string{"dst.workload": "good", "tried": "unreachable"})
+	m.apply(workload.Batch{Workloads: []*workload.Workload{server.w}})
+
+	g := m.group(server.w, good.w)
+	m.apply(workload.Batch{Policies: []*workload.Policy{deny("p", workload.Match{Principals: principals(client)})}})
+	mark := m.nodes[0].logs.mark()
+	client.mustFail(g.addr())
+	m.nodes[0].logs.access(t, mark, map[string]string{"direction": "outbound", "dst.workload": "server", "tried": "", "error": "401"})
+}

@@ -15,8 +15,8 @@ import (
 	"github.com/warren-mesh/warren/xds/workload"
 )
 
-// newState makes the sources of the world: a file, which is read once, and the
-// control plane.
+// newState makes the sources of the world: a file, which is read once, or its text, and
+// the control plane.
 func (s *Server) newState() error {
 	if path := s.cfg.LocalXDS; path != "" {
 		text, err := os.ReadFile(path)
@@ -26,8 +26,14 @@ func (s *Server) newState() error {
 		if s.static, err = workload.ParseStatic(text); err != nil {
 			return fmt.Errorf("LOCAL_XDS_PATH: %s: %w", path, err)
 		}
-		s.store.Apply(s.static)
 	}
+	if text := s.cfg.LocalText; text != "" {
+		var err error
+		if s.static, err = workload.ParseStatic([]byte(text)); err != nil {
+			return fmt.Errorf("LOCAL_XDS: %w", err)
+		}
+	}
+	s.store.Apply(s.static)
 	up := s.cfg.XDS
 	if up.Address == "" {
 		return nil

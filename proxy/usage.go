@@ -10,7 +10,7 @@ that is empty has the empty value.
 node           NODE_NAME NETWORK CLUSTER_ID CLUSTER_DOMAIN TRUST_DOMAIN POD_NAME
                POD_NAMESPACE SERVICE_ACCOUNT INSTANCE_IP ISTIO_META_* ISTIO_METAJSON_*
 control plane  XDS_ADDRESS (empty: none) XDS_ROOT_CA ALT_XDS_HOSTNAME XDS_HEADER_*
-               LOCAL_XDS_PATH (a file, read once) PROXY_CONFIG AUTH_TOKEN XDS_ON_DEMAND
+               LOCAL_XDS_PATH (a file, read once) or LOCAL_XDS (its text) PROXY_CONFIG AUTH_TOKEN XDS_ON_DEMAND
                (true: ask for workloads when they are needed; not with DNS capture)
 certificates   CA_ADDRESS CA_ROOT_CA ALT_CA_HOSTNAME CA_HEADER_* SECRET_TTL
                FAKE_CA (true: no security at all)
@@ -42,7 +42,6 @@ logs           RUST_LOG (info, or info,access=debug) LOG_FORMAT (plain or json)
                AUTHZ_POLICY_INFO_LOGGING
 
 of no effect   ISTIO_META_DNS_PROXY_ADDR: the rules in pods name the port
-refused        when asked for, as not there yet: ENABLE_PROXY=false LOCAL_XDS
 
 ports          in each pod 15001 outbound, 15006 plaintext inbound, 15008 HBONE, and on
                its loopback 15053 DNS, 15080 SOCKS 5 (when asked for);

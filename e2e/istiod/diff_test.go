@@ -103,8 +103,10 @@ var accepted = []difference{
 		why: "a waypoint in another namespace could not see what is private to this one"},
 	{line: `workload Kubernetes/networking\.istio\.io/ServiceEntry/app/private/10\.3\.0\.1: workload\.waypoint here .*, at istiod nothing`,
 		why: "the endpoint's own label names its waypoint; istiod looks at the ServiceEntry's labels alone"},
-	{line: `workload Kubernetes//Pod/cross/selected: workload\.waypoint here .*, at istiod nothing`,
-		why: "open: the listener that the class binds to allows this namespace, and by the Gateway API's rule that is what counts"},
+	{line: `workload Kubernetes/networking\.istio\.io/ServiceEntry/app/private/10\.3\.0\.1: workload\.waypoint\.hboneMtlsPort here 15020, at istiod 15008`,
+		why: "the port of the Gateway's HBONE listener counts; istiod says 15008 of every waypoint"},
+	{line: `workload Kubernetes//Pod/app/is-a-managed-waypoint: workload\.waypoint here nothing, at istiod .*`,
+		why: "a pod that says it is a waypoint has none before it, or connections went in a circle; istiod goes by the label with the Gateway's name alone, which pods of its own have as well"},
 }
 
 // TestDifferential has both translate what xds/translate's own tests are made of, as an
@@ -214,6 +216,16 @@ func fill(o *unstructured.Unstructured) {
 					c[field] = value
 				}
 			}
+		}
+	case "Gateway": // whose definition, in a cluster, has this default
+		addresses, _, _ := unstructured.NestedSlice(o.Object, "status", "addresses")
+		for _, a := range addresses {
+			if a := a.(map[string]any); a["type"] == nil {
+				a["type"] = "IPAddress"
+			}
+		}
+		if len(addresses) > 0 {
+			_ = unstructured.SetNestedSlice(o.Object, addresses, "status", "addresses")
 		}
 	case "EndpointSlice":
 		if o.Object["addressType"] == nil {

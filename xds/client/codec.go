@@ -44,6 +44,7 @@ type delivery struct {
 	typeURL, nonce string
 	resources      resources
 	removed        []string
+	size           int // of the resources on the wire
 }
 
 // resource is one of them, converted unless err says why not.
@@ -119,6 +120,7 @@ func decodeResponse(data mem.BufferSlice, r *delivery, limit int, share *workloa
 				return fmt.Errorf("xds: a response of more than %d resources", limit)
 			}
 			rest.item()
+			r.size += len(v)
 			return d.resource(v, r.resources.add())
 		case 4:
 			r.typeURL, err = text(v)
@@ -276,21 +278,21 @@ type window struct {
 	own  []byte // memory for what is not in one piece
 }
 
-// fill makes the window so long, if there is so much.
+// fill makes the window so long, if there is so much. It copies what is in more than one
+// piece once, however small the pieces are.
 func (w *window) fill(n int) bool {
-	for len(w.b) < n && len(w.data) > 0 {
-		next := w.data[0].ReadOnlyData()
-		w.data = w.data[1:]
-		if len(w.b) == 0 {
-			w.b = next
-			continue
-		}
-		if cap(w.own) < len(w.b)+len(next) {
-			w.own = make([]byte, 0, max(n, len(w.b)+len(next)))
-		}
-		w.own = append(append(w.own[:0], w.b...), next...) // which may move what it holds
-		w.b = w.own
+	for len(w.b) == 0 && len(w.data) > 0 {
+		w.b, w.data = w.data[0].ReadOnlyData(), w.data[1:]
 	}
+	if len(w.b) >= n || len(w.data) == 0 {
+		return len(w.b) >= n
+	}
+	w.own = append(w.own[:0], w.b...) // which may move what it holds
+	for len(w.own) < n && len(w.data) > 0 {
+		w.own = append(w.own, w.data[0].ReadOnlyData()...)
+		w.data = w.data[1:]
+	}
+	w.b = w.own
 	return len(w.b) >= n
 }
 

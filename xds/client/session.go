@@ -57,6 +57,10 @@ type session struct {
 	// held waits for policies: it is applied when they come, or at the deadline.
 	held     *change
 	deadline <-chan time.Time
+
+	// pending is what the ledgers have and the store is to get, from made.
+	pending workload.Batch
+	made    []*change
 }
 
 func newSession(c *Client, st stream, cancel context.CancelCauseFunc) *session {
@@ -75,17 +79,14 @@ func (s *session) run(ctx context.Context) error {
 			return err
 		}
 	}
-	in := make(chan received) // unbuffered: what is not handled yet stays with gRPC, which has a window
+	in := make(chan received, maxGathered)
 	receiving.Go(func() { s.receive(ctx, in) })
 	for {
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("xds: %w", context.Cause(ctx))
 		case m := <-in:
-			if m.err != nil {
-				return fmt.Errorf("xds: %w", cause(ctx, m.err))
-			}
-			if err := s.take(ctx, m.response); err != nil {
+			if err := s.gather(ctx, m, in); err != nil {
 				return err
 			}
 		case <-s.c.asks.wake:
@@ -138,25 +139,6 @@ func (s *session) demand(ctx context.Context) error {
 	return nil
 }
 
-type received struct {
-	response *delivery
-	err      error // the last one
-}
-
-func (s *session) receive(ctx context.Context, in chan<- received) {
-	for {
-		r, err := s.stream.Recv()
-		select {
-		case in <- received{response: r, err: err}:
-		case <-ctx.Done():
-			return
-		}
-		if err != nil {
-			return
-		}
-	}
-}
-
 // send does not wait forever for a peer that answers pings but reads nothing.
 func (s *session) send(ctx context.Context, r *discovery.DeltaDiscoveryRequest) error {
 	slow := time.AfterFunc(s.c.times.write, func() { s.cancel(errNotRead) })
@@ -202,10 +184,14 @@ func (s *session) take(ctx context.Context, r *delivery) error {
 		return s.release(ctx, c)
 	}
 	if wait := s.lacking(c); wait > 0 {
+		if err := s.flush(ctx); err != nil {
+			return err
+		}
 		s.held, s.deadline = c, time.After(wait)
 		return nil
 	}
-	return s.apply(ctx, c)
+	s.add(c)
+	return nil
 }
 
 // lacking is how long a change should wait for policies that it needs: not at all
@@ -252,34 +238,42 @@ func named(w *workload.Workload) map[string]struct{} {
 func (s *session) release(ctx context.Context, c *change) error {
 	held := s.held
 	s.held, s.deadline = nil, nil
-	var changes []*change
-	for _, x := range []*change{held, c} {
-		if x != nil {
-			changes = append(changes, x)
+	if held != nil || c != nil && c.kind == policies {
+		if err := s.flush(ctx); err != nil { // in the order in which they came
+			return err
 		}
 	}
-	return s.apply(ctx, changes...)
+	for _, x := range []*change{held, c} {
+		if x != nil {
+			s.add(x)
+		}
+	}
+	return s.flush(ctx)
 }
 
-// apply makes changes, each of another type, visible as one, then answers.
-func (s *session) apply(ctx context.Context, changes ...*change) error {
-	var b workload.Batch
-	for _, c := range changes {
-		b.Merge(c.batch)
+// add notes a change for the next view.
+func (s *session) add(c *change) {
+	s.pending.Merge(c.batch)
+	s.c.ledgers[c.kind].record(c, s.c.breath())
+	s.made = append(s.made, c)
+}
+
+// flush makes what was added visible as one, then answers.
+func (s *session) flush(ctx context.Context) error {
+	changes := s.made
+	if len(changes) == 0 {
+		return nil
 	}
-	rest := s.c.breath()
-	s.c.store.ApplyGently(b, rest.item)
+	s.c.store.ApplyGently(s.pending, s.c.breath().item)
+	s.pending, s.made = workload.Batch{}, nil
 	for _, c := range changes {
-		s.c.ledgers[c.kind].record(c, rest)
 		s.seen[c.kind] = true
 	}
 	s.c.applied(changes)
-	if o := s.c.cfg.Observer; o != nil {
-		for _, c := range changes {
+	for _, c := range changes {
+		if o := s.c.cfg.Observer; o != nil {
 			o.Applied(c.kind.typeURL(), c.refusals.count, s.c.ledgers[c.kind].unheld())
 		}
-	}
-	for _, c := range changes {
 		s.c.answer(c.answers)
 		if err := s.answer(ctx, c); err != nil {
 			return err

@@ -185,7 +185,9 @@ func (o *observer) reasons(t testing.TB, n int) []Reason {
 
 func newClient(t testing.TB, cfg Config) (*Client, *workload.Store) {
 	t.Helper()
-	cfg.Log = slog.New(slog.DiscardHandler)
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
 	store := workload.NewStore()
 	c, err := New(cfg, store)
 	if err != nil {

@@ -1,0 +1,242 @@
+//go:build istiod
+
+package istiod
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/warren-mesh/warren/e2e/onehost"
+	"github.com/warren-mesh/warren/proxy/proxyproto"
+)
+
+// The waypoint of these scenarios is a pod of the mesh whose application takes PROXY
+// protocol, Istio's sandwich: what Envoy does with requests is not what is tried here, but
+// which connections come to it, what it is told of them, and that they go on.
+
+// judge is a waypoint.
+type judge struct {
+	*onehost.Pod
+	heard chan proxyproto.Header
+}
+
+// judge starts a waypoint's pod, and its application, which sends everything on to where
+// the client wanted to go.
+func (w *world) judge(t *testing.T, namespace, name string) *judge {
+	t.Helper()
+	p, err := w.Nodes[1].AddPod(t.Context(), onehost.PodSpec{
+		Namespace: namespace, Name: name, ServiceAccount: name, Labels: map[string]string{"gateway.networking.k8s.io/gateway-name": name},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = p.Delete(context.Background()) })
+	j := &judge{Pod: p, heard: make(chan proxyproto.Header, 64)}
+	s, err := p.Serve(15088, func(c *net.TCPConn) {
+		r := bufio.NewReader(c)
+		h, err := readHeader(r)
+		if err != nil {
+			return
+		}
+		select {
+		case j.heard <- h:
+		default:
+		}
+		out, err := p.Dial(context.Background(), h.Dst)
+		if err != nil {
+			return
+		}
+		defer out.Close()
+		var wg sync.WaitGroup
+		wg.Go(func() { _, _ = io.Copy(out, r); _ = out.CloseWrite() })
+		_, _ = io.Copy(c, out)
+		_ = c.CloseWrite()
+		wg.Wait()
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	return j
+}
+
+func readHeader(r *bufio.Reader) (proxyproto.Header, error) {
+	for size := 16; ; size++ {
+		b, err := r.Peek(size)
+		if err != nil {
+			return proxyproto.Header{}, err
+		}
+		h, n, err := proxyproto.Parse(b)
+		if err == nil {
+			_, err = r.Discard(n)
+		}
+		if !errors.Is(err, proxyproto.ErrShort) {
+			return h, err
+		}
+	}
+}
+
+// gateway is the Gateway of a judge. allowed says from which namespaces it may be used.
+func (j *judge) gateway(kind, allowed string) string {
+	return fmt.Sprintf(`apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: %s, namespace: %s, labels: {istio.io/waypoint-for: %s}, annotations: {ambient.istio.io/waypoint-inbound-binding: PROXY/15088}}
+spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE, allowedRoutes: {namespaces: {from: %s}}}]}
+status: {addresses: [{type: IPAddress, value: %s}]}
+`, j.Spec.Name, j.Spec.Namespace, kind, allowed, j.IP4())
+}
+
+func judged(name, vip, labels, annotations string) string {
+	return fmt.Sprintf(`apiVersion: v1
+kind: Service
+metadata: {name: %s, namespace: app, labels: {%s}, annotations: {%s}}
+spec: {clusterIP: %s, clusterIPs: [%[4]s], selector: {app: web}, ports: [{name: http, port: 80, targetPort: 18080}]}
+`, name, labels, annotations, vip)
+}
+
+// by waits until calls are answered by the way of who, nil for nobody, and says what that
+// one was told.
+func (w *world) by(t *testing.T, to netip.AddrPort, who *judge, others ...*judge) (told proxyproto.Header) {
+	t.Helper()
+	eventually(t, fmt.Sprintf("%s is reached as it should", to), func() error {
+		for _, j := range append(others, who) {
+			for j != nil && len(j.heard) > 0 {
+				<-j.heard
+			}
+		}
+		r, err := call(w.client, to)
+		if err != nil {
+			return err
+		}
+		if !strings.HasPrefix(r.who, "app/") {
+			return fmt.Errorf("%s answered", r.who)
+		}
+		for _, j := range others {
+			if len(j.heard) > 0 {
+				return fmt.Errorf("by way of %s", j.Spec.Name)
+			}
+		}
+		if who == nil {
+			if r.sees != w.client.IP4() {
+				return fmt.Errorf("the server sees %s", r.sees)
+			}
+			return nil
+		}
+		if len(who.heard) == 0 || r.sees != who.IP4() {
+			return fmt.Errorf("the server sees %s, the waypoint was asked %d times", r.sees, len(who.heard))
+		}
+		told = <-who.heard
+		return nil
+	})
+	return told
+}
+
+// TestRemoveAddWaypoint, TestSimpleHTTPSandwich: a service's waypoint comes and goes;
+// while it is there it is told whose each connection is.
+func TestRemoveAddWaypoint(t *testing.T) {
+	both(t, func(t *testing.T, w *world) {
+		vip := at("10.96.10.30", 80)
+		w.put(t, "Service", "app", "judged", judged("judged", vip.Addr().String(), "istio.io/use-waypoint: wp", ""))
+		j := w.judge(t, "app", "wp")
+		w.by(t, vip, nil, j)
+		t.Run("there", func(t *testing.T) {
+			w.put(t, "Gateway", "app", "wp", j.gateway("service", "Same"))
+			told := w.by(t, vip, j)
+			if told.Src.Addr() != w.client.IP4() || told.Dst != vip || told.Identity != "spiffe://cluster.local/ns/app/sa/client" {
+				t.Errorf("the waypoint was told %+v", told)
+			}
+			w.by(t, on(w.server, 18080), nil, j) // it is for services, not for pods
+		})
+		w.by(t, vip, nil, j)
+	})
+}
+
+// TestWorkloadWaypoint (workload-addressed-waypoint): a pod's own waypoint is asked when
+// the pod is addressed, not when a service is.
+func TestWorkloadWaypoint(t *testing.T) {
+	both(t, func(t *testing.T, w *world) {
+		j := w.judge(t, "app", "wp-pods")
+		p, err := w.Nodes[0].AddPod(t.Context(), onehost.PodSpec{
+			Namespace: "app", Name: "guarded", ServiceAccount: "guarded", Labels: map[string]string{"app": "guarded", "istio.io/use-waypoint": "wp-pods"},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = p.Delete(context.Background()) })
+		s, err := p.Serve(18080, answer("app/guarded"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = s.Close() })
+		w.put(t, "Gateway", "app", "wp-pods", j.gateway("workload", "Same"))
+		if told := w.by(t, on(p, 18080), j); told.Dst != on(p, 18080) {
+			t.Errorf("the waypoint was told %+v", told)
+		}
+		vip := at("10.96.10.31", 80)
+		w.put(t, "Service", "app", "guarded", strings.Replace(judged("guarded", vip.Addr().String(), "", ""), "app: web", "app: guarded", 1))
+		w.by(t, vip, nil, j)
+	})
+}
+
+// TestCrossNamespaceWaypoint: another namespace's waypoint is used if it may be.
+func TestCrossNamespaceWaypoint(t *testing.T) {
+	both(t, func(t *testing.T, w *world) {
+		j := w.judge(t, "far", "wp")
+		vip := at("10.96.10.32", 80)
+		w.put(t, "Service", "app", "lent", judged("lent", vip.Addr().String(), "istio.io/use-waypoint: wp, istio.io/use-waypoint-namespace: far", ""))
+		t.Run("not for us", func(t *testing.T) {
+			w.put(t, "Gateway", "far", "wp", j.gateway("service", "Same"))
+			w.by(t, vip, nil, j)
+		})
+		w.put(t, "Gateway", "far", "wp", j.gateway("service", "All"))
+		w.by(t, vip, j)
+	})
+}
+
+// TestWeightedWaypoint: a canary gets its share.
+func TestWeightedWaypoint(t *testing.T) {
+	both(t, func(t *testing.T, w *world) {
+		stable, canary := w.judge(t, "app", "stable"), w.judge(t, "app", "canary")
+		for _, j := range []*judge{stable, canary} {
+			w.put(t, "Gateway", "app", j.Spec.Name, j.gateway("service", "Same"))
+		}
+		vip := at("10.96.10.33", 80)
+		const labels = "istio.io/use-waypoint: stable, istio.io/use-waypoint-canary: canary"
+		for weight, who := range map[string]*judge{"0": stable, "100": canary} {
+			w.put(t, "Service", "app", "canaried", judged("canaried", vip.Addr().String(), labels, `istio.io/use-waypoint-canary-weight: "`+weight+`"`))
+			other := stable
+			if who == stable {
+				other = canary
+			}
+			w.by(t, vip, who, other)
+			for range 5 {
+				w.by(t, vip, who, other)
+			}
+		}
+		w.put(t, "Service", "app", "canaried", judged("canaried", vip.Addr().String(), labels, `istio.io/use-waypoint-canary-weight: "50"`))
+		got := map[*judge]int{}
+		eventually(t, "both are asked", func() error {
+			if _, err := call(w.client, vip); err != nil {
+				return err
+			}
+			for _, j := range []*judge{stable, canary} {
+				for len(j.heard) > 0 {
+					<-j.heard
+					got[j]++
+				}
+			}
+			if got[stable] < 3 || got[canary] < 3 {
+				return fmt.Errorf("stable %d times, canary %d times", got[stable], got[canary])
+			}
+			return nil
+		})
+	})
+}
