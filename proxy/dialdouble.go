@@ -107,6 +107,7 @@ func (c *connection) openInner(outer *hbone.Stream, d route.Decision, self *work
 			p.s.share.give(p)
 			p.work.Done()
 		})
+	p.s.metrics.svids.refuse(err)
 	if err == nil {
 		certs := stream.TLS().PeerCertificates
 		in.certs.Store(&certs)

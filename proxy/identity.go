@@ -161,6 +161,7 @@ func (p *pod) dialTunnel(ctx context.Context, key hbone.Key) (net.Conn, *tls.Con
 	verify := config.VerifyConnection
 	config.VerifyConnection = func(cs tls.ConnectionState) error {
 		if err := verify(cs); err != nil {
+			p.s.metrics.svids.refuse(err)
 			return err // until will not be asked: nothing may stay here
 		}
 		p.mu.Lock()

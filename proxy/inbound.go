@@ -66,6 +66,7 @@ func (p *pod) inbound(conn *net.TCPConn, transparent bool) {
 	var tlsErr *hbone.TLSError
 	switch {
 	case errors.As(err, &tlsErr) && !t.seen.Load():
+		p.s.metrics.svids.refuse(err)
 		p.s.logs.early(track.Inbound, t.src, t.dst, &wordedError{word: "tls handshake error: ", err: err, cause: tlsErr.Err})
 	default:
 		p.log.Debug("tunnel ended", "src.addr", t.src, "dst.addr", t.dst, "err", err)

@@ -11,6 +11,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc/status"
 
+	"github.com/warren-mesh/warren/ca/mtls"
 	"github.com/warren-mesh/warren/ca/svid"
 )
 
@@ -19,6 +20,38 @@ type svidMetrics struct {
 	requests *prometheus.CounterVec
 	took     *prometheus.HistogramVec
 	notes    *prometheus.CounterVec
+	refused  *prometheus.CounterVec
+}
+
+// Why peers are refused, as metrics have it.
+const (
+	peerRevoked   = "revoked"
+	peerUnknown   = "unknown_authority"
+	peerTime      = "expired_or_early"
+	peerIdentity  = "identity" // it is somebody else, or of a trust domain that nobody vouches for
+	peerMalformed = "malformed"
+)
+
+// refuse counts a peer that did not prove who it is, if that is what err says.
+func (m *svidMetrics) refuse(err error) {
+	var verify *mtls.VerifyError
+	if !errors.As(err, &verify) {
+		return
+	}
+	var authority x509.UnknownAuthorityError
+	var invalid x509.CertificateInvalidError
+	why := peerMalformed
+	switch {
+	case errors.Is(err, mtls.ErrRevoked):
+		why = peerRevoked
+	case errors.As(err, &authority):
+		why = peerUnknown
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		why = peerTime
+	case errors.Is(err, mtls.ErrOther):
+		why = peerIdentity
+	}
+	m.refused.WithLabelValues(why).Inc()
 }
 
 func newSVIDMetrics(r *prometheus.Registry) *svidMetrics {
@@ -30,12 +63,16 @@ func newSVIDMetrics(r *prometheus.Registry) *svidMetrics {
 			Name: "warren_svid_request_seconds", Help: "Time to the certificate, or to a stream's first message (unstable).",
 			Buckets: []float64{.005, .02, .1, .5, 1, 2, 5, 12, 30},
 		}, []string{"priority"}),
+		refused: counters("warren_peers_refused_total", "Peers that did not prove who they are, in either direction (unstable).", "reason"),
 		notes: counters("warren_svid_notes_total", "What was seen of the source of certificates, such as expired ones (unstable).", "what"),
 	}
 	for _, n := range []svid.Note{svid.Mismatch, svid.Redacted, svid.ServedExpired, svid.ServedEarly, svid.ProcessEnded, svid.Unconfirmed, svid.Disagreed} {
 		m.notes.WithLabelValues(string(n)) // 0 is a statement, too
 	}
-	r.MustRegister(m.requests, m.took, m.notes)
+	for _, why := range []string{peerRevoked, peerUnknown, peerTime, peerIdentity, peerMalformed} {
+		m.refused.WithLabelValues(why)
+	}
+	r.MustRegister(m.requests, m.took, m.notes, m.refused)
 	return m
 }
 

@@ -111,7 +111,7 @@ func (i *Identity) verifyServer(cs tls.ConnectionState, want []spiffeid.ID) erro
 		return err
 	}
 	if !slices.Contains(want, got) {
-		return &VerifyError{Reason: fmt.Errorf("peer did not present the expected SAN (%s), got %s", join(want), got)}
+		return &VerifyError{Reason: &otherError{fmt.Sprintf("peer did not present the expected SAN (%s), got %s", join(want), got)}}
 	}
 	return nil
 }

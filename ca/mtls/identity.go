@@ -177,7 +177,7 @@ func (i *Identity) VerifyPeer(chain []*x509.Certificate, usage x509.ExtKeyUsage,
 	}
 	// Roots vouch for the trust domain that they are of, and for no other.
 	if td := i.id.TrustDomain(); peer.TrustDomain() != td && i.federated[peer.TrustDomain()] != roots {
-		return spiffeid.ID{}, &VerifyError{Reason: fmt.Errorf("peer did not present the expected trustdomain (%s), got %s", td.Name(), peer)}
+		return spiffeid.ID{}, &VerifyError{Reason: &otherError{fmt.Sprintf("peer did not present the expected trustdomain (%s), got %s", td.Name(), peer)}}
 	}
 	return peer, nil
 }

@@ -26,6 +26,15 @@ const (
 	maxRSABits    = 8192 // as crypto/tls: verifying grows with the square of it
 )
 
+// ErrOther is of peers whose certificates are good, and somebody else's than was expected.
+var ErrOther = errors.New("somebody else")
+
+// otherError is ErrOther in ztunnel's words.
+type otherError struct{ text string }
+
+func (e *otherError) Error() string        { return e.text }
+func (e *otherError) Is(target error) bool { return target == ErrOther }
+
 // VerifyError is why a peer's certificate was not accepted. Its text begins as ztunnel's does, so that the same log
 // searches find both.
 type VerifyError struct{ Reason error }

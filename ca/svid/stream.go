@@ -250,13 +250,19 @@ func (s *stream) ended(err error) {
 // withdrawnLocked drops what is in use if err says that the pod lost the right to it.
 func (m *Manager) withdrawnLocked(e *entry, err error) {
 	var withdrawn *WithdrawnError
-	if errors.As(err, &withdrawn) {
-		m.dropCertLocked(e, err)
+	if !errors.As(err, &withdrawn) {
+		return
+	}
+	m.dropCertLocked(e, err)
+	if g := m.groups[e.id]; g != nil && g.anchor == e {
+		g.anchor, g.frozen = nil, time.Time{}
+		m.takeBackLocked(g, err)
 	}
 }
 
 func (m *Manager) dropCertLocked(e *entry, why error) {
 	m.clearNoticeLocked(e)
+	e.by, e.proof, e.given = "", Proof{}, nil
 	if e.current.Swap(nil) != nil && m.cfg.Withdrawn != nil {
 		pod, id := e.pod, e.id
 		m.flights.Go(func() { m.cfg.Withdrawn(pod, id, why) })

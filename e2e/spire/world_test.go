@@ -178,11 +178,17 @@ func (w *world) until(what string, ok func() bool) {
 // manager gets certificates through the delegated API.
 func (w *world) manager(mode delegated.Mode) *svid.Manager {
 	w.t.Helper()
+	return w.reusing(mode, svid.Strict)
+}
+
+// reusing is manager at a reuse level, without a sample.
+func (w *world) reusing(mode delegated.Mode, level svid.Reuse) *svid.Manager {
+	w.t.Helper()
 	s, err := delegated.New(delegated.Config{Address: "unix://" + w.path("admin/admin.sock"), Mode: mode, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	m := svid.New(svid.Config{Watcher: s, CallTimeout: patience, Wait: time.Second})
+	m := svid.New(svid.Config{Watcher: s, Prover: s, Reuse: level, Sample: -1, CallTimeout: patience, Wait: time.Second})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- m.Run(ctx) }()
