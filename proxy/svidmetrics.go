@@ -64,7 +64,7 @@ func newSVIDMetrics(r *prometheus.Registry) *svidMetrics {
 			Buckets: []float64{.005, .02, .1, .5, 1, 2, 5, 12, 30},
 		}, []string{"priority"}),
 		refused: counters("warren_peers_refused_total", "Peers that did not prove who they are, in either direction (unstable).", "reason"),
-		notes: counters("warren_svid_notes_total", "What was seen of the source of certificates, such as expired ones (unstable).", "what"),
+		notes:   counters("warren_svid_notes_total", "What was seen of the source of certificates, such as expired ones (unstable).", "what"),
 	}
 	for _, n := range []svid.Note{svid.Mismatch, svid.Redacted, svid.ServedExpired, svid.ServedEarly, svid.ProcessEnded, svid.Unconfirmed, svid.Disagreed} {
 		m.notes.WithLabelValues(string(n)) // 0 is a statement, too
