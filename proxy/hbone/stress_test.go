@@ -154,7 +154,7 @@ func told(err error) bool { return errors.Is(err, syscall.ECONNRESET) || errors.
 func TestStress(t *testing.T) {
 	conns, rounds := 60, 2
 	if n, err := strconv.Atoi(os.Getenv("WARREN_STRESS_ROUNDS")); err == nil {
-		conns, rounds = 500, n
+		conns, rounds = 500, max(2, n)
 	}
 	seed := rand.Uint64() &^ whole
 	t.Logf("seed %d", seed)

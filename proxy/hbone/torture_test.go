@@ -3,11 +3,13 @@ package hbone_test
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
 	"os"
 	"runtime"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -21,20 +23,51 @@ import (
 // TestTorture runs 500 talks at once through few tunnels and cuts flows at
 // random, over and above what talks do to themselves. Each end reads either all
 // bytes and the end, or the first of them and an error; afterwards nothing is
-// left of it all.
+// left of it all. The first time makes what all others use as well.
 func TestTorture(t *testing.T) {
-	fds, heap := descriptors(t), heapInUse()
-	t.Run("all", torture)
-	if n := descriptors(t); n > fds {
-		t.Errorf("%d descriptors, were %d", n, fds)
+	t.Run("first", torture)
+	before := holding(t)
+	t.Run("again", torture)
+	waitUntil(t, "descriptors and goroutines are given back", func() bool {
+		now := holding(t)
+		return now.fds <= before.fds && now.goroutines <= before.goroutines
+	})
+	now := holding(t)
+	t.Logf("%+v, before %+v", now, before)
+	// A kilobyte for each connection would be more, and so would one buffer in fifty.
+	if now.heap > before.heap+talks*512 {
+		t.Errorf("%d KiB in use, were %d", now.heap>>10, before.heap>>10)
 	}
-	if n := heapInUse(); n > heap+64<<20 {
-		t.Errorf("%d MiB in use, were %d", n>>20, heap>>20)
+	if now.rss > before.rss+talks*16<<10 { // a buffer for each
+		t.Errorf("%d KiB resident, were %d", now.rss>>10, before.rss>>10)
 	}
 }
 
+const talks = 500
+
+// held is what the process has.
+type held struct{ fds, goroutines, heap, rss int }
+
+func holding(t *testing.T) (h held) {
+	t.Helper()
+	debug.FreeOSMemory() // twice: what pools keep goes with the second collection
+	debug.FreeOSMemory()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	h = held{fds: descriptors(t), goroutines: runtime.NumGoroutine(), heap: int(m.HeapAlloc)}
+	b, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var size, resident int
+	if _, err := fmt.Sscan(string(b), &size, &resident); err != nil {
+		t.Fatal(err)
+	}
+	h.rss = resident * os.Getpagesize()
+	return h
+}
+
 func torture(t *testing.T) {
-	const talks = 500
 	var cuts, failed atomic.Int64
 	check := func(k talk, c *net.TCPConn, client bool) {
 		_ = c.SetDeadline(time.Now().Add(time.Minute)) // for a lost wake-up

@@ -53,7 +53,8 @@ type client struct {
 	Plan
 	poll  *poll
 	conns []sending
-	buf   []byte // what is sent; a head and a message, or a block
+	buf   []byte // what is sent: a head and a message
+	bulk  source
 	in    []byte
 
 	windowed bool
@@ -67,7 +68,11 @@ type client struct {
 // caller has locked.
 func Run(ctx context.Context, p Plan) (r Result, err error) {
 	c := &client{Plan: p, conns: make([]sending, p.Conns), in: make([]byte, block), times: &r.Times, last: time.Now()}
-	c.buf = make([]byte, max(block, headLen+p.Size))
+	c.buf = make([]byte, headLen+p.Size)
+	if c.bulk, err = newSource(); err != nil {
+		return r, err
+	}
+	defer c.bulk.close()
 	if c.poll, err = newPoll(); err != nil {
 		return r, err
 	}
@@ -163,10 +168,9 @@ func (c *client) step(i int) error {
 	case !s.connected:
 		return c.begin(i)
 	case c.Op == Up:
-		_, err := write(s.fd, c.buf)
-		return err
+		return c.bulk.send(s.fd)
 	case c.Op == Down:
-		n, err := read(s.fd, c.in)
+		n, err := drop(s.fd)
 		if err == nil && n == 0 {
 			err = errEnd
 		}

@@ -27,6 +27,7 @@ type server struct {
 	board    *Board
 	conns    []served // by descriptor
 	buf      []byte
+	bulk     source
 }
 
 // Serve answers connections on addr until ctx ends.
@@ -46,7 +47,12 @@ func Serve(ctx context.Context, addr string, board *Board) error {
 		return err
 	}
 	defer p.close()
-	s := &server{poll: p, listener: int(f.Fd()), board: board, buf: make([]byte, block)}
+	bulk, err := newSource()
+	if err != nil {
+		return err
+	}
+	defer bulk.close()
+	s := &server{poll: p, listener: int(f.Fd()), board: board, buf: make([]byte, block), bulk: bulk}
 	if err := unix.SetNonblock(s.listener, true); err != nil { // Fd has made it block
 		return err
 	}
@@ -114,8 +120,7 @@ func (s *server) serve(fd int, c *served) error {
 	case Up:
 		return s.take(fd, c)
 	case Down:
-		_, err := write(fd, s.buf)
-		return err
+		return s.bulk.send(fd)
 	case Echo:
 		return s.echo(fd, c)
 	}
@@ -141,7 +146,7 @@ func (s *server) serve(fd int, c *served) error {
 }
 
 func (s *server) take(fd int, c *served) error {
-	n, err := read(fd, s.buf)
+	n, err := drop(fd)
 	if err != nil {
 		return err
 	}

@@ -29,6 +29,53 @@ func transfer(call uintptr, fd int, p []byte) (int, error) {
 	}
 }
 
+// source is a file of one block of bytes, which bulk is sent from over and over: no
+// copy of them is made, so that the ends leave the machine to what is measured.
+type source struct{ fd int }
+
+func newSource() (source, error) {
+	fd, err := unix.MemfdCreate("bulk", unix.MFD_CLOEXEC)
+	if err != nil {
+		return source{}, fmt.Errorf("memfd_create: %w", err)
+	}
+	if _, err := unix.Write(fd, make([]byte, block)); err != nil {
+		unix.Close(fd)
+		return source{}, fmt.Errorf("write a block: %w", err)
+	}
+	return source{fd}, nil
+}
+
+func (s source) close() { unix.Close(s.fd) }
+
+// send sends what fd takes of a block.
+func (s source) send(fd int) error {
+	for {
+		var at int64
+		_, _, errno := unix.RawSyscall6(unix.SYS_SENDFILE, uintptr(fd), uintptr(s.fd), uintptr(unsafe.Pointer(&at)), block, 0, 0)
+		switch errno {
+		case 0:
+			return nil
+		case unix.EINTR:
+		default:
+			return errno
+		}
+	}
+}
+
+// drop takes what has come, at most a block, without looking at it (MSG_TRUNC, tcp(7)).
+func drop(fd int) (int, error) {
+	for {
+		n, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), 0, block, unix.MSG_TRUNC, 0, 0)
+		switch errno {
+		case 0:
+			return int(n), nil
+		case unix.EINTR:
+		default:
+			return 0, errno
+		}
+	}
+}
+
 func again(err error) bool { return errors.Is(err, unix.EAGAIN) }
 
 // connect starts a connection from the namespace of this thread.
