@@ -154,9 +154,42 @@ func TestDrainSocket(t *testing.T) {
 // left to the collector.
 func TestGrownBuffersAreNotKept(t *testing.T) {
 	for range 100 {
-		putBuffer(&buffer{make([]byte, 0, 3*bulkPlain)})
-		if b := getBuffer(bulkPlain); cap(b.b) > 2*bulkPlain {
-			t.Fatalf("got one of %d", cap(b.b))
+		putBuffer(&buffer{b: make([]byte, 0, 3*bulkPlain)})
+		putBuffer(&buffer{b: make([]byte, 0, 3*largePlain)})
+		for _, size := range []int{smallPlain, bulkPlain, largePlain} {
+			b := getBuffer(size)
+			if cap(b.b) > 2*size+1024 {
+				t.Fatalf("got one of %d for %d", cap(b.b), size)
+			}
+			putBuffer(b)
 		}
+	}
+}
+
+// TestLargeBuffersAreFew: a stream that is alone gets large ones while there are any,
+// and they come back.
+func TestLargeBuffersAreFew(t *testing.T) {
+	before := largeUsed.Load()
+	if bulkSize(false) != bulkPlain {
+		t.Error("a large buffer for streams that take turns")
+	}
+	var held []*buffer
+	for bulkSize(true) == largePlain {
+		b := getBuffer(largePlain)
+		if cap(b.b) < largePlain {
+			t.Fatalf("one of %d", cap(b.b))
+		}
+		if held = append(held, b); len(held) > maxLarge {
+			t.Fatal("they are without end")
+		}
+	}
+	if b := getBuffer(bulkSize(true)); b.large {
+		t.Error("one more")
+	}
+	for _, b := range held {
+		putBuffer(b)
+	}
+	if n := largeUsed.Load(); n != before || bulkSize(true) != largePlain {
+		t.Errorf("%d are in use, were %d", n, before)
 	}
 }

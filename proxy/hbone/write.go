@@ -107,7 +107,7 @@ func (t *tunnel) build() *batch {
 	t.mu.Lock()
 	size := smallPlain
 	if t.bulk {
-		size = bulkPlain
+		size = bulkSize(t.h2.Senders() == 1)
 	}
 	t.mu.Unlock()
 	b := &t.batch
