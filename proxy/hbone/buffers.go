@@ -39,10 +39,14 @@ func newBuffer(plain int) *buffer {
 	return &buffer{b: make([]byte, 0, record.SealedSize(plain)+record.Room)}
 }
 
-// bulkSize is the size of the buffers for a read or a write of bulk. Large ones are
-// for a stream that is alone with its tunnel: the turns of others would be long.
-func bulkSize(alone bool) int {
-	if alone && largeUsed.Load() < maxLarge {
+// fewStreams is how many streams a tunnel may have to be worth large buffers: with
+// many the round would be long.
+const fewStreams = 8
+
+// bulkSize is the size of the buffers for a read or a write of bulk, on a tunnel with
+// so many streams.
+func bulkSize(streams int) int {
+	if streams <= fewStreams && largeUsed.Load() < maxLarge {
 		return largePlain
 	}
 	return bulkPlain

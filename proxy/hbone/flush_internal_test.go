@@ -166,15 +166,15 @@ func TestGrownBuffersAreNotKept(t *testing.T) {
 	}
 }
 
-// TestLargeBuffersAreFew: a stream that is alone gets large ones while there are any,
+// TestLargeBuffersAreFew: tunnels with few streams get large ones while there are any,
 // and they come back.
 func TestLargeBuffersAreFew(t *testing.T) {
 	before := largeUsed.Load()
-	if bulkSize(false) != bulkPlain {
-		t.Error("a large buffer for streams that take turns")
+	if bulkSize(fewStreams+1) != bulkPlain {
+		t.Error("a large buffer for many streams")
 	}
 	var held []*buffer
-	for bulkSize(true) == largePlain {
+	for bulkSize(fewStreams) == largePlain {
 		b := getBuffer(largePlain)
 		if cap(b.b) < largePlain {
 			t.Fatalf("one of %d", cap(b.b))
@@ -183,13 +183,13 @@ func TestLargeBuffersAreFew(t *testing.T) {
 			t.Fatal("they are without end")
 		}
 	}
-	if b := getBuffer(bulkSize(true)); b.large {
+	if b := getBuffer(bulkSize(fewStreams)); b.large {
 		t.Error("one more")
 	}
 	for _, b := range held {
 		putBuffer(b)
 	}
-	if n := largeUsed.Load(); n != before || bulkSize(true) != largePlain {
+	if n := largeUsed.Load(); n != before || bulkSize(fewStreams) != largePlain {
 		t.Errorf("%d are in use, were %d", n, before)
 	}
 }

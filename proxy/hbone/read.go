@@ -26,7 +26,6 @@ type reader struct {
 	over    bool // end has what reading ended with
 	bulk    bool // the last reads found much
 	little  int  // how many in a row did not
-	alone   bool // what the last one found was one stream's; for who has the role
 
 	end   chan error    // capacity 1
 	after chan struct{} // told of what comes after the end; nil: nobody is
@@ -76,7 +75,7 @@ func (t *tunnel) readOnce() bool {
 	r.changed = false
 	size, all := smallPlain, r.hangup
 	if r.bulk {
-		size = bulkSize(r.alone)
+		size = bulkSize(t.h2.Streams())
 	}
 	t.mu.Unlock()
 	buf := getBuffer(size)
@@ -210,17 +209,14 @@ func (t *tunnel) receive(plain []byte) error {
 		}
 	}
 	t.mu.Unlock()
-	runs := 0
 	for i := 0; i < len(evs); i++ {
 		if evs[i].Kind == h2.Data {
 			i = t.deliver(evs, i)
-			runs++
 			continue
 		}
 		t.handle(&evs[i])
 	}
 	t.keep(evs)
-	t.reader.alone = runs == 1
 	t.mu.Lock()
 	t.changedLocked()
 	if err != nil { // the GOAWAY is among run's last words

@@ -107,7 +107,7 @@ func (t *tunnel) build() *batch {
 	t.mu.Lock()
 	size := smallPlain
 	if t.bulk {
-		size = bulkSize(t.h2.Senders() == 1)
+		size = bulkSize(t.h2.Streams())
 	}
 	t.mu.Unlock()
 	b := &t.batch

@@ -99,9 +99,6 @@ func (c *Conn) schedule(s *Stream) {
 // CanSend says whether Next would return a stream, given room.
 func (c *Conn) CanSend() bool { return c.err == nil && c.send > 0 && c.sched.head != nil }
 
-// Senders is how many streams take turns at sending.
-func (c *Conn) Senders() int { return c.sched.n }
-
 // Next returns the stream whose turn it is and how many bytes of payload its
 // next frame may have, at most room; nil when nobody can send. The owner then
 // fills the payload, may release its lock meanwhile, and calls Sent.
