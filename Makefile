@@ -103,7 +103,7 @@ bench: deps build plugins ## what the mesh costs (about 25 minutes); PEER=/path/
 	$(ROOTLY) $(TESTENV) $(BIN)/bench -bin $(BIN) $(if $(PEER),-peer $(PEER)) $(BENCHFLAGS)
 
 bench-go: ## benchmarks of the inner pieces, with allocations
-	$(GO) test -run '^$$' -bench . -benchmem ./proxy/... ./xds/workload/... ./ca/mtls/...
+	$(GO) test -run '^$$' -bench . -benchmem ./proxy/... ./xds/workload/... ./xds/client/... ./ca/mtls/...
 
 lint: ## gofmt, vet, staticcheck and the repository's own rules
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -d $$(git ls-files '*.go'); exit 1; }

@@ -378,6 +378,7 @@ func TestConnectRetriesAndGateways(t *testing.T) {
 	goes("no gateway there", m.group(&nowhere, good.w), map[string]string{"dst.workload": "good", "tried": "unreachable"})
 	m.apply(workload.Batch{Workloads: []*workload.Workload{server.w}})
 
+	m.nodes[0].srv.WakeAll()
 	g := m.group(server.w, good.w)
 	m.apply(workload.Batch{Policies: []*workload.Policy{deny("p", workload.Match{Principals: principals(client)})}})
 	mark := m.nodes[0].logs.mark()

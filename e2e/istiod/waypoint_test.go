@@ -210,8 +210,16 @@ func TestWeightedWaypoint(t *testing.T) {
 		}
 		vip := at("10.96.10.33", 80)
 		const labels = "istio.io/use-waypoint: stable, istio.io/use-waypoint-canary: canary"
+		weigh := func(weight string) {
+			t.Helper()
+			doc := judged("canaried", vip.Addr().String(), labels, `istio.io/use-waypoint-canary-weight: "`+weight+`"`)
+			if err := w.Put("Service", "app", "canaried", []byte(doc)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.put(t, "Service", "app", "canaried", judged("canaried", vip.Addr().String(), labels, ""))
 		for weight, who := range map[string]*judge{"0": stable, "100": canary} {
-			w.put(t, "Service", "app", "canaried", judged("canaried", vip.Addr().String(), labels, `istio.io/use-waypoint-canary-weight: "`+weight+`"`))
+			weigh(weight)
 			other := stable
 			if who == stable {
 				other = canary
@@ -221,7 +229,7 @@ func TestWeightedWaypoint(t *testing.T) {
 				w.by(t, vip, who, other)
 			}
 		}
-		w.put(t, "Service", "app", "canaried", judged("canaried", vip.Addr().String(), labels, `istio.io/use-waypoint-canary-weight: "50"`))
+		weigh("50")
 		got := map[*judge]int{}
 		eventually(t, "both are asked", func() error {
 			if _, err := call(w.client, vip); err != nil {

@@ -6,18 +6,21 @@ import (
 	"time"
 )
 
-// between is how long what comes from the control plane is left to gather, once
-// everything was read. To wake a thread for a message, decrypt it, acknowledge it and
-// make a view of it costs more than what it says; in a large mesh something changes all
-// the time, and nobody notices whether it is known 10 ms sooner. After a silence nothing
-// waits.
-const between = 10 * time.Millisecond
+// What comes from the control plane is left to gather, once everything was read. To wake a
+// thread for a message, decrypt it, acknowledge it and make a view of it costs more than
+// what it says, and traffic that is under way notices. After a silence nothing waits; while
+// there is no end of changes, as in a large mesh, each wait is longer than the one before.
+const (
+	between    = 10 * time.Millisecond
+	betweenMax = 80 * time.Millisecond
+)
 
 // calmConn reads what has gathered.
 type calmConn struct {
 	net.Conn
 	calm func() bool
-	next time.Time // until when to wait; zero: there was more to read
+	next time.Time     // until when to wait; zero: there was more to read
+	wait time.Duration // that was the last time
 }
 
 // Read implements net.Conn. Only one goroutine reads.
@@ -25,10 +28,16 @@ func (c *calmConn) Read(p []byte) (int, error) {
 	if !c.next.IsZero() && c.calm() {
 		time.Sleep(time.Until(c.next))
 	}
+	before := time.Now()
 	n, err := c.Conn.Read(p)
+	now := time.Now()
+	if now.Sub(before) > between {
+		c.wait = 0 // nothing had gathered
+	}
 	c.next = time.Time{}
 	if n < len(p) {
-		c.next = time.Now().Add(between)
+		c.wait = min(max(2*c.wait, between), betweenMax)
+		c.next = now.Add(c.wait)
 	}
 	return n, err
 }

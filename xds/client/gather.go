@@ -8,7 +8,7 @@ import (
 
 const (
 	// maxGathered small responses become visible as one, when they come together.
-	maxGathered = 32
+	maxGathered = 64
 	// small is what such a response holds at most, in bytes and names of what is removed.
 	smallBytes, smallNames = 64 << 10, 1 << 10
 	// gatherFor is how long the first waits for the others that were read with it.
