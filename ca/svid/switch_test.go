@@ -176,3 +176,24 @@ func TestSwitchToASourceThatFails(t *testing.T) {
 		}
 	})
 }
+
+// What a call to the old source still brings is not used, however late it comes and whatever it thinks of its context.
+func TestLateAnswerOfTheOldSource(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		old, next := newFake(t), newFake(t)
+		release := make(chan struct{})
+		old.Before = func(context.Context, spiffeid.ID) error { <-release; return nil }
+		m, stop := run(t, svid.Config{Signer: old, TTL: time.Hour})
+		defer stop()
+		l := m.Acquire(pod(0), sa("a"))
+		synctest.Wait() // the call hangs
+		if err := m.Switch(svid.Source{Signer: next}, 0); err != nil {
+			t.Fatal(err)
+		}
+		close(release)
+		time.Sleep(time.Minute)
+		if err := mustIdentity(t, l).Chain()[0].CheckSignatureFrom(mustParse(t, next.RootsPEM())); err != nil {
+			t.Errorf("the old source's certificate is in use: %v", err)
+		}
+	})
+}
