@@ -91,6 +91,26 @@ func (c Config) cpus(m machine) int {
 // only making connections pays for collecting more often.
 const gcPercent = 50
 
+// A large mesh is memory that does not come and go, and to look through all of it costs as
+// much as a tenth of a second of a CPU, which traffic notices: it is done half as often.
+const (
+	gcPercentLarge = 100
+	largeMesh      = 20_000 // workloads
+)
+
+// fitGC has the collector run as often as suits a mesh of so many workloads, where the
+// user does not say. It returns what it chose.
+func fitGC(workloads int) (percent int) {
+	percent = gcPercent
+	if workloads >= largeMesh {
+		percent = gcPercentLarge
+	}
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(percent)
+	}
+	return percent
+}
+
 // handshakes is how many of the threads TLS handshakes may keep busy.
 func (a allotment) handshakes() int { return max(1, a.threads/2) }
 
@@ -103,9 +123,7 @@ func (a allotment) take(log *slog.Logger) {
 	if a.setMemory {
 		debug.SetMemoryLimit(a.memory)
 	}
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
-	}
+	fitGC(0)
 	log.Info("share of the machine", "threads", runtime.GOMAXPROCS(0), "threads.by", a.threadsBy,
 		"memory", a.memory, "memory.by", a.memoryBy, "handshakes", a.handshakes())
 }

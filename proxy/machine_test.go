@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"math"
+	"runtime/debug"
 	"testing"
 	"testing/fstest"
 
@@ -187,5 +188,23 @@ func TestEnvironCPUs(t *testing.T) {
 	}
 	if _, err := FromEnviron([]string{"ZTUNNEL_RESOURCE_CPU_LIMIT=much"}); err == nil {
 		t.Error("a limit that is no number is accepted")
+	}
+}
+
+// A large mesh is collected less often, unless the user says how often.
+func TestFitGC(t *testing.T) {
+	was := debug.SetGCPercent(77)
+	defer debug.SetGCPercent(was)
+	now := func() int { return debug.SetGCPercent(77) }
+	t.Setenv("GOGC", "")
+	for n, want := range map[int]int{0: gcPercent, largeMesh - 1: gcPercent, largeMesh: gcPercentLarge} {
+		if got := fitGC(n); got != want || now() != want {
+			t.Errorf("%d workloads: %d%%, want %d%%", n, got, want)
+		}
+	}
+	t.Setenv("GOGC", "30")
+	fitGC(largeMesh)
+	if n := now(); n != 77 {
+		t.Errorf("the user has said, and it is %d%% now", n)
 	}
 }

@@ -19,8 +19,13 @@ const prefetchEvery = time.Second
 func (s *Server) watch(ctx context.Context) {
 	var judged = make(map[*pod]guarded)
 	var searched time.Time
+	large := false
 	for {
 		v := s.store.View()
+		if n, _, _ := v.Len(); s.program && large != (n >= largeMesh) {
+			large = !large
+			s.log.Debug("garbage collection", "workloads", n, "percent", fitGC(n))
+		}
 		s.recheck(v, judged)
 		s.judged.Store(v)
 		pause := time.Until(searched.Add(prefetchEvery))

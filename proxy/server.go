@@ -94,6 +94,7 @@ type Server struct {
 	podsChanged chan struct{}
 	bound       []string        // addresses of our own listeners, in order of opening; set by Run
 	fetched     map[string]bool // holders of prefetched certificates; watch's own
+	program     bool            // the process is this proxy's: its runtime may be set
 }
 
 // New makes a server. Run or Close must follow.
@@ -360,5 +361,6 @@ func Main(ctx context.Context, cfg Config, version string, out io.Writer) error 
 		return err
 	}
 	s.allot.take(s.log)
+	s.program = true
 	return s.Run(ctx)
 }
