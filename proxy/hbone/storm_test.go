@@ -30,7 +30,9 @@ type storm struct {
 
 func newStorm(tb testing.TB, r *rig) *storm {
 	client := r.pki.client(tb, "client")
-	s := &storm{r: r, pool: hbone.NewPool(r.cfg, func(ctx context.Context, k hbone.Key) (net.Conn, *tls.Config, error) {
+	cfg := r.cfg
+	cfg.IdleRelease = time.Second // both ends are here: ten thousand would need more descriptors than there may be
+	s := &storm{r: r, pool: hbone.NewPool(cfg, func(ctx context.Context, k hbone.Key) (net.Conn, *tls.Config, error) {
 		d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(k.SrcIP, 0))}
 		c, err := d.DialContext(ctx, "tcp", k.Dst.String())
 		return c, client, err
