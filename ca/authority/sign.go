@@ -41,6 +41,7 @@ func (e *TTLError) Error() string {
 type Leaf struct {
 	Chain    []string // leaf, intermediates, and the root bundle as the last element, all PEM
 	Serial   string   // hex
+	Issuer   string   // CertID of the issuing certificate
 	NotAfter time.Time
 }
 
@@ -71,7 +72,7 @@ func (a *Authority) Sign(csrPEM []byte, id spiffeid.ID, ttl time.Duration, now t
 	chain := []string{string(encodeCerts([]*x509.Certificate{cert}))}
 	chain = append(chain, a.chain...)
 	chain = append(chain, string(a.roots))
-	return Leaf{Chain: chain, Serial: cert.SerialNumber.Text(16), NotAfter: cert.NotAfter}, nil
+	return Leaf{Chain: chain, Serial: cert.SerialNumber.Text(16), Issuer: a.id, NotAfter: cert.NotAfter}, nil
 }
 
 // issue completes tmpl with what all our leaves share and signs it. The empty subject makes crypto/x509 mark the SAN

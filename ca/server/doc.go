@@ -15,5 +15,19 @@
 // Where it cannot be found out who calls, or what the caller may have, the answer is Unavailable.
 //
 // Why somebody was refused is in the log and not in the answer: it would tell a stolen token what exists on a node.
-// Every signature leaves one line in the log.
+//
+// # How often a caller may ask
+//
+// Every caller, which is a node's proxy or a pod, has a bucket of Burst requests that fills at Rate a second. A request
+// that finds it empty is answered by ResourceExhausted with one detail, google.rpc.RetryInfo, whose retry_delay is the time
+// from now after which the bucket has room for it, at least a millisecond. The request took nothing out of the bucket. A
+// client waits for that long, whatever its own back-off says, and asks then; one that has several requests refused at the
+// same time asks with one of them first. What other callers do has no part in it.
+//
+// # What is logged
+//
+// Every signature leaves one line: "certificate signed" with caller, node, pod, pod.uid, src.addr, id, serial, issuer (the
+// SHA-256 of its certificate) and expires. A refusal leaves "certificate refused" with who asked, what for, the answer's
+// code and the reason: for each caller, and for all who are nobody, a hundred at once and ten a second; the line after says
+// how many were left out (suppressed).
 package server

@@ -11,44 +11,70 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 )
 
+// The defaults are for a node of a few hundred pods that starts with all of them at once.
 const (
-	defaultRate  = 50
-	defaultBurst = 500
+	DefaultRate  = 50
+	DefaultBurst = 500
 	refusalRate  = 10
 	refusalBurst = 100
 	maxCallers   = 16384
 )
 
-// limits holds a token bucket for each caller. Callers are authenticated, so their number is that of nodes; the bound
-// is for an authenticator that makes names up.
+// limits holds the buckets of each caller. Callers are authenticated, so their number is that of nodes and pods; the
+// bound is for an authenticator that makes names up. All who are nobody are one caller, the zero value.
 type limits struct {
 	rate  rate.Limit
 	burst int
 
 	mu      sync.Mutex
-	callers map[Caller]*rate.Limiter
+	callers map[Caller]*buckets
+}
+
+// buckets are one caller's: of requests, and of lines in the log about refusals.
+type buckets struct {
+	requests, lines *rate.Limiter
+	suppressed      int // lines since the last one; guarded by limits.mu
 }
 
 func newLimits(r float64, burst int) *limits {
-	return &limits{rate: rate.Limit(r), burst: burst, callers: map[Caller]*rate.Limiter{}}
+	return &limits{rate: rate.Limit(r), burst: burst, callers: map[Caller]*buckets{}}
 }
 
 // take counts one request and says how long the caller must wait before it may make it; zero means go on.
 func (l *limits) take(c Caller, now time.Time) time.Duration {
 	l.mu.Lock()
-	lim := l.callers[c]
-	if lim == nil {
-		l.makeRoomLocked(now)
-		lim = rate.NewLimiter(l.rate, l.burst)
-		l.callers[c] = lim
-	}
+	b := l.ofLocked(c, now)
 	l.mu.Unlock()
-	r := lim.ReserveN(now, 1)
+	r := b.requests.ReserveN(now, 1)
 	wait := r.DelayFrom(now)
 	if wait > 0 {
 		r.CancelAt(now)
+		wait = max(wait, time.Millisecond)
 	}
 	return wait
+}
+
+// tell counts a refusal, and says whether it is to be logged, and how many before it were not.
+func (l *limits) tell(c Caller, now time.Time) (yes bool, suppressed int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	b := l.ofLocked(c, now)
+	if !b.lines.AllowN(now, 1) {
+		b.suppressed++
+		return false, 0
+	}
+	suppressed, b.suppressed = b.suppressed, 0
+	return true, suppressed
+}
+
+func (l *limits) ofLocked(c Caller, now time.Time) *buckets {
+	b := l.callers[c]
+	if b == nil {
+		l.makeRoomLocked(now)
+		b = &buckets{requests: rate.NewLimiter(l.rate, l.burst), lines: rate.NewLimiter(refusalRate, refusalBurst)}
+		l.callers[c] = b
+	}
+	return b
 }
 
 // makeRoomLocked forgets callers that a new bucket would treat the same, or, should there be none, any one.
@@ -56,8 +82,8 @@ func (l *limits) makeRoomLocked(now time.Time) {
 	if len(l.callers) < maxCallers {
 		return
 	}
-	for c, lim := range l.callers {
-		if lim.TokensAt(now) >= float64(l.burst) {
+	for c, b := range l.callers {
+		if b.requests.TokensAt(now) >= float64(l.burst) && b.lines.TokensAt(now) >= refusalBurst {
 			delete(l.callers, c)
 		}
 	}

@@ -27,3 +27,59 @@ func TestCallersAreForgotten(t *testing.T) {
 		t.Error("the busy caller was forgotten")
 	}
 }
+
+// Who waits for as long as it is told, and not a moment less, is served; being refused costs nothing; and the time told
+// is never none.
+func TestTheHintIsTrue(t *testing.T) {
+	for _, rate := range []float64{0.5, 50, 1e6} {
+		l := newLimits(rate, 3)
+		now := time.Unix(1000, 0)
+		who := Caller{Node: "n"}
+		for i := range 100 {
+			wait := l.take(who, now)
+			if i < 3 {
+				if wait != 0 {
+					t.Fatalf("rate %g: %s within the burst", rate, wait)
+				}
+				continue
+			}
+			if wait < time.Millisecond || rate < 1000 && wait > time.Duration(float64(time.Second)/rate) {
+				t.Fatalf("rate %g: told to wait %s", rate, wait)
+			}
+			if rate < 1000 && l.take(who, now.Add(wait-time.Microsecond)) == 0 {
+				t.Fatalf("rate %g: served before the time", rate)
+			}
+			if now = now.Add(wait); l.take(who, now) != 0 {
+				t.Fatalf("rate %g: refused after the time that was told", rate)
+			}
+			now = now.Add(-time.Nanosecond)
+			for rate >= 1000 && l.take(who, now) == 0 { // until the bucket is empty again
+			}
+		}
+	}
+}
+
+// What is left out of the log is told with the next line.
+func TestSuppressedLinesAreTold(t *testing.T) {
+	l := newLimits(1, 1)
+	now := time.Unix(1000, 0)
+	lines := 0
+	for range 1000 {
+		if yes, suppressed := l.tell(Caller{}, now); yes {
+			lines++
+			if suppressed != 0 {
+				t.Error("something was left out before anything was")
+			}
+		}
+	}
+	yes, suppressed := l.tell(Caller{}, now.Add(time.Second))
+	if !yes || lines != refusalBurst || suppressed != 1000-refusalBurst {
+		t.Errorf("%d lines, then %v, with %d left out", lines, yes, suppressed)
+	}
+	if yes, suppressed = l.tell(Caller{}, now.Add(time.Second)); !yes || suppressed != 0 {
+		t.Errorf("told twice: %v, %d", yes, suppressed)
+	}
+	if yes, suppressed = l.tell(Caller{Node: "n"}, now); !yes || suppressed != 0 {
+		t.Errorf("another caller: %v, %d", yes, suppressed)
+	}
+}

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/peer"
@@ -81,8 +80,8 @@ type Config struct {
 	Authorizer    Authorizer
 	Log           *slog.Logger // default: discards
 	Observer      Observer     // default: none
-	Rate          float64      // signatures a second for one caller; default 50
-	Burst         int          // default 500: a node that starts asks for all its pods at once
+	Rate          float64      // signatures a second for one caller; default DefaultRate
+	Burst         int          // default DefaultBurst: a node that starts asks for all its pods at once
 }
 
 // Server implements CreateCertificate. Safe for concurrent use.
@@ -90,8 +89,6 @@ type Server struct {
 	pb.UnimplementedIstioCertificateServiceServer
 	cfg    Config
 	limits *limits
-	// refusals bounds log lines that callers without credentials can cause.
-	refusals *rate.Limiter
 }
 
 // New checks cfg and fills its blanks.
@@ -116,12 +113,12 @@ func New(cfg Config) (*Server, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	if cfg.Rate <= 0 {
-		cfg.Rate = defaultRate
+		cfg.Rate = DefaultRate
 	}
 	if cfg.Burst <= 0 {
-		cfg.Burst = defaultBurst
+		cfg.Burst = DefaultBurst
 	}
-	return &Server{cfg: cfg, limits: newLimits(cfg.Rate, cfg.Burst), refusals: rate.NewLimiter(refusalRate, refusalBurst)}, nil
+	return &Server{cfg: cfg, limits: newLimits(cfg.Rate, cfg.Burst)}, nil
 }
 
 // Register adds the service to g. Do so on listeners with TLS only: tokens and requests are not otherwise protected.
@@ -156,15 +153,27 @@ func (s *Server) CreateCertificate(ctx context.Context, req *pb.IstioCertificate
 	if s.cfg.Observer != nil {
 		s.cfg.Observer.Answered(code, time.Since(start))
 	}
-	attrs := []any{"caller", caller.String(), "id", id, "src.addr", remote(ctx)}
+	attrs := []any{"caller", caller.String(), "node", caller.Node, "pod", caller.Pod, "pod.uid", caller.PodUID, "src.addr", remote(ctx)}
 	if no != nil {
-		if s.refusals.Allow() {
-			s.cfg.Log.Warn("certificate refused", append(attrs, "code", code.String(), "err", no.why)...)
+		if yes, suppressed := s.limits.tell(caller, start); yes {
+			s.cfg.Log.Warn("certificate refused", append(attrs, "id", asked(req, id), "code", code.String(), "err", no.why, "suppressed", suppressed)...)
 		}
 		return nil, no.answer.Err()
 	}
-	s.cfg.Log.Info("certificate signed", append(attrs, "serial", leaf.Serial, "expires", leaf.NotAfter.UTC().Format(time.RFC3339))...)
+	s.cfg.Log.Info("certificate signed", append(attrs, "id", id, "serial", leaf.Serial, "issuer", leaf.Issuer, "expires", leaf.NotAfter.UTC().Format(time.RFC3339))...)
 	return &pb.IstioCertificateResponse{CertChain: leaf.Chain}, nil
+}
+
+// maxAsked bounds what the log says of a name that nobody was found to be entitled to.
+const maxAsked = 256
+
+// asked is what a refused request was for: the identity, as far as one was found, or the text that should be one.
+func asked(req *pb.IstioCertificateRequest, id string) string {
+	if id != "" {
+		return id
+	}
+	text := req.GetMetadata().GetFields()[impersonated].GetStringValue()
+	return text[:min(len(text), maxAsked)]
 }
 
 // create is the request's way through all checks. The strings returned are for the log and bounded.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"net/netip"
 	"strconv"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/warren-mesh/warren/ca/authority"
 	"github.com/warren-mesh/warren/ca/kubeauth"
+	caserver "github.com/warren-mesh/warren/ca/server"
 	"github.com/warren-mesh/warren/xds/translate"
 )
 
@@ -43,6 +45,7 @@ type Config struct {
 	Kubeconfig          string   // empty: the API server of the cluster that we run in
 	Namespace           string   // our own; empty: that of our service account
 	TrustedNodeAccounts []string // service accounts of nodes' proxies, as namespace/name
+	TokenAudience       string   // of the tokens that proxies prove themselves by
 	RootConfigMap       string   // that every namespace gets; empty: none
 	PolicyStatus        bool     // write into policies what became of them
 	WaypointStatus      bool     // write into what is bound to a waypoint what became of that
@@ -68,6 +71,10 @@ type Config struct {
 
 	TTL    time.Duration // of certificates that ask for none
 	MaxTTL time.Duration
+	// How often a proxy, or a pod for itself, may ask for a certificate.
+	CARate  float64 // a second
+	CABurst int     // at once
+
 	// How long a CA that was replaced goes on signing, and then goes on being trusted.
 	CAOverlap time.Duration
 }
@@ -77,6 +84,7 @@ type Config struct {
 func Defaults() Config {
 	return Config{
 		TrustedNodeAccounts: kubeauth.DefaultTrusted(),
+		TokenAudience:       kubeauth.DefaultAudience,
 		RootConfigMap:       "istio-ca-root-cert",
 		PolicyStatus:        true,
 		WaypointStatus:      true,
@@ -91,6 +99,8 @@ func Defaults() Config {
 		MetricsListen: defaultMetrics,
 		TTL:           24 * time.Hour,
 		MaxTTL:        90 * 24 * time.Hour,
+		CARate:        caserver.DefaultRate,
+		CABurst:       caserver.DefaultBurst,
 		CAOverlap:     24 * time.Hour,
 	}
 }
@@ -113,6 +123,8 @@ func (c *Config) RegisterFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&c.MetricsListen, "metrics-listen", c.MetricsListen, "address of /metrics; empty for none")
 	fs.DurationVar(&c.TTL, "ca-ttl", c.TTL, "lifetime of certificates whose requests ask for none")
 	fs.DurationVar(&c.MaxTTL, "max-ttl", c.MaxTTL, "longest lifetime that a request may ask for")
+	fs.Float64Var(&c.CARate, "ca-rate", c.CARate, "certificates a second that one caller, a node's proxy, is given; who asks for more is told when to ask again")
+	fs.IntVar(&c.CABurst, "ca-burst", c.CABurst, "certificates that one caller is given at once, as when a node starts")
 	fs.DurationVar(&c.CAOverlap, "ca-overlap", c.CAOverlap, "when the CA in the Secret or in --ca-dir is replaced by another, how long the old CA goes on signing while the new one's root becomes known, and how long it goes on being trusted after; as long as proxies' certificates live, or 0 to take the new one at once, which cuts pods off from each other until they renew")
 }
 
@@ -125,6 +137,7 @@ func (c *Config) registerWorldFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&c.Kubeconfig, "kubeconfig", c.Kubeconfig, "with --kubernetes: how to reach the API server; empty for that of the cluster we run in")
 	fs.StringVar(&c.Namespace, "namespace", c.Namespace, "with --kubernetes: our own namespace, for the CA's Secret and the Lease of the leader; empty for that of our service account")
 	fs.StringSliceVar(&c.TrustedNodeAccounts, "trusted-node-accounts", c.TrustedNodeAccounts, "with --kubernetes: service accounts (namespace/name) of the nodes' proxies, which may read the mesh and have certificates for the pods on their node")
+	fs.StringVar(&c.TokenAudience, "token-audience", c.TokenAudience, "with --kubernetes: audience that the tokens of proxies and pods must be for")
 	fs.StringVar(&c.RootConfigMap, "root-configmap", c.RootConfigMap, "with --kubernetes: ConfigMap with the CA's root that is kept in every namespace; empty for none")
 	fs.BoolVar(&c.PolicyStatus, "policy-status", c.PolicyStatus, "with --kubernetes: write into AuthorizationPolicies what the proxies make of them")
 	fs.BoolVar(&c.WaypointStatus, "waypoint-status", c.WaypointStatus, "with --kubernetes: write into Services and ServiceEntries with the label istio.io/use-waypoint whether traffic goes through it")
@@ -160,6 +173,12 @@ func (c *Config) Validate() error {
 	}
 	if c.MaxTTL < c.TTL {
 		bad("max-ttl", "%s is less than --ca-ttl %s", c.MaxTTL, c.TTL)
+	}
+	if !(c.CARate > 0) || math.IsInf(c.CARate, 0) {
+		bad("ca-rate", "%g must be more than zero", c.CARate)
+	}
+	if c.CABurst < 1 {
+		bad("ca-burst", "%d must be at least 1", c.CABurst)
 	}
 	if c.CAOverlap < 0 {
 		bad("ca-overlap", "%s is less than zero", c.CAOverlap)
@@ -200,6 +219,9 @@ func (c *Config) validateWorld(bad complain) {
 	}
 	if _, err := c.trusted(); err != nil {
 		bad("trusted-node-accounts", "%v", err)
+	}
+	if c.TokenAudience == "" {
+		bad("token-audience", "must name an audience, such as %s", kubeauth.DefaultAudience)
 	}
 	if why := validation.IsDNS1123Subdomain(c.RootConfigMap); c.RootConfigMap != "" && len(why) > 0 {
 		bad("root-configmap", "%q: %s", c.RootConfigMap, strings.Join(why, "; "))
@@ -287,6 +309,7 @@ func (c Config) LogValue() slog.Value {
 		slog.String("kubeconfig", c.Kubeconfig),
 		slog.String("namespace", c.Namespace),
 		slog.Any("trusted-node-accounts", c.TrustedNodeAccounts),
+		slog.String("token-audience", c.TokenAudience),
 		slog.String("root-configmap", c.RootConfigMap),
 		slog.Bool("policy-status", c.PolicyStatus),
 		slog.Bool("waypoint-status", c.WaypointStatus),
@@ -306,6 +329,8 @@ func (c Config) LogValue() slog.Value {
 		slog.String("metrics-listen", c.MetricsListen),
 		slog.Duration("ca-ttl", c.TTL),
 		slog.Duration("max-ttl", c.MaxTTL),
+		slog.Float64("ca-rate", c.CARate),
+		slog.Int("ca-burst", c.CABurst),
 		slog.Duration("ca-overlap", c.CAOverlap),
 	)
 }

@@ -77,7 +77,7 @@ func (p *ControlPlane) useClients(c clients, td spiffeid.TrustDomain) error {
 	if err != nil {
 		return err
 	}
-	if p.callers, err = proxiesByAccount(kubeauth.Config{Client: c.kubernetes, TrustDomain: td, Trusted: trusted}, p.model); err != nil {
+	if p.callers, err = proxiesByAccount(kubeauth.Config{Client: c.kubernetes, TrustDomain: td, Trusted: trusted, Audience: p.cfg.TokenAudience}, p.model); err != nil {
 		return err
 	}
 	p.feed = kubeFeed{feeder}

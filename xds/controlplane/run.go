@@ -152,11 +152,12 @@ func (p *ControlPlane) issue() error {
 	p.serving = cert
 	issuer, err := caserver.New(caserver.Config{
 		Authority: p.keeper, TrustDomain: p.td, Authenticator: p.callers, Authorizer: p.callers, Log: p.log, Observer: p.metrics,
+		Rate: p.cfg.CARate, Burst: p.cfg.CABurst,
 	})
 	if err != nil {
 		return err
 	}
-	p.secure = grpc.NewServer(append(server.ServerOptions(), grpc.Creds(credentials.NewTLS(
+	p.secure = grpc.NewServer(append(server.ServerOptions(), caserver.Bound(), grpc.Creds(credentials.NewTLS(
 		mtls.ServerAuth(func() (*tls.Certificate, error) { return cert.certificate(time.Now()) }))))...)
 	p.ads.Register(p.secure)
 	issuer.Register(p.secure)

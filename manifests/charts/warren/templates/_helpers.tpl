@@ -55,6 +55,22 @@ warren-controlplane.{{ .Release.Namespace }}.svc:15012
 {{- end }}
 {{- end }}
 
+{{/* The folders of a SPIFFE agent's sockets, each once: paths on the node and in the pod. */}}
+{{- define "warren.socketDirs" -}}
+{{- $dirs := list }}
+{{- with .Values.proxy.identity.sockets }}
+{{- range list .workloadAPI .broker .admin }}
+{{- if . }}{{ $dirs = append $dirs (dir .) }}{{ end }}
+{{- end }}
+{{- end }}
+{{- $dirs | uniq | toJson }}
+{{- end }}
+
+{{/* Whether the proxy proves to SPIRE which process is a pod's, and must see them. */}}
+{{- define "warren.attestsProcesses" -}}
+{{- with .Values.proxy.identity }}{{ if and .sockets.admin (eq .attest "pid") }}yes{{ end }}{{ end }}
+{{- end }}
+
 {{/* A value as an argument of a program: quoted, whatever is in it. */}}
 {{- define "warren.arg" -}}
 - {{ printf "--%s=%v" (index . 0) (index . 1) | toJson }}
