@@ -101,8 +101,6 @@ var accepted = []difference{
 		why: "of a gateway's addresses the first that is one counts, with its listener's port; istiod sends a waypoint that is nowhere, which proxies refuse"},
 	{line: `service app/private\.example: service\.(waypoint|ingressUseWaypoint) here nothing, at istiod .*`,
 		why: "a waypoint in another namespace could not see what is private to this one"},
-	{line: `workload Kubernetes/networking\.istio\.io/ServiceEntry/app/private/10\.3\.0\.1: workload\.waypoint here .*, at istiod nothing`,
-		why: "the endpoint's own label names its waypoint; istiod looks at the ServiceEntry's labels alone"},
 	{line: `workload Kubernetes/networking\.istio\.io/ServiceEntry/app/private/10\.3\.0\.1: workload\.waypoint\.hboneMtlsPort here 15020, at istiod 15008`,
 		why: "the port of the Gateway's HBONE listener counts; istiod says 15008 of every waypoint"},
 	{line: `workload Kubernetes//Pod/app/is-a-managed-waypoint: workload\.waypoint here nothing, at istiod .*`,

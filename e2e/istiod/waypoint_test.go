@@ -26,6 +26,7 @@ import (
 type judge struct {
 	*onehost.Pod
 	heard chan proxyproto.Header
+	doc   string // its Gateway
 }
 
 // judge starts a waypoint's pod, and its application, which sends everything on to where
@@ -86,12 +87,13 @@ func readHeader(r *bufio.Reader) (proxyproto.Header, error) {
 
 // gateway is the Gateway of a judge. allowed says from which namespaces it may be used.
 func (j *judge) gateway(kind, allowed string) string {
-	return fmt.Sprintf(`apiVersion: gateway.networking.k8s.io/v1
+	j.doc = fmt.Sprintf(`apiVersion: gateway.networking.k8s.io/v1
 kind: Gateway
 metadata: {name: %s, namespace: %s, labels: {istio.io/waypoint-for: %s}, annotations: {ambient.istio.io/waypoint-inbound-binding: PROXY/15088}}
 spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE, allowedRoutes: {namespaces: {from: %s}}}]}
 status: {addresses: [{type: IPAddress, value: %s}]}
 `, j.Spec.Name, j.Spec.Namespace, kind, allowed, j.IP4())
+	return j.doc
 }
 
 func judged(name, vip, labels, annotations string) string {
@@ -131,6 +133,10 @@ func (w *world) by(t *testing.T, to netip.AddrPort, who *judge, others ...*judge
 			return nil
 		}
 		if len(who.heard) == 0 || r.sees != who.IP4() {
+			// istiod writes into the status, too, and its write may be the last.
+			if err := w.Put("Gateway", who.Spec.Namespace, who.Spec.Name, []byte(who.doc)); err != nil {
+				return err
+			}
 			return fmt.Errorf("the server sees %s, the waypoint was asked %d times", r.sees, len(who.heard))
 		}
 		told = <-who.heard
