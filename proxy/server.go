@@ -66,7 +66,6 @@ type Server struct {
 	originLock   sync.Mutex     // guards origin, which followOrigin changes
 	origin       *origin        // of certificates
 	alarms       *alarms
-	tokenEvery   time.Duration
 	certs        *svid.Manager
 	tracked      *track.Registry
 	metrics      *metrics
@@ -118,7 +117,7 @@ func New(cfg Config, o Options) (s *Server, err error) {
 	allotted := allot(cfg, findMachine())
 	cfg.Threads, cfg.MemoryLimit = allotted.threads, allotted.memory
 	s = &Server{
-		given: o.Signer != nil, alarms: newAlarms(l.scope("proxy")), tokenEvery: tokenEvery,
+		given: o.Signer != nil, alarms: newAlarms(l.scope("proxy")),
 		allot: allotted, gate: hbone.NewGate(allotted.handshakes()),
 		share: newShare(files), home: o.Namespace, cfg: cfg, version: o.Version, born: time.Now(), logs: l, log: l.scope("proxy"), rbacLog: l.scope("rbac"), store: workload.NewStore(),
 		tracked: track.New(maxConnections, maxPodConnections), budget: hbone.NewBudget(windowBudget),

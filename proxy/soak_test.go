@@ -89,6 +89,7 @@ type freezes struct {
 	mu    sync.Mutex
 	ends  []time.Time
 	total time.Duration
+	last  time.Time // when whoever watches looked last
 }
 
 const freeze = 3 * time.Second // no shorter one makes a call fail
@@ -99,11 +100,12 @@ func watchForFreezes(ctx context.Context) *freezes {
 		for last := time.Now(); ctx.Err() == nil; {
 			time.Sleep(50 * time.Millisecond)
 			now := time.Now()
+			f.mu.Lock()
 			if gap := now.Sub(last); gap > freeze {
-				f.mu.Lock()
 				f.ends, f.total = append(f.ends, now), f.total+gap
-				f.mu.Unlock()
 			}
+			f.last = now
+			f.mu.Unlock()
 			last = now
 		}
 	}()
@@ -112,10 +114,14 @@ func watchForFreezes(ctx context.Context) *freezes {
 
 // since says whether the process was stopped after t.
 func (f *freezes) since(t time.Time) bool {
-	time.Sleep(200 * time.Millisecond) // whoever watches may wake later
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return len(f.ends) > 0 && f.ends[len(f.ends)-1].After(t)
+	for asked := time.Now(); ; time.Sleep(20 * time.Millisecond) {
+		f.mu.Lock()
+		last, yes := f.last, len(f.ends) > 0 && f.ends[len(f.ends)-1].After(t)
+		f.mu.Unlock()
+		if yes || last.After(asked) { // whoever watches may wake later than who was stopped
+			return yes
+		}
+	}
 }
 
 func (f *freezes) sum() time.Duration {

@@ -13,7 +13,7 @@ import (
 // kubelet or the API server do not work: it is read anew in each call and nobody notices until it has expired, and with it
 // all certificates half a life later.
 const (
-	tokenEvery  = 30 * time.Second
+	tokenEvery  = 2 * time.Second
 	tokenFrozen = 0.9 // of its life
 	// Tokens of a year are no kubelet's; a day is enough to replace them.
 	tokenNotice = 24 * time.Hour
@@ -67,7 +67,7 @@ func tokenAlarm(t Token, now time.Time) (text string, expires time.Time) {
 
 // watchToken raises an alarm before the token expires. The next read after it was replaced ends it.
 func (s *Server) watchToken(ctx context.Context) {
-	tick := time.NewTicker(s.tokenEvery)
+	tick := time.NewTicker(tokenEvery)
 	defer tick.Stop()
 	for {
 		text, expires := tokenAlarm(s.cfg.Token, time.Now())

@@ -61,9 +61,9 @@ func (r *Readiness) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	if p := r.Pending(); len(p) > 0 {
 		w.WriteHeader(http.StatusInternalServerError)
 		fmt.Fprintf(w, "not ready, pending: %s\n", strings.Join(p, ", "))
-		return
+	} else {
+		fmt.Fprintln(w, "ready")
 	}
-	fmt.Fprintln(w, "ready")
 	if r.Notes != nil {
 		for _, n := range r.Notes() {
 			fmt.Fprintf(w, "warning: %s\n", n)
