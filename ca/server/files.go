@@ -29,15 +29,19 @@ const maxFile = 256 << 10
 
 func readFiles(root *os.Root) (authority.Files, error) {
 	var f authority.Files
-	for name, to := range map[string]*[]byte{certFile: &f.Cert, keyFile: &f.Key, chainFile: &f.Chain, rootsFile: &f.Roots} {
-		text, err := readFile(root, name)
+	// Against the order in which they are written: who finds the later one finds the earlier.
+	for _, one := range []struct {
+		name string
+		to   *[]byte
+	}{{rootsFile, &f.Roots}, {chainFile, &f.Chain}, {certFile, &f.Cert}, {keyFile, &f.Key}} {
+		text, err := readFile(root, one.name)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err != nil {
 			return authority.Files{}, err
 		}
-		*to = text
+		*one.to = text
 	}
 	return f, nil
 }
