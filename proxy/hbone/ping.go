@@ -12,6 +12,11 @@ import (
 // two GOAWAYs of a drain; keepalive PINGs count from 1.
 var drainPing = [8]byte{0xff}
 
+// stopped is how late a timer is at most while this process runs. Later, the machine or
+// the process was held up, the answer may lie unread in the socket, and the peer is asked
+// once more: it must not lose its streams for a pause of ours.
+const stopped = 2 * time.Second
+
 // drainState is where a graceful end stands (RFC 9113 §6.8): warned, then, a
 // round trip later, final.
 type drainState struct {
@@ -46,13 +51,16 @@ func (t *tunnel) tick() {
 		if t.heard.After(last) {
 			last = t.heard
 		}
-		if left := t.cfg.PingTimeout - time.Since(last); left > 0 {
+		switch left := t.cfg.PingTimeout - time.Since(last); {
+		case left > 0:
 			t.timer.Reset(left)
-		} else {
+			t.mu.Unlock()
+			return
+		case left > -stopped:
 			t.failLocked(fmt.Errorf("no answer to PING: %w after %s", ErrTimeout, t.cfg.PingTimeout))
+			t.mu.Unlock()
+			return
 		}
-		t.mu.Unlock()
-		return
 	}
 	t.pinged = time.Now()
 	t.h2.Ping(t.pingPayload())
