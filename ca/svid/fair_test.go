@@ -11,8 +11,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
-
 	"github.com/warren-mesh/warren/ca/svid"
 )
 
@@ -76,7 +74,9 @@ func TestFailuresDoNotStarveOthers(t *testing.T) {
 		defer wg.Wait()
 		defer cancel()
 		for n := range 100 {
+			a.mu.Lock()
 			a.deaf[pod(n).UID] = true
+			a.mu.Unlock()
 			l := m.Acquire(pod(n), sa("bad"))
 			wg.Go(func() {
 				for ctx.Err() == nil {
@@ -109,7 +109,7 @@ func TestABurstOfPods(t *testing.T) {
 		m, stop := run(t, svid.Config{Watcher: a})
 		defer stop()
 		for n := range 1000 {
-			a.given[pod(n).UID] = []spiffeid.ID{sa(fmt.Sprint(n % 50))}
+			a.give(pod(n).UID, sa(fmt.Sprint(n%50)))
 			m.Acquire(pod(n), sa(fmt.Sprint(n%50)))
 		}
 		time.Sleep(30 * time.Second)
@@ -184,7 +184,7 @@ func TestAgentRestartUnderSubscribers(t *testing.T) {
 		m, stop := run(t, svid.Config{Watcher: a, Withdrawn: k.withdrawn})
 		defer stop()
 		for n := range 250 {
-			a.given[pod(n).UID] = []spiffeid.ID{sa("a")}
+			a.give(pod(n).UID, sa("a"))
 			m.Acquire(pod(n), sa("a"))
 		}
 		time.Sleep(10 * time.Second)
