@@ -192,16 +192,6 @@ func (a *agent) Prove(ctx context.Context, pod svid.Pod) (svid.Proof, <-chan str
 	return svid.Proof{PID: 1}, ended, nil
 }
 
-// die ends the process that proves a pod.
-func (a *agent) die(pod string) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if ended := a.holding[pod]; ended != nil {
-		delete(a.holding, pod)
-		close(ended)
-	}
-}
-
 // taken collects what is withdrawn.
 type taken struct {
 	mu   sync.Mutex

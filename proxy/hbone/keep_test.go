@@ -54,7 +54,7 @@ func TestSmallDataMovesTogether(t *testing.T) {
 			t.Errorf("%s: what follows has changed", name)
 		}
 	}
-	if segs := join([][]byte{make([]byte, 1, 1)}, []byte("x")); len(segs) != 2 {
+	if segs := join([][]byte{make([]byte, 1)}, []byte("x")); len(segs) != 2 {
 		t.Error("a piece grew out of its buffer")
 	}
 }
