@@ -77,7 +77,8 @@ func (c *Conn) applySetting(id http2.SettingID, val uint32) error {
 	return nil
 }
 
-// moveWindows applies a change of the initial window to every stream (§6.9.2).
+// moveWindows applies a change of the initial window to every stream (§6.9.2). It may
+// leave one that waits for its turn without credit, even with less than none.
 func (c *Conn) moveWindows(delta int64) error {
 	c.peer.initialWindow += delta
 	for _, s := range c.streams {
@@ -85,7 +86,11 @@ func (c *Conn) moveWindows(delta int64) error {
 		if s.send > maxWindow {
 			return connError(http2.ErrCodeFlowControl, "SETTINGS_INITIAL_WINDOW_SIZE overflows a window")
 		}
-		c.schedule(s)
+		if s.send <= 0 {
+			c.sched.remove(s)
+		} else {
+			c.schedule(s)
+		}
 	}
 	return nil
 }

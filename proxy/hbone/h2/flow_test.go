@@ -149,6 +149,36 @@ func TestSendersKeepToTheirCredit(t *testing.T) {
 	}
 }
 
+// TestWindowsLoweredWhileStreamsWait: a peer may lower the window of a stream that has its
+// place in the round, to nothing and below. It has no turn until there is credit again,
+// and then it has.
+func TestWindowsLoweredWhileStreamsWait(t *testing.T) {
+	const sent = 1000
+	for name, initial := range map[string]uint32{"below nothing": 0, "to nothing": sent} {
+		t.Run(name, func(t *testing.T) {
+			p := newPeer(t, true, testConfig)
+			s := p.open()
+			p.c.Ready(s)
+			hs, _ := p.c.Next(sent)
+			if hs != s || !p.c.Sent(s, make([]byte, frameHeaderLen), sent, false, true) {
+				t.Fatal("nothing was sent")
+			}
+			p.must(p.fr.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: initial}))
+			p.send()
+			p.must(p.err)
+			if hs, n := p.c.Next(1 << 20); hs != nil {
+				t.Fatalf("a frame of %d bytes on a window of %d", n, s.send)
+			}
+			p.must(p.fr.WriteWindowUpdate(s.ID, 2*sent))
+			p.send()
+			p.must(p.err)
+			if hs, n := p.c.Next(1 << 20); hs != s || int64(n) != s.send {
+				t.Errorf("with credit again: %d bytes of %d", n, s.send)
+			}
+		})
+	}
+}
+
 // TestNoCreditOutOfNothing: an owner that reports more than it was given does not
 // widen the window.
 func TestNoCreditOutOfNothing(t *testing.T) {
