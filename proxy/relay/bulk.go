@@ -18,6 +18,7 @@ const pipeSize = 256 << 10
 type pipe struct {
 	r, w int
 	held int // bytes in it
+	lost runtime.Cleanup
 }
 
 // maxPipes bounds the pipes in use: readers that stall in the middle of bulk keep
@@ -54,16 +55,23 @@ func newPipe() (*pipe, error) {
 	// It may be refused, over a limit of the user's: then it is a small one.
 	_, _ = unix.FcntlInt(uintptr(fds[0]), unix.F_SETPIPE_SZ, pipeSize)
 	p := &pipe{r: fds[0], w: fds[1]}
-	runtime.AddCleanup(p, func(fds [2]int) { _, _ = unix.Close(fds[0]), unix.Close(fds[1]) }, fds)
+	p.lost = runtime.AddCleanup(p, closePipe, fds)
 	return p, nil
 }
 
-// put gives the pipe back; one with bytes in it is left to the collector.
+func closePipe(fds [2]int) { _, _ = unix.Close(fds[0]), unix.Close(fds[1]) }
+
+// put gives the pipe back. One with bytes in it is closed before it counts no more: its
+// flow has ended, and whoever makes such flows must not be faster than the collector.
 func (p *pipe) put() {
-	pipesUsed.Add(-1)
 	if p.held == 0 {
 		pipes.Put(p)
+	} else {
+		p.lost.Stop()
+		closePipe([2]int{p.r, p.w})
+		runtime.KeepAlive(p)
 	}
+	pipesUsed.Add(-1)
 }
 
 // bulk has the role until the source is empty, or the flow is over.
