@@ -61,7 +61,7 @@ func (p *Pool) acquire(ctx context.Context, key Key, after uint64) (m *member, s
 			p.keys[key] = e
 		}
 		m, busy := e.pick(after)
-		wanted := busy && spare && len(e.members) < maxBusy
+		wanted := busy && spare && e.open() < maxBusy
 		if m != nil && !wanted {
 			m.pending++
 			seasoned := m.seasoned
@@ -96,6 +96,16 @@ func (d *dialing) waitAWhile(ctx context.Context) {
 	case <-late.C:
 	case <-ctx.Done():
 	}
+}
+
+// open counts the tunnels that take streams; retired ones may have theirs for hours.
+func (e *entry) open() (n int) {
+	for _, m := range e.members {
+		if !m.gone {
+			n++
+		}
+	}
+	return n
 }
 
 // pick chooses among the tunnels with a place left: the oldest that is not busy, so

@@ -32,6 +32,15 @@ func TestBusy(t *testing.T) {
 	}
 }
 
+// TestRetiredTunnelsAreNotCounted: streams may keep retired tunnels for long; those that
+// still take streams are what is bounded.
+func TestRetiredTunnelsAreNotCounted(t *testing.T) {
+	e := &entry{members: []*member{{gone: true}, {}, {gone: true}, {}}}
+	if n := e.open(); n != 2 {
+		t.Errorf("%d tunnels of two", n)
+	}
+}
+
 // TestPick: the oldest tunnel that is not busy; of busy ones that with the fewest
 // streams, those that are about to be opened among them.
 func TestPick(t *testing.T) {

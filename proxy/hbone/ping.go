@@ -15,7 +15,7 @@ var drainPing = [8]byte{0xff}
 // stopped is how late a timer is at most while this process runs. Later, the machine or
 // the process was held up, the answer may lie unread in the socket, and the peer is asked
 // once more: it must not lose its streams for a pause of ours.
-const stopped = 2 * time.Second
+const stopped = 500 * time.Millisecond
 
 // drainState is where a graceful end stands (RFC 9113 §6.8): warned, then, a
 // round trip later, final.

@@ -77,6 +77,9 @@ func (t *tunnel) readOnce() bool {
 	if r.bulk {
 		size = bulkSize(t.h2.Streams())
 	}
+	if r.turn != nil { // on a loop, which others wait for
+		size = min(size, bulkPlain)
+	}
 	t.mu.Unlock()
 	buf := getBuffer(size)
 	n, again, err := t.wire.sock.Read(buf.b[:size])

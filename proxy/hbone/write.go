@@ -165,7 +165,16 @@ func (t *tunnel) writeFailed(err error) {
 		return
 	}
 	t.deaf = true
-	t.lingering = time.AfterFunc(linger, func() { t.fail(err) })
+	t.lingerLocked(func() { t.fail(err) })
+}
+
+// lingerLocked has f called in a moment. It replaces a longer wait, which would keep the
+// tunnel in memory.
+func (t *tunnel) lingerLocked(f func()) {
+	if t.lingering != nil {
+		t.lingering.Stop()
+	}
+	t.lingering = time.AfterFunc(linger, f)
 }
 
 // sayGoodbye ends our direction of the connection and gives the peer a moment
@@ -173,7 +182,7 @@ func (t *tunnel) writeFailed(err error) {
 func (t *tunnel) sayGoodbye() {
 	out, err := t.rec.CloseWrite(nil)
 	t.mu.Lock()
-	t.lingering = time.AfterFunc(linger, t.hangUp)
+	t.lingerLocked(t.hangUp)
 	t.mu.Unlock()
 	if err == nil {
 		err = t.wire.writeAll(out)

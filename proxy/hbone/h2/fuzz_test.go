@@ -21,9 +21,11 @@ func run(t *testing.T, client bool, input []byte, max int, r *rand.Rand) verdict
 	if client {
 		c = NewClient(testConfig)
 		for range 3 { // something to answer
-			if _, err := c.Open("10.0.0.1:80", nil); err != nil {
+			s, err := c.Open("10.0.0.1:80", nil)
+			if err != nil {
 				t.Fatal(err)
 			}
+			c.Ready(s)
 		}
 	}
 	c.AppendControl(nil)
@@ -50,7 +52,11 @@ func run(t *testing.T, client bool, input []byte, max int, r *rand.Rand) verdict
 			}
 			if e.Kind == Request && e.Stream.ID%3 > 0 {
 				c.Accept(e.Stream, nil)
+				c.Ready(e.Stream)
 			}
+		}
+		if s, n := c.Next(1 << 20); s != nil && n <= 0 {
+			t.Fatalf("stream %d is to send %d bytes", s.ID, n)
 		}
 		held := cap(c.in.buf) + cap(c.in.block.buf) + cap(c.out.ctl)
 		if held > 2*(maxControlOut+4*int(testConfig.MaxHeaderList)) || len(c.streams) > int(testConfig.MaxStreams) {
