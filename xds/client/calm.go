@@ -10,9 +10,11 @@ import (
 // thread for a message, decrypt it, acknowledge it and make a view of it costs more than
 // what it says, and traffic that is under way notices. After a silence nothing waits; while
 // there is no end of changes, as in a large mesh, each wait is longer than the one before.
+// But a message that is large is read as it comes: its sender waits for us.
 const (
 	between    = 10 * time.Millisecond
 	betweenMax = 80 * time.Millisecond
+	plenty     = 16 << 10
 )
 
 // calmConn reads what has gathered.
@@ -21,6 +23,7 @@ type calmConn struct {
 	calm func() bool
 	next time.Time     // until when to wait; zero: there was more to read
 	wait time.Duration // that was the last time
+	had  int           // bytes, since then
 }
 
 // Read implements net.Conn. Only one goroutine reads.
@@ -35,10 +38,17 @@ func (c *calmConn) Read(p []byte) (int, error) {
 		c.wait = 0 // nothing had gathered
 	}
 	c.next = time.Time{}
-	if n < len(p) {
+	c.had += n
+	if n == len(p) {
+		return n, err
+	}
+	if c.had < plenty {
 		c.wait = min(max(2*c.wait, between), betweenMax)
 		c.next = now.Add(c.wait)
+	} else {
+		c.wait = 0
 	}
+	c.had = 0
 	return n, err
 }
 
