@@ -84,7 +84,7 @@ func (s *Server) loadRevocations() (changed bool, err error) {
 func (s *Server) judgePeers() {
 	s.proven.forget()
 	for _, p := range s.pods.list() {
-		i := p.currentIdentity()
+		i := p.heldIdentity() // also one that has ended: connections outlive it
 		if i == nil {
 			continue
 		}
@@ -124,13 +124,13 @@ func distrusts(i *mtls.Identity, chain []*x509.Certificate, usage x509.ExtKeyUsa
 	return errDistrusted
 }
 
-func (p *pod) currentIdentity() *mtls.Identity {
+func (p *pod) heldIdentity() *mtls.Identity {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.lease == nil {
 		return nil
 	}
-	return p.lease.Current()
+	return p.lease.Held()
 }
 
 // accepted lists the tunnels that peers have made.

@@ -18,8 +18,14 @@ import (
 // agentMesh is two nodes whose proxies get pods' certificates from one agent's Broker API.
 func agentMesh(t *testing.T, change ...func(*proxy.Config)) (*mesh, *fakeagent.Agent) {
 	t.Helper()
+	return agentMeshFor(t, time.Hour, change...)
+}
+
+// agentMeshFor has certificates that last ttl, and no others after them.
+func agentMeshFor(t *testing.T, ttl time.Duration, change ...func(*proxy.Config)) (*mesh, *fakeagent.Agent) {
+	t.Helper()
 	td := spiffeid.RequireTrustDomainFromString("cluster.local")
-	agent, err := fakeagent.New(td, time.Hour)
+	agent, err := fakeagent.New(td, ttl)
 	if err != nil {
 		t.Fatal(err)
 	}

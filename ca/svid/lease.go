@@ -77,13 +77,18 @@ func (l *Lease) Identity(ctx context.Context) (*mtls.Identity, error) {
 // Current is the certificate that is held now, nil if there is none that is valid. It does not wait.
 func (l *Lease) Current() *mtls.Identity { return l.peek() }
 
-// peek is Identity without waiting: no lock, no allocation.
-func (l *Lease) peek() *mtls.Identity {
+// Held is Current also after its end: whom it trusts is known until another takes its place.
+func (l *Lease) Held() *mtls.Identity {
 	e := l.e.Load()
 	if e == nil || l.Err() != nil {
 		return nil
 	}
-	i := e.current.Load()
+	return e.current.Load()
+}
+
+// peek is Identity without waiting: no lock, no allocation.
+func (l *Lease) peek() *mtls.Identity {
+	i := l.Held()
 	if i == nil || i.Expired(l.m.wall()) {
 		return nil
 	}

@@ -369,6 +369,9 @@ func TestOutageOfHours(t *testing.T) {
 			if l.Current() != nil {
 				t.Fatal("an expired certificate is given")
 			}
+			if l.Held() == nil {
+				t.Fatal("whom it trusted is forgotten")
+			}
 		}
 		s.fail(nil)
 		time.Sleep(time.Minute)
