@@ -36,9 +36,6 @@ func Use(p Policy) error {
 		if p.TLS12 {
 			return errors.New("post-quantum key exchange needs TLS 1.3: TLS 1.2 cannot be allowed beside it")
 		}
-		if fips140.Enabled() {
-			return errors.New("X25519MLKEM768 is no key exchange of FIPS mode")
-		}
 	case FIPS:
 		if !fips140.Enabled() {
 			return errors.New("this program does not run in FIPS mode: build it with make build FIPS=1, or run it with GODEBUG=fips140=on")

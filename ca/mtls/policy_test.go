@@ -96,6 +96,10 @@ func TestFIPSMode(t *testing.T) {
 		if _, err := meet(t, func(*tls.Config) {}); err != nil {
 			t.Error(err)
 		}
+		use(t, mtls.Policy{Compliance: mtls.PQC}) // which is of its own validated module
+		if cs, err := meet(t, func(*tls.Config) {}); err != nil || cs.CurveID != tls.X25519MLKEM768 {
+			t.Errorf("pqc: key exchange %v, %v", cs.CurveID, err)
+		}
 		if p := mtls.CryptoProvider(); !strings.HasPrefix(p, "go-fips140-") {
 			t.Errorf("provider %s", p)
 		}
