@@ -88,7 +88,15 @@ func (t *tunnel) endWith(in *hbone.Incoming) *time.Timer {
 		return nil
 	}
 	t.certs.Store(&certs)
-	return time.AfterFunc(time.Until(certs[0].NotAfter), t.drain)
+	return time.AfterFunc(time.Until(tunnelEnd(certs[0], t.p.heldIdentity())), t.drain)
+}
+
+// tunnelEnd is when the first of both ends' certificates is over.
+func tunnelEnd(peer *x509.Certificate, own *mtls.Identity) time.Time {
+	if own != nil && own.NotAfter().Before(peer.NotAfter) {
+		return own.NotAfter()
+	}
+	return peer.NotAfter
 }
 
 // serve answers one CONNECT: where it goes, whether it may, connect, 200, relay.

@@ -183,6 +183,7 @@ func (s *Server) loadExtraRoots(path string, before []byte) []byte {
 		}
 	}
 	if bytes.Equal(text, before) {
+		s.alarms.set(alarmRoots, "") // it may have been away
 		return before
 	}
 	roots, err := s.parseRoots(text)

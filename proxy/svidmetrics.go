@@ -102,7 +102,13 @@ func (o *caObserver) Finished(_ spiffeid.ID, p svid.Priority, took time.Duration
 	m := o.s.metrics
 	m.svids.requests.WithLabelValues(p.String(), codeOf(err)).Inc()
 	m.svids.took.WithLabelValues(p.String()).Observe(took.Seconds())
-	if err != nil {
+	switch {
+	case errors.Is(err, svid.ErrNotNeeded): // taken back by ourselves
+		return
+	case errors.Is(err, svid.ErrNotEntitled), errors.Is(err, svid.ErrProcessEnded):
+		m.certFailures.Inc() // of one pod: the source is there, and answers others
+		return
+	case err != nil:
 		m.certFailures.Inc()
 		o.s.lines.ca.set("failing", false, err)
 		return
