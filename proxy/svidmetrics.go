@@ -66,7 +66,7 @@ func newSVIDMetrics(r *prometheus.Registry) *svidMetrics {
 		refused: counters("warren_peers_refused_total", "Peers that did not prove who they are, in either direction (unstable).", "reason"),
 		notes:   counters("warren_svid_notes_total", "What was seen of the source of certificates, such as expired ones (unstable).", "what"),
 	}
-	for _, n := range []svid.Note{svid.Mismatch, svid.Redacted, svid.ServedExpired, svid.ServedEarly, svid.ProcessEnded, svid.Unconfirmed, svid.Disagreed} {
+	for _, n := range []svid.Note{svid.Mismatch, svid.Redacted, svid.ServedExpired, svid.ServedEarly, svid.ProcessEnded, svid.Unconfirmed, svid.Disagreed, svid.BundleRefused} {
 		m.notes.WithLabelValues(string(n)) // 0 is a statement, too
 	}
 	for _, why := range []string{peerRevoked, peerUnknown, peerTime, peerIdentity, peerMalformed} {

@@ -3,6 +3,8 @@ package mtls
 import (
 	"crypto/x509"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
@@ -15,26 +17,25 @@ const maxFederated = 64
 type Federation map[spiffeid.TrustDomain]*Roots
 
 // NewFederation reads the bundles of foreign trust domains. An empty bundle is left out: everything of that trust
-// domain has been revoked, and nobody of it is accepted.
-func NewFederation(bundles map[spiffeid.TrustDomain][]*x509.Certificate) (Federation, error) {
+// domain has been revoked, and nobody of it is accepted. So is one that cannot be used, which is nobody else's fault:
+// refused says why. Beyond 64 trust domains the first by name count.
+func NewFederation(bundles map[spiffeid.TrustDomain][]*x509.Certificate) (f Federation, refused map[spiffeid.TrustDomain]error) {
 	if len(bundles) == 0 {
 		return nil, nil
 	}
-	if len(bundles) > maxFederated {
-		return nil, fmt.Errorf("bundles of %d trust domains, more than %d", len(bundles), maxFederated)
-	}
-	f := make(Federation, len(bundles))
-	for td, certs := range bundles {
-		if len(certs) == 0 {
-			continue
+	f, refused = Federation{}, map[spiffeid.TrustDomain]error{}
+	for _, td := range slices.SortedFunc(maps.Keys(bundles), spiffeid.TrustDomain.Compare) {
+		switch r, err := NewRoots(bundles[td]); {
+		case len(bundles[td]) == 0:
+		case err != nil:
+			refused[td] = err
+		case len(f) == maxFederated:
+			refused[td] = fmt.Errorf("it is one of %d, more than %d", len(bundles), maxFederated)
+		default:
+			f[td] = r
 		}
-		r, err := NewRoots(certs)
-		if err != nil {
-			return nil, fmt.Errorf("bundle of %s: %w", td.Name(), err)
-		}
-		f[td] = r
 	}
-	return f, nil
+	return f, refused
 }
 
 // WithFederation is the same identity accepting peers of f's trust domains as well.

@@ -32,11 +32,11 @@ func NewRoots(certs []*x509.Certificate) (*Roots, error) {
 	seen := make(map[[sha256.Size]byte]bool, len(certs))
 	for _, c := range certs {
 		if !c.IsCA || !c.BasicConstraintsValid {
-			return nil, fmt.Errorf("root certificate %q is not a CA", c.Subject)
+			return nil, fmt.Errorf("root certificate %.200q is not a CA", c.Subject)
 		}
 		// RFC 5280 §4.2.1.3 lets a CA leave key usage out; one that has it must be allowed to sign certificates.
 		if c.KeyUsage != 0 && c.KeyUsage&x509.KeyUsageCertSign == 0 {
-			return nil, fmt.Errorf("root certificate %q may not sign certificates", c.Subject)
+			return nil, fmt.Errorf("root certificate %.200q may not sign certificates", c.Subject)
 		}
 		sum := sha256.Sum256(c.Raw)
 		if seen[sum] {

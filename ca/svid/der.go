@@ -14,6 +14,7 @@ const (
 	maxDER      = 64 << 10
 	maxBundle   = 256 << 10
 	maxDERCerts = 64
+	maxName     = 255 // of a trust domain
 )
 
 // maxSVIDs bounds what one message may bring.
@@ -28,7 +29,7 @@ type Message interface {
 }
 
 // ParseUpdate reads a whole message of the SPIFFE APIs. What is wrong with one SVID is wrong with the message: half of
-// it would be taken for a withdrawal of the rest.
+// it would be taken for a withdrawal of the rest. What is wrong with a foreign bundle is so with that bundle alone.
 func ParseUpdate[M Message](svids []M, federated map[string][]byte) (u Update, err error) {
 	if len(svids) > maxSVIDs {
 		return u, fmt.Errorf("message with %d SVIDs, more than %d", len(svids), maxSVIDs)
@@ -40,8 +41,8 @@ func ParseUpdate[M Message](svids []M, federated map[string][]byte) (u Update, e
 		}
 		u.SVIDs = append(u.SVIDs, s)
 	}
-	u.Federated, err = ParseBundles(federated)
-	return u, err
+	u.Federated, u.Refused = ParseBundles(federated)
+	return u, nil
 }
 
 // ParseDER reads an SVID as the SPIFFE APIs carry it: certificates one after the other, leaf first, and a PKCS #8 key.
@@ -104,17 +105,22 @@ func ParseKey(der []byte) (crypto.Signer, error) {
 	return signer, nil
 }
 
-// ParseBundles reads bundles by trust domain, as the SPIFFE APIs carry them: the name is "spiffe://td" or "td".
-func ParseBundles(in map[string][]byte) (map[spiffeid.TrustDomain][]*x509.Certificate, error) {
-	out := make(map[spiffeid.TrustDomain][]*x509.Certificate, len(in))
+// ParseBundles reads bundles by trust domain, as the SPIFFE APIs carry them: the name is "spiffe://td" or "td". Those
+// that cannot be read are left out; refused says why, by the name "td" or, where it is none, the one given.
+func ParseBundles(in map[string][]byte) (out map[spiffeid.TrustDomain][]*x509.Certificate, refused map[string]error) {
+	out, refused = make(map[spiffeid.TrustDomain][]*x509.Certificate, len(in)), map[string]error{}
 	for name, der := range in {
 		td, err := spiffeid.TrustDomainFromString(name)
 		if err != nil {
-			return nil, fmt.Errorf("bundle of %.100q: %w", name, err)
+			refused[name[:min(len(name), maxName)]] = err
+			continue
 		}
-		if out[td], err = ParseBundleDER(der); err != nil {
-			return nil, fmt.Errorf("bundle of %s: %w", td.Name(), err)
+		certs, err := ParseBundleDER(der)
+		if err != nil {
+			refused[td.Name()] = err
+			continue
 		}
+		out[td] = certs
 	}
-	return out, nil
+	return out, refused
 }

@@ -48,6 +48,7 @@ type Manager struct {
 	lastCheck time.Time // of the clocks, monotonic
 	lastWall  time.Time
 	same      interned
+	refused   map[string]string // bundles that cannot be used: why, by trust domain
 	stopped   bool
 }
 
@@ -77,6 +78,7 @@ func New(cfg Config) *Manager {
 		due:     queue{less: byPriority},
 		flying:  map[key]*entry{},
 		trust:   map[spiffeid.TrustDomain]*trust{},
+		refused: map[string]string{},
 	}
 }
 

@@ -286,13 +286,12 @@ func (m *Manager) choose(id spiffeid.ID, u Update) (i *mtls.Identity, given []*x
 		}
 		i, err := mtls.NewIdentity(id, s.Key, s.Chain, s.Roots, time.Now())
 		if err != nil {
+			err = errors.Join(err, u.Refused[id.TrustDomain().Name()])
 			m.noteValidity(id, s.Chain)
 			return nil, nil, fmt.Errorf("svid: %w", err)
 		}
-		f, err := mtls.NewFederation(u.Federated)
-		if err != nil {
-			return nil, nil, fmt.Errorf("svid: %w", err)
-		}
+		f, unusable := mtls.NewFederation(u.Federated)
+		m.noteBundles(id, f, unusable, u.Refused)
 		return i.WithFederation(f).WithRevocations(m.cfg.Revoked), s.Roots, nil
 	}
 	if len(others) > 0 {

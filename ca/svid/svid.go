@@ -123,6 +123,7 @@ const (
 	ProcessEnded  Note = "process_ended"  // the process ended by which a pod was attested
 	Unconfirmed   Note = "unconfirmed"    // a pod used another one's certificate and was not given it in time
 	Disagreed     Note = "disagreed"      // a source refused a pod what reuse level local would have let it use
+	BundleRefused Note = "bundle_refused" // a source sent a trust domain's bundle that cannot be used
 )
 
 // Source is where certificates come from. One of Signer and Watcher is required, and a Prover where Reuse is not Strict.

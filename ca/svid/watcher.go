@@ -35,7 +35,9 @@ type Update struct {
 	SVIDs []SVID
 	// Federated are the bundles of foreign trust domains whose workloads the pod may accept.
 	Federated map[spiffeid.TrustDomain][]*x509.Certificate
-	Proof     Proof
+	// Refused are bundles that came and could not be read, by the name of their trust domain.
+	Refused map[string]error
+	Proof   Proof
 }
 
 // Proof is how the pod was attested, for dumps. The zero value says nothing.

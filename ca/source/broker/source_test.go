@@ -151,6 +151,7 @@ func TestFederation(t *testing.T) {
 	if accepts() {
 		t.Error("a stranger was accepted")
 	}
+	w.agent.Federate(spiffeid.RequireTrustDomainFromString("junk.test"), &x509.Certificate{Raw: []byte("junk")}) // costs nobody else
 	w.agent.Federate(foreign.TD, foreign.Roots()...)
 	until(t, "federation", accepts)
 	// The foreign roots vouch for their own trust domain only.

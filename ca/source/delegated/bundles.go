@@ -20,29 +20,56 @@ const (
 	bundlesRetry  = 2 * time.Second
 )
 
-// trust is the bundles by trust domain.
-type trust = map[spiffeid.TrustDomain][]*x509.Certificate
+// trust is the bundles by trust domain, and why those that could not be read were not.
+type trust struct {
+	roots   map[spiffeid.TrustDomain][]*x509.Certificate
+	refused map[string]error
+	// former are the last that could be read, of the refused: our own SVIDs are judged by them meanwhile. They let in
+	// nobody of another trust domain.
+	former map[spiffeid.TrustDomain][]*x509.Certificate
+}
+
+// own are the roots to judge SVIDs of td by.
+func (t *trust) own(td spiffeid.TrustDomain) []*x509.Certificate {
+	if certs, ok := t.roots[td]; ok {
+		return certs
+	}
+	return t.former[td]
+}
+
+// after is t with what is remembered of the trust known before.
+func (t *trust) after(before *trust) *trust {
+	if before == nil {
+		return t
+	}
+	for name := range t.refused {
+		if td, err := spiffeid.TrustDomainFromString(name); err == nil && len(before.own(td)) > 0 {
+			t.former[td] = before.own(td)
+		}
+	}
+	return t
+}
 
 // bundles are the newest that the agent sent.
 type bundles struct {
 	mu      sync.Mutex
-	known   trust
+	known   *trust
 	changed chan struct{}
 }
 
 func newBundles() bundles { return bundles{changed: make(chan struct{})} }
 
 // get returns what is known, nil before the first message, and what is closed when that changes.
-func (b *bundles) get() (trust, <-chan struct{}) {
+func (b *bundles) get() (*trust, <-chan struct{}) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.known, b.changed
 }
 
-func (b *bundles) set(known trust) {
+func (b *bundles) set(known *trust) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.known = known
+	b.known = known.after(b.known)
 	close(b.changed)
 	b.changed = make(chan struct{})
 }
@@ -77,10 +104,8 @@ func (s *Source) receiveBundles(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		known, err := svid.ParseBundles(msg.GetCaCertificates())
-		if err != nil {
-			return err
-		}
+		known := &trust{former: map[spiffeid.TrustDomain][]*x509.Certificate{}}
+		known.roots, known.refused = svid.ParseBundles(msg.GetCaCertificates())
 		s.bundles.set(known)
 	}
 }

@@ -2,6 +2,7 @@ package delegated
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -149,7 +150,7 @@ func (s *Source) follow(ctx context.Context, req *api.SubscribeToX509SVIDsReques
 		}
 	})
 	var last *api.SubscribeToX509SVIDsResponse
-	var known trust
+	var known *trust
 	_, changed := s.bundles.get()
 	for {
 		select {
@@ -177,10 +178,11 @@ func (s *Source) follow(ctx context.Context, req *api.SubscribeToX509SVIDsReques
 	}
 }
 
-func read(msg *api.SubscribeToX509SVIDsResponse, known trust) (u svid.Update, err error) {
+func read(msg *api.SubscribeToX509SVIDsResponse, known *trust) (u svid.Update, err error) {
 	if n := len(msg.GetX509Svids()); n > maxSVIDs {
 		return u, fmt.Errorf("message with %d SVIDs, more than %d", n, maxSVIDs)
 	}
+	u.Federated, u.Refused = make(map[spiffeid.TrustDomain][]*x509.Certificate), make(map[string]error)
 	for _, m := range msg.GetX509Svids() {
 		var chain []byte
 		for _, der := range m.GetX509Svid().GetCertChain() {
@@ -191,16 +193,22 @@ func read(msg *api.SubscribeToX509SVIDsResponse, known trust) (u svid.Update, er
 		if err != nil {
 			return svid.Update{}, err
 		}
-		s.Roots = known[s.ID.TrustDomain()]
+		s.Roots = known.own(s.ID.TrustDomain())
 		u.SVIDs = append(u.SVIDs, s)
+		if td := s.ID.TrustDomain().Name(); known.refused[td] != nil {
+			u.Refused[td] = known.refused[td]
+		}
 	}
-	u.Federated = make(trust)
 	for _, name := range msg.GetFederatesWith() {
 		td, err := spiffeid.TrustDomainFromString(name)
 		if err != nil {
-			return svid.Update{}, fmt.Errorf("federates with %.100q: %w", name, err)
+			u.Refused[fmt.Sprintf("%.100s", name)] = err
+			continue
 		}
-		if certs := known[td]; len(certs) > 0 {
+		if err := known.refused[td.Name()]; err != nil {
+			u.Refused[td.Name()] = err
+		}
+		if certs := known.roots[td]; len(certs) > 0 {
 			u.Federated[td] = certs
 		}
 	}

@@ -2,6 +2,7 @@ package delegated_test
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -267,6 +268,47 @@ func roots(t *testing.T, l *svid.Lease, want int) {
 		if time.Now().After(end) {
 			t.Fatalf("%d roots, want %d", len(get(t, l).Roots()), want)
 		}
+	}
+}
+
+// A partner's bundle that cannot be read costs the partner; our own, and the certificates of pods, go on.
+func TestBundleThatCannotBeRead(t *testing.T) {
+	n := newNode(t, delegated.Selectors, nil)
+	n.agent.Give("selectors:k8s:ns:foo,k8s:sa:bar,k8s:pod-uid:"+uidA+",k8s:pod-name:p", bar)
+	good, bad := spiffeid.RequireTrustDomainFromString("good.test"), spiffeid.RequireTrustDomainFromString("bad.test")
+	n.agent.Federate(bad, &x509.Certificate{Raw: []byte("junk")})
+	n.agent.Federate(good, n.agent.Roots()...)
+	l := n.certs.Acquire(n.pod(uidA), bar)
+	for _, want := range []int{1, 2} {
+		if err := n.agent.AddRoot(); err != nil { // which reaches the pod all the same
+			t.Fatal(err)
+		}
+		roots(t, l, want+1)
+		if all := get(t, l).Federated(); len(all) != want || len(all[good]) != 1 {
+			t.Errorf("accepts %v, want %d trust domains", all, want)
+		}
+		n.agent.Federate(bad, n.agent.Roots()...)
+	}
+}
+
+// When our own bundle cannot be read any more, SVIDs are judged by the last one that could.
+func TestOwnBundleThatCannotBeRead(t *testing.T) {
+	n := newNode(t, delegated.Selectors, nil)
+	n.agent.Give("selectors:k8s:ns:foo,k8s:sa:bar,k8s:pod-uid:"+uidA+",k8s:pod-name:p", bar)
+	l := n.certs.Acquire(n.pod(uidA), bar)
+	before := get(t, l)
+	n.agent.Federate(td, &x509.Certificate{Raw: []byte("junk")})
+	for range 2 { // one may come before the bundle
+		n.agent.Rotate(bar)
+		for end := time.Now().Add(time.Minute); get(t, l) == before; time.Sleep(5 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal("no renewal came")
+			}
+		}
+		before = get(t, l)
+	}
+	if got := len(before.Federated()); got != 0 {
+		t.Errorf("accepts %d other trust domains", got)
 	}
 }
 
