@@ -99,6 +99,7 @@ func (m *Manager) land(e *entry, i *mtls.Identity, roots []*x509.Certificate, to
 		// The next answer takes as long, and must arrive while this certificate is good: certificates of ten seconds
 		// from a CA that needs three would otherwise be replaced as they end.
 		m.restLocked(e, after(max(left-took, left/4)), Background)
+		m.mergeLocked(e)
 	} else {
 		e.failures++
 		m.failedLocked(e, err)
@@ -113,6 +114,9 @@ func (m *Manager) landedLocked(e *entry, err error) bool {
 	delete(m.flying, e.key)
 	if e.failed {
 		m.failing--
+	}
+	if g := m.groups[e.id]; g != nil && m.src.Watcher == nil {
+		m.unparkLocked(g)
 	}
 	if e.phase == gone {
 		if n := m.entries[e.key]; n != nil && n.phase == parked {

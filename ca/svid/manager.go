@@ -160,9 +160,9 @@ func (m *Manager) ensureLocked(id spiffeid.ID, pod Pod) (*entry, error) {
 	if m.stopped {
 		return nil, ErrStopped
 	}
-	k := key{id: id}
-	if m.src.Watcher != nil {
-		k.holder = pod.UID
+	k := key{id: id, holder: pod.UID}
+	if m.src.Watcher == nil && m.entries[k] == nil { // a pod's own is of a Watcher, or was
+		k.holder = ""
 	}
 	if e := m.entries[k]; e != nil {
 		return e, nil

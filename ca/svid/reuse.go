@@ -8,6 +8,8 @@ import (
 	"math/rand/v2"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
 	"github.com/warren-mesh/warren/ca/mtls"
 )
 
@@ -78,7 +80,8 @@ func (s Source) complete() Source {
 	return s
 }
 
-// group is the entries of one identity, where they may use each other's certificate. Guarded by Manager.mu.
+// group is the entries of one identity, where they may use each other's certificate, and where they become one as soon
+// as a Signer has answered. Guarded by Manager.mu.
 type group struct {
 	members map[*entry]struct{}
 	anchor  *entry    // at Local: whose stream speaks for all
@@ -91,20 +94,40 @@ type role uint8
 const (
 	asks    role = iota // the source
 	follows             // what another one was given
-	waits               // for the anchor's first word
+	waits               // for the anchor's first word, or a Signer's
 )
 
 func (m *Manager) joinLocked(e *entry) {
-	if m.src.Reuse == Strict || m.src.Watcher == nil {
+	if m.src.Watcher == nil {
+		m.joinApartLocked(e)
+		return
+	}
+	if m.src.Reuse == Strict {
 		return
 	}
 	e.sampled = m.src.Reuse == Local && rand.N(100) < m.src.Sample
-	g := m.groups[e.id]
+	m.groupLocked(e.id).members[e] = struct{}{}
+}
+
+// joinApartLocked groups what a Watcher gave pods of an identity with what a Signer will give all of them.
+func (m *Manager) joinApartLocked(e *entry) {
+	if e.key.holder == "" && m.groups[e.id] == nil {
+		return // as nearly always
+	}
+	g := m.groupLocked(e.id)
+	g.members[e] = struct{}{}
+	if shared := m.entries[key{id: e.id}]; shared != nil {
+		g.members[shared] = struct{}{}
+	}
+}
+
+func (m *Manager) groupLocked(id spiffeid.ID) *group {
+	g := m.groups[id]
 	if g == nil {
 		g = &group{members: map[*entry]struct{}{}}
-		m.groups[e.id] = g
+		m.groups[id] = g
 	}
-	g.members[e] = struct{}{}
+	return g
 }
 
 func (m *Manager) leaveLocked(e *entry) {
@@ -124,6 +147,13 @@ func (m *Manager) roleLocked(e *entry) role {
 	g, wall := m.groups[e.id], m.wall()
 	switch {
 	case g == nil:
+		return asks
+	case m.src.Watcher == nil:
+		for _, f := range m.flying {
+			if f.id == e.id && f.epoch == m.epoch {
+				return waits
+			}
+		}
 		return asks
 	case m.src.Reuse == Confirm:
 		if !e.borrowed && e.valid(wall) == nil && g.lender(wall) != nil {

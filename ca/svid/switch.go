@@ -65,7 +65,8 @@ func (m *Manager) Switch(to Source, overlap time.Duration) error {
 	return nil
 }
 
-// rehomeLocked makes the entries that the new source has out of one of the old.
+// rehomeLocked makes the entries that the new source has out of one of the old. A pod's own entry stays apart until a
+// Signer has answered: what a Watcher gave one pod, or refused, is no other's, though a Signer's is for all.
 func (m *Manager) rehomeLocked(e *entry) {
 	if e.stream != nil {
 		e.stream.cancel()
@@ -75,7 +76,7 @@ func (m *Manager) rehomeLocked(e *entry) {
 	if e.phase == flying {
 		e.cancel()
 	}
-	if (e.key.holder != "") == (m.src.Watcher != nil) {
+	if e.key.holder != "" || m.src.Watcher == nil {
 		switch {
 		case e.phase == due:
 			m.due.fix(e) // failures count there
@@ -91,22 +92,41 @@ func (m *Manager) rehomeLocked(e *entry) {
 			m.holdLocked(n, holder).leases[l] = struct{}{}
 			l.e.Store(n)
 		}
-		if h.prefetched && m.src.Watcher == nil {
-			m.holdLocked(m.heirLocked(e, Pod{}), holder).prefetched = true
-		}
 		h.leases = nil // they live on
 	}
 	m.dropLocked(e, ErrNotNeeded)
 }
 
+// mergeLocked makes e, for which a Signer has answered, the entry of all holders of its identity.
+func (m *Manager) mergeLocked(e *entry) {
+	g := m.groups[e.id]
+	if g == nil {
+		return
+	}
+	delete(m.groups, e.id)
+	for f := range g.members {
+		if f == e {
+			continue
+		}
+		for holder, h := range f.holds {
+			to := m.holdLocked(e, holder)
+			to.prefetched = to.prefetched || h.prefetched
+			for l := range h.leases {
+				to.leases[l] = struct{}{}
+				l.e.Store(e)
+			}
+			h.leases = nil
+		}
+		m.dropLocked(f, ErrNotNeeded)
+	}
+	delete(m.entries, e.key)
+	e.key, e.pod = key{id: e.id}, Pod{}
+	m.entries[e.key] = e
+}
+
 // heirLocked is the entry that takes e's place for pod, with what e has in use.
 func (m *Manager) heirLocked(e *entry, pod Pod) *entry {
-	k := key{id: e.id}
-	if m.src.Watcher != nil {
-		k.holder = pod.UID
-	} else {
-		pod = Pod{}
-	}
+	k := key{id: e.id, holder: pod.UID}
 	n := m.entries[k]
 	if n == nil {
 		now := time.Now()

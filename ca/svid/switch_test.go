@@ -13,6 +13,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/warren-mesh/warren/ca/mtls"
+	"github.com/warren-mesh/warren/ca/source/fake"
 	"github.com/warren-mesh/warren/ca/svid"
 )
 
@@ -196,4 +197,157 @@ func TestLateAnswerOfTheOldSource(t *testing.T) {
 			t.Errorf("the old source's certificate is in use: %v", err)
 		}
 	})
+}
+
+// oneEach is a Watcher that gives each pod that is entitled a key of its own.
+type oneEach struct {
+	ca  *fake.Signer
+	ids map[string]spiffeid.ID // by pod
+}
+
+func (o oneEach) Watch(ctx context.Context, pod svid.Pod, _ spiffeid.ID, emit func(svid.Update)) error {
+	var u svid.Update
+	if id, ok := o.ids[pod.UID]; ok {
+		u.SVIDs = []svid.SVID{issue(o.ca, id, time.Hour)}
+	}
+	emit(u)
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// From a Watcher to a Signer: until that has answered, a pod uses what it was given itself, and one that was refused
+// nothing.
+func TestSwitchInheritsOnlyOnesOwn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		next := newSigner(t)
+		next.hold = make(chan struct{})
+		w := oneEach{newFake(t), map[string]spiffeid.ID{pod(0).UID: sa("a"), pod(2).UID: sa("a")}}
+		k := &taken{}
+		m, stop := run(t, svid.Config{Watcher: w, Wait: time.Second, CallTimeout: time.Hour, Withdrawn: k.withdrawn})
+		defer stop()
+		var leases []*svid.Lease
+		for n := range 3 {
+			leases = append(leases, m.Acquire(pod(n), sa("a")))
+		}
+		synctest.Wait()
+		own := []*mtls.Identity{leases[0].Current(), nil, leases[2].Current()}
+		if leases[1].Current() != nil || own[0] == own[2] {
+			t.Fatal("the old source did not tell the pods apart")
+		}
+		if err := m.Switch(svid.Source{Signer: next}, time.Hour); err != nil {
+			t.Fatal(err)
+		}
+		// A new pod, and a second lease of an old one.
+		leases = append(leases, m.Acquire(pod(3), sa("a")), m.Acquire(pod(0), sa("a")))
+		own = append(own, nil, own[0])
+		m.Prefetch(sa("a"), "w")
+		check := func(when string) {
+			t.Helper()
+			for n, l := range leases {
+				switch got := l.Current(); {
+				case got == nil && own[n] == nil:
+				case got == nil || own[n] == nil || !got.Chain()[0].Equal(own[n].Chain()[0]):
+					t.Errorf("%s: lease %d has %v, its own was %v", when, n, got, own[n])
+				}
+			}
+		}
+		check("at once")
+		if i, err := leases[1].Identity(t.Context()); err == nil {
+			t.Errorf("the pod that was refused waited, and got %v", i)
+		}
+		check("while the call hangs")
+		if got := next.calls(); len(got) != 1 {
+			t.Errorf("%d calls for one identity", len(got))
+		}
+		// To another one before that has answered, and one that fails first.
+		bad := newSigner(t)
+		bad.fail(errors.New("no"))
+		if err := m.Switch(svid.Source{Signer: bad}, time.Hour); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Second)
+		check("after refusals")
+		// Back, before anybody has answered, and again.
+		if err := m.Switch(svid.Source{Watcher: w}, time.Hour); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		for n, l := range leases {
+			if own[n] != nil {
+				own[n] = mustIdentity(t, l)
+			}
+		}
+		check("back")
+		if err := m.Switch(svid.Source{Signer: bad}, time.Hour); err != nil {
+			t.Fatal(err)
+		}
+		check("again")
+		m.Prefetch(sa("a"), "w")
+		bad.fail(nil)
+		time.Sleep(2 * time.Minute)
+		for n, l := range leases {
+			if err := mustIdentity(t, l).Chain()[0].CheckSignatureFrom(mustParse(t, bad.RootsPEM())); err != nil {
+				t.Errorf("lease %d: %v", n, err)
+			}
+		}
+		if all := m.Dump(); len(all) != 1 || all[0].Holder != "" || len(all[0].Holders) != 5 {
+			t.Errorf("left is %+v", all)
+		}
+		if len(k.pods) > 0 {
+			t.Errorf("taken back: %v", k.pods)
+		}
+		m.Forget("w")
+		for n := range 4 {
+			m.Forget(pod(n).UID)
+		}
+		if left := m.Dump(); len(left) > 0 {
+			t.Errorf("%d are left", len(left))
+		}
+	})
+}
+
+// Those that wait for the answer to another one's call get it though that one goes away, and are one entry then. What
+// was asked for since the first of two changes is among them.
+func TestSwitchWaitsForOneCall(t *testing.T) {
+	for range 40 { // maps are walked in any order
+		synctest.Test(t, func(t *testing.T) {
+			refusing, next := newSigner(t), newSigner(t)
+			refusing.fail(errors.New("no"))
+			next.hold = make(chan struct{})
+			w := oneEach{newFake(t), map[string]spiffeid.ID{pod(0).UID: sa("a")}}
+			m, stop := run(t, svid.Config{Watcher: w, CallTimeout: time.Hour})
+			defer stop()
+			leases := map[string]*svid.Lease{}
+			add := func(n int) { leases[pod(n).UID] = m.Acquire(pod(n), sa("a")) }
+			add(0)
+			add(1)
+			synctest.Wait()
+			if err := m.Switch(svid.Source{Signer: refusing}, 0); err != nil {
+				t.Fatal(err)
+			}
+			add(2)
+			if err := m.Switch(svid.Source{Signer: next}, 0); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Minute)
+			for _, s := range m.Dump() {
+				if s.InFlight {
+					m.Forget(s.Holders[0])
+					delete(leases, s.Holders[0])
+				}
+			}
+			close(next.hold)
+			time.Sleep(time.Minute)
+			for uid, l := range leases {
+				if i := l.Current(); i == nil || i.Chain()[0].CheckSignatureFrom(mustParse(t, next.RootsPEM())) != nil {
+					t.Errorf("%s has %v", uid, i)
+				}
+			}
+			calls := len(next.calls())
+			add(3)
+			if all := m.Dump(); len(leases) != 3 || len(all) != 1 || all[0].Holder != "" || len(next.calls()) != calls {
+				t.Errorf("%d calls, left is %+v", len(next.calls())-calls, all)
+			}
+		})
+	}
 }
