@@ -92,8 +92,7 @@ func (m *Manager) land(e *entry, i *mtls.Identity, roots []*x509.Certificate, to
 		e.by, e.given = BySigning, nil
 		m.speedUpLocked()
 		m.clearNoticeLocked(e)
-		e.current.Store(i)
-		m.trustLocked(e, roots)
+		m.trustLocked(e, i, roots)
 		left := life(i)
 		e.late = e.lastEnd.Add(left * 3 / 4)
 		// The next answer takes as long, and must arrive while this certificate is good: certificates of ten seconds
@@ -201,13 +200,17 @@ func life(i *mtls.Identity) time.Duration {
 	return i.NotAfter().Sub(from)
 }
 
-// trustLocked counts roots as those of e's certificate, or none when e goes, and gives every identity of the trust
-// domain the new union if it changed.
-func (m *Manager) trustLocked(e *entry, roots []*x509.Certificate) {
+// trustLocked has e use i, counts roots as those of its certificate, or none when e goes with nil, and gives every
+// identity of the trust domain the new union if it changed. Nobody sees i before it has that: whoever judged peers by the
+// roots of one answer would cut off all those of a source of before.
+func (m *Manager) trustLocked(e *entry, i *mtls.Identity, roots []*x509.Certificate) {
 	td := e.id.TrustDomain()
 	t := m.trust[td]
 	if t == nil {
 		if roots == nil {
+			if i != nil {
+				e.current.Store(i)
+			}
 			return
 		}
 		t = &trust{refs: map[fingerprint]*rootRef{}, added: m.addedLocked(td)}
@@ -218,14 +221,17 @@ func (m *Manager) trustLocked(e *entry, roots []*x509.Certificate) {
 	if err != nil {
 		m.cfg.Log.Error("roots are kept as they were", "id", e.id.String(), "err", err)
 	}
-	if changed && m.cfg.RootsChanged != nil {
-		m.cfg.RootsChanged()
+	if i != nil {
+		if t.roots != nil {
+			i = i.WithRoots(t.roots)
+		}
+		e.current.Store(i)
 	}
 	if !changed && roots != nil { // as nearly always
-		if i := e.current.Load(); i != nil && e.given == nil && t.roots != nil {
-			e.current.Store(i.WithRoots(t.roots))
-		}
 		return
+	}
+	if changed && m.cfg.RootsChanged != nil {
+		defer m.cfg.RootsChanged()
 	}
 	others := false
 	for _, o := range m.entries {
@@ -233,7 +239,7 @@ func (m *Manager) trustLocked(e *entry, roots []*x509.Certificate) {
 			continue
 		}
 		others = true
-		if i := o.current.Load(); i != nil && o.given == nil && t.roots != nil && (changed || o == e) {
+		if i := o.current.Load(); i != nil && o != e && o.given == nil && t.roots != nil && changed {
 			o.current.Store(i.WithRoots(t.roots))
 		}
 	}

@@ -250,7 +250,7 @@ func (m *Manager) dropLocked(e *entry, why error) {
 	delete(m.entries, e.key)
 	m.leaveLocked(e)
 	e.current.Store(nil)
-	m.trustLocked(e, nil)
+	m.trustLocked(e, nil, nil)
 	close(e.changed)
 }
 

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -31,10 +32,18 @@ func TestSwitch(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					a, b, k := newAgent(t), newAgent(t), &taken{}
 					src := one(a)
-					m, stop := run(t, svid.Config{Signer: src.Signer, Watcher: src.Watcher, Prover: src.Prover, Reuse: src.Reuse,
-						TTL: time.Hour, Withdrawn: k.withdrawn})
-					defer stop()
 					var leases []*svid.Lease
+					var during atomic.Bool // of the overlap
+					rootsA := mustParse(t, a.ca.RootsPEM())
+					m, stop := run(t, svid.Config{Signer: src.Signer, Watcher: src.Watcher, Prover: src.Prover, Reuse: src.Reuse,
+						TTL: time.Hour, Withdrawn: k.withdrawn, RootsChanged: func() {
+							for n, l := range leases {
+								if during.Load() && !slices.ContainsFunc(l.Current().Roots(), rootsA.Equal) {
+									t.Errorf("pod %d does not trust the old roots for a moment, in which peers are judged", n)
+								}
+							}
+						}})
+					defer stop()
 					for n := range 20 {
 						id := sa(fmt.Sprint(n % 5))
 						a.give(pod(n).UID, id)
@@ -43,6 +52,7 @@ func TestSwitch(t *testing.T) {
 					}
 					m.Prefetch(sa("ahead"), "w")
 					time.Sleep(5 * time.Second)
+					during.Store(true)
 					if err := m.Switch(other(b), time.Hour); err != nil {
 						t.Fatal(err)
 					}
@@ -64,6 +74,7 @@ func TestSwitch(t *testing.T) {
 							t.Fatalf("pod %d trusts %d roots", n, got)
 						}
 					}
+					during.Store(false)
 					time.Sleep(time.Hour)
 					for n, l := range leases {
 						if got := mustIdentity(t, l).Roots(); len(got) != 1 || !got[0].Equal(rootsB) {
