@@ -62,6 +62,17 @@ func (l *lines) count(text string) int {
 func conditional(name string, action security.Action) *discovery.Resource {
 	m := &security.Match{DestinationPorts: []uint32{80}}
 	m.ProtoReflect().SetUnknown([]byte{0xa2, 0x06, 1, 'x'}) // field 100
+	return withMatch(name, action, m)
+}
+
+// narrowed is a policy with a modifier of a newer version in a matcher's value.
+func narrowed(name string, action security.Action) *discovery.Resource {
+	account := &security.ServiceAccountMatch{Namespace: "ns", ServiceAccount: "sa"}
+	account.ProtoReflect().SetUnknown([]byte{0xa2, 0x06, 1, 'x'})
+	return withMatch(name, action, &security.Match{ServiceAccounts: []*security.ServiceAccountMatch{account}})
+}
+
+func withMatch(name string, action security.Action, m *security.Match) *discovery.Resource {
 	return &discovery.Resource{Name: "ns/" + name, Version: "1", Resource: pack(AuthorizationType, &security.Authorization{
 		Name: name, Namespace: "ns", Scope: security.Scope_NAMESPACE, Action: action,
 		Groups: []*security.Group{{Rules: []*security.Rules{{Matches: []*security.Match{m}}}}},
@@ -74,10 +85,11 @@ func TestUnknownConditions(t *testing.T) {
 	o, log := &tally{Observer: newObserver()}, &lines{}
 	cfg := Config{Address: "http://localhost:1", Observer: o, Log: slog.New(slog.NewTextHandler(log, nil))}
 	bubbleWith(t, cfg, func(t *testing.T, f *fakeStream, c *Client, store *workload.Store) {
-		f.push(response(AuthorizationType, "p1", conditional("deny", security.Action_DENY), conditional("allow", security.Action_ALLOW), policy("good", "1")))
+		f.push(response(AuthorizationType, "p1", conditional("deny", security.Action_DENY), conditional("allow", security.Action_ALLOW),
+			narrowed("narrow", security.Action_ALLOW), policy("good", "1")))
 		f.push(response(AddressType, "a1", pod("w", "1")))
-		o.want(t, "security.Authorization 2 2", "workload.Address 0 0")
-		for name, rules := range map[string]int{"deny": 1, "allow": 0} {
+		o.want(t, "security.Authorization 3 3", "workload.Address 0 0")
+		for name, rules := range map[string]int{"deny": 1, "allow": 0, "narrow": 0} {
 			p := store.View().Policy("ns/" + name)
 			if p == nil || len(p.Rules) != rules || rules == 1 && len(p.Rules[0].Clauses) != 0 {
 				t.Errorf("%s: %+v stands in its place", name, p)
@@ -86,7 +98,7 @@ func TestUnknownConditions(t *testing.T) {
 				t.Errorf("%s is not named in the log", name)
 			}
 		}
-		f.push(removal(AuthorizationType, "p2", "ns/deny"), response(AuthorizationType, "p3", badPolicy("good")))
+		f.push(removal(AuthorizationType, "p2", "ns/deny", "ns/narrow"), response(AuthorizationType, "p3", badPolicy("good")))
 		o.want(t, "security.Authorization 0 1", "security.Authorization 1 1")
 		f.push(removal(AuthorizationType, "p4", "ns/allow"), response(AddressType, "a2", badPod("w", "2"), badPod("x", "1")))
 		o.want(t, "security.Authorization 0 0", "workload.Address 2 1")

@@ -13,7 +13,8 @@ import (
 // PolicyFromProto converts a policy. A piece that is not understood rejects the
 // whole policy: dropping a matcher could make a denial match nothing, or a
 // permission everything. Fields that this version does not know count as such
-// where they could be conditions, provided that p was decoded with them.
+// where they could be conditions, in a matcher's values too (a modifier there may make
+// it narrower), provided that p was decoded with them.
 func PolicyFromProto(p *security.Authorization) (*Policy, error) {
 	if p.GetName() == "" {
 		return nil, errors.New("workload: policy name is empty")
@@ -63,7 +64,7 @@ func matchFromProto(m *security.Match) (Match, error) {
 	if unknown(m) || len(m.GetExtensions()) > 0 {
 		return out, errUnknownField
 	}
-	var errs [10]error
+	var errs [12]error
 	out.Namespaces, errs[0] = stringsFromProto("namespaces", m.GetNamespaces())
 	out.NotNamespaces, errs[1] = stringsFromProto("not_namespaces", m.GetNotNamespaces())
 	out.Principals, errs[2] = stringsFromProto("principals", m.GetPrincipals())
@@ -74,14 +75,17 @@ func matchFromProto(m *security.Match) (Match, error) {
 	out.NotDestinationIPs, errs[7] = prefixesFromProto("not_destination_ips", m.GetNotDestinationIps())
 	out.DestinationPorts, errs[8] = ports16("destination_ports", m.GetDestinationPorts())
 	out.NotDestinationPorts, errs[9] = ports16("not_destination_ports", m.GetNotDestinationPorts())
-	out.ServiceAccounts = accountsFromProto(m.GetServiceAccounts())
-	out.NotServiceAccounts = accountsFromProto(m.GetNotServiceAccounts())
+	out.ServiceAccounts, errs[10] = accountsFromProto("service_accounts", m.GetServiceAccounts())
+	out.NotServiceAccounts, errs[11] = accountsFromProto("not_service_accounts", m.GetNotServiceAccounts())
 	return out, errors.Join(errs[:]...)
 }
 
 func stringsFromProto(field string, list []*security.StringMatch) ([]StringMatch, error) {
 	var out []StringMatch
 	for _, m := range list {
+		if unknown(m) {
+			return nil, fmt.Errorf("%s: %w", field, errUnknownField)
+		}
 		switch t := m.GetMatchType().(type) {
 		case *security.StringMatch_Exact:
 			out = append(out, StringMatch{Exact, t.Exact})
@@ -90,6 +94,9 @@ func stringsFromProto(field string, list []*security.StringMatch) ([]StringMatch
 		case *security.StringMatch_Suffix:
 			out = append(out, StringMatch{Suffix, t.Suffix})
 		case *security.StringMatch_Presence:
+			if unknown(t.Presence) {
+				return nil, fmt.Errorf("%s: %w", field, errUnknownField)
+			}
 			out = append(out, StringMatch{Kind: Presence})
 		default:
 			return nil, fmt.Errorf("%s: a string match without a type", field)
@@ -101,6 +108,9 @@ func stringsFromProto(field string, list []*security.StringMatch) ([]StringMatch
 func prefixesFromProto(field string, list []*security.Address) ([]netip.Prefix, error) {
 	var out []netip.Prefix
 	for _, p := range list {
+		if unknown(p) {
+			return nil, fmt.Errorf("%s: %w", field, errUnknownField)
+		}
 		a, err := addrFromBytes(p.GetAddress())
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", field, err)
@@ -126,12 +136,15 @@ func ports16(field string, list []uint32) ([]uint16, error) {
 	return out, nil
 }
 
-func accountsFromProto(list []*security.ServiceAccountMatch) []ServiceAccountMatch {
+func accountsFromProto(field string, list []*security.ServiceAccountMatch) ([]ServiceAccountMatch, error) {
 	var out []ServiceAccountMatch
 	for _, m := range list {
+		if unknown(m) {
+			return nil, fmt.Errorf("%s: %w", field, errUnknownField)
+		}
 		out = append(out, ServiceAccountMatch{Namespace: m.GetNamespace(), ServiceAccount: m.GetServiceAccount()})
 	}
-	return out
+	return out, nil
 }
 
 // ToProto is the policy's wire form.

@@ -1,6 +1,7 @@
 package workload
 
 import (
+	"errors"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -54,27 +55,65 @@ func TestStandIn(t *testing.T) {
 }
 
 // TestConditionsOfANewerVersion: a condition that is not understood would make a
-// permission wider, or a denial match nothing.
+// permission wider, or a denial match nothing. That goes for every message inside the
+// rules, those of a later version of the format included.
 func TestConditionsOfANewerVersion(t *testing.T) {
 	newer := protoreflect.RawFields{0xf8, 0x06, 1} // field 111
-	for name, spoil := range map[string]func(*security.Authorization){
-		"group": func(a *security.Authorization) { a.Groups[0].ProtoReflect().SetUnknown(newer) },
-		"rules": func(a *security.Authorization) { a.Groups[0].Rules[0].ProtoReflect().SetUnknown(newer) },
-		"match": func(a *security.Authorization) { a.Groups[0].Rules[0].Matches[0].ProtoReflect().SetUnknown(newer) },
-		"extension": func(a *security.Authorization) {
-			a.Groups[0].Rules[0].Matches[0].Extensions = []*workloadapi.Extension{{}}
-		},
-	} {
-		a := &security.Authorization{Name: "p", Namespace: "ns", Groups: []*security.Group{{Rules: []*security.Rules{{
-			Matches: []*security.Match{{DestinationPorts: []uint32{80}}},
-		}}}}}
+	full := func() *security.Authorization {
+		a := fullPolicy()
 		a.ProtoReflect().SetUnknown(newer) // beside the rules it is no condition
-		if _, err := PolicyFromProto(a); err != nil {
-			t.Errorf("%s: before: %v", name, err)
+		return a
+	}
+	if _, err := PolicyFromProto(full()); err != nil {
+		t.Fatalf("before: %v", err)
+	}
+	seen := map[protoreflect.Name]bool{}
+	for i := 0; ; i++ {
+		a := full()
+		m := nested(a.ProtoReflect(), new(int), i)
+		if m == nil {
+			break
 		}
-		spoil(a)
-		if _, err := PolicyFromProto(a); err == nil {
-			t.Errorf("%s: taken", name)
+		m.SetUnknown(newer)
+		seen[m.Descriptor().Name()] = true
+		if _, err := PolicyFromProto(a); err == nil || !errors.Is(err, errUnknownField) {
+			t.Errorf("%s, message %d: taken, or %v", m.Descriptor().Name(), i, err)
 		}
 	}
+	for _, name := range []protoreflect.Name{"Group", "Rules", "Match", "StringMatch", "Empty", "Address", "ServiceAccountMatch"} {
+		if !seen[name] {
+			t.Errorf("the full policy has no %s", name)
+		}
+	}
+	a := full()
+	a.Groups[0].Rules[0].Matches[0].Extensions = []*workloadapi.Extension{{}}
+	if _, err := PolicyFromProto(a); err == nil {
+		t.Error("extension: taken")
+	}
+}
+
+// nested is the message number i inside m, nil if there are fewer.
+func nested(m protoreflect.Message, n *int, i int) (found protoreflect.Message) {
+	visit := func(inside protoreflect.Message) bool {
+		if *n++; *n-1 == i {
+			found = inside
+		} else {
+			found = nested(inside, n, i)
+		}
+		return found == nil
+	}
+	fields := m.Descriptor().Fields()
+	for j := 0; j < fields.Len() && found == nil; j++ { // in the order of their definition
+		f := fields.Get(j)
+		switch {
+		case f.Kind() != protoreflect.MessageKind || !m.Has(f):
+		case !f.IsList():
+			visit(m.Get(f).Message())
+		default:
+			list := m.Get(f).List()
+			for k := 0; k < list.Len() && visit(list.Get(k).Message()); k++ {
+			}
+		}
+	}
+	return found
 }
