@@ -33,6 +33,9 @@ const (
 	// localWait is how long a connection to a pod waits for the control plane to
 	// know it, and who may call it.
 	localWait = 5 * time.Second
+	// refreshWait is how long a connection waits to be told of endpoints that may have
+	// come to a service that has none left.
+	refreshWait = time.Second
 	// retryPods is how often pods whose listeners could not be opened are tried
 	// again.
 	retryPods = 5 * time.Second

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/warren-mesh/warren/proxy/route"
 	"github.com/warren-mesh/warren/xds/workload"
 )
 
@@ -15,10 +16,18 @@ const askRounds = 4
 // known returns a view in which everything that a connection of self to dst depends on
 // has been looked for. With XDS_ON_DEMAND that may mean to ask the control plane, for a
 // while; what is unknown then is not decided about: it might be in the mesh.
+//
+// The services on the way, waypoints' and gateways' too, are asked for anew now and then:
+// Istio's control plane does not tell of endpoints that come to them.
 func (p *pod) known(ctx context.Context, view *workload.View, self *workload.Workload, dst netip.Addr) (*workload.View, error) {
-	view, err := p.look(ctx, view, func(v *workload.View) []string { return unknownOnPath(v, self, dst) })
-	if err == nil && p.s.xds != nil && p.s.cfg.OnDemand {
-		if s := view.ServiceByVIP(workload.NetworkAddr{Network: self.Network, Addr: dst.Unmap()}, self.Namespace); s != nil {
+	var used []*workload.Service
+	view, err := p.look(ctx, view, func(v *workload.View) missing {
+		u := missingOnPath(v, self, dst)
+		used = u.used
+		return u
+	})
+	if err == nil {
+		for _, s := range used { // none unless on demand
 			p.s.xds.Renew(s.ResourceName())
 		}
 	}
@@ -27,45 +36,57 @@ func (p *pod) known(ctx context.Context, view *workload.View, self *workload.Wor
 
 // knownWaypoint is known for a connection that comes to self: who its waypoint is.
 func (p *pod) knownWaypoint(ctx context.Context, view *workload.View, self *workload.Workload) (*workload.View, error) {
-	return p.look(ctx, view, func(v *workload.View) []string {
-		u := missing{view: v, network: self.Network}
+	return p.look(ctx, view, func(v *workload.View) missing {
+		u := missing{view: v, self: self}
 		u.gateway(self.Waypoint)
-		return u.names
+		return u
 	})
 }
 
 // look asks for what is missing, again and again, since answers lead to questions.
-func (p *pod) look(ctx context.Context, view *workload.View, missing func(*workload.View) []string) (*workload.View, error) {
+func (p *pod) look(ctx context.Context, view *workload.View, path func(*workload.View) missing) (*workload.View, error) {
 	if p.s.xds == nil || !p.s.cfg.OnDemand {
 		return view, nil
 	}
 	var asked []string
 	for range askRounds {
-		names := missing(view)
-		names = slices.DeleteFunc(names, func(n string) bool { return slices.Contains(asked, n) })
-		if len(names) == 0 {
+		u := path(view)
+		before := func(n string) bool { return slices.Contains(asked, n) }
+		names, stale := slices.DeleteFunc(u.names, before), slices.DeleteFunc(u.stale, before)
+		if len(names)+len(stale) == 0 {
 			return view, nil
 		}
-		ctx, cancel := context.WithTimeout(ctx, localWait)
-		err := p.s.xds.Ask(ctx, names...)
-		cancel()
-		if err != nil {
+		if err := p.ask(ctx, names, stale); err != nil {
 			return nil, err
 		}
-		asked = append(asked, names...)
+		asked = append(append(asked, names...), stale...)
 		view = p.s.store.View()
 	}
 	return view, nil
 }
 
-// unknownOnPath are the names that a view lacks of what a connection depends on.
-func unknownOnPath(v *workload.View, self *workload.Workload, dst netip.Addr) []string {
+// ask waits for what is unknown; what is stale would be good to know.
+func (p *pod) ask(ctx context.Context, names, stale []string) error {
+	long, cancel := context.WithTimeout(ctx, localWait)
+	defer cancel()
+	if err := p.s.xds.Ask(long, names...); err != nil {
+		return err
+	}
+	short, cancel := context.WithTimeout(ctx, refreshWait)
+	defer cancel()
+	p.s.xds.Refresh(short, stale...)
+	return nil
+}
+
+// missingOnPath is what a view lacks of what a connection depends on.
+func missingOnPath(v *workload.View, self *workload.Workload, dst netip.Addr) missing {
+	u := missing{view: v, self: self}
 	addr := workload.NetworkAddr{Network: self.Network, Addr: dst.Unmap()}
 	s, w := v.ServiceByVIP(addr, self.Namespace), v.WorkloadByAddr(addr)
 	if s == nil && w == nil {
-		return []string{addr.String()}
+		u.names = append(u.names, addr.String())
+		return u
 	}
-	u := missing{view: v, network: self.Network}
 	if w != nil {
 		u.waypoint(w.Waypoint)
 		u.gateway(w.NetworkGateway)
@@ -76,13 +97,9 @@ func unknownOnPath(v *workload.View, self *workload.Workload, dst netip.Addr) []
 			u.waypoint(&s.WeightedWaypoints[i].Destination)
 		}
 		u.endpoints(v.Endpoints(s))
-		if s.Mode() != workload.LBPassthrough && !anyUsable(s, v.Endpoints(s)) {
-			// All that were known have gone. Istio's control plane does not tell of those
-			// that have come in their place.
-			u.names = append(u.names, s.ResourceName())
-		}
+		u.uses(s)
 	}
-	return u.names
+	return u
 }
 
 // anyUsable says whether a service has an endpoint to choose.
@@ -90,20 +107,20 @@ func anyUsable(s *workload.Service, set *workload.EndpointSet) bool {
 	return slices.ContainsFunc(set.All(), func(e workload.Endpoint) bool { return s.Usable(e.Workload.Status) })
 }
 
-// missing gathers names. What leads further is followed once, never in a circle.
+// missing gathers what is to be asked for. What leads further is followed once, never in
+// a circle.
 type missing struct {
-	view    *workload.View
-	network string // of the client
-	names   []string
+	view *workload.View
+	self *workload.Workload // the client
+	// names are unknown; stale are those of services that are known, but have nothing to
+	// choose: somebody may have come.
+	names, stale []string
+	used         []*workload.Service
 }
 
 // waypoint adds a waypoint, which may be nil, or the gateways on the way to it.
 func (u *missing) waypoint(g *workload.GatewayAddress) {
-	u.gateway(g)
-	if g == nil || g.Address.Addr.IsValid() {
-		return
-	}
-	if s := u.view.Service(g.Hostname); s != nil {
+	if s := u.gateway(g); s != nil {
 		u.endpoints(u.view.Endpoints(s))
 	}
 }
@@ -111,24 +128,40 @@ func (u *missing) waypoint(g *workload.GatewayAddress) {
 // endpoints adds the gateways of endpoints in other networks.
 func (u *missing) endpoints(set *workload.EndpointSet) {
 	for _, e := range set.All() {
-		if e.Workload.Network != u.network {
+		if e.Workload.Network != u.self.Network {
 			u.gateway(e.Workload.NetworkGateway)
 		}
 	}
 }
 
-func (u *missing) gateway(g *workload.GatewayAddress) {
+// gateway adds a waypoint or a network's gateway; it returns the service that it is, if
+// that is known.
+func (u *missing) gateway(g *workload.GatewayAddress) *workload.Service {
 	if g == nil {
-		return
+		return nil
 	}
-	if a := g.Address; a.Addr.IsValid() {
-		if u.view.WorkloadByAddr(a) != nil || u.view.ServiceByVIP(a, "") != nil {
-			return
-		}
-	} else if u.view.Service(g.Hostname) != nil {
-		return
+	s, w := route.Lookup(u.view, g, u.self.Namespace)
+	if s != nil {
+		u.uses(s)
+		return s
+	}
+	if w != nil && g.Address.Addr.IsValid() {
+		return nil
 	}
 	if name := g.String(); !slices.Contains(u.names, name) {
 		u.names = append(u.names, name)
+	}
+	return nil
+}
+
+// uses notes a service that the connection may go through. All its endpoints that were
+// known may have gone, as when a waypoint is rolled out.
+func (u *missing) uses(s *workload.Service) {
+	if slices.Contains(u.used, s) {
+		return
+	}
+	u.used = append(u.used, s)
+	if s.Mode() != workload.LBPassthrough && !anyUsable(s, u.view.Endpoints(s)) {
+		u.stale = append(u.stale, s.ResourceName())
 	}
 }

@@ -55,39 +55,62 @@ func TestUnknownOnPath(t *testing.T) {
 	through := service("through", "10.9.0.11", nil)
 	through.LoadBalancing = &workload.LoadBalancing{Mode: workload.LBPassthrough}
 
+	rolled := service("rolled", "10.9.0.12", byHost("gone"))
+	spare := service("spare", "10.9.0.13", nil)
+	spare.WeightedWaypoints = []workload.WeightedWaypoint{{Destination: *byHost("simple"), Weight: 1}, {Destination: *byHost("gone"), Weight: 1}}
+	behind := pod("behind", "", "10.0.0.8")
+	behind.Waypoint = byIP("", "10.9.0.20")
+	out := pod("out", "other", "", "away")
+	out.NetworkGateway = byHost("gone")
+
 	store := workload.NewStore()
 	store.Apply(workload.Batch{
-		Workloads: []*workload.Workload{abroad, abroad2, guarded, local, circle, sick, pod("plain", "", "10.0.0.4", "simple"),
+		Workloads: []*workload.Workload{abroad, abroad2, guarded, local, circle, sick, behind, out, pod("plain", "", "10.0.0.4", "simple"),
 			pod("e1", "", "10.0.1.1", "behind"), pod("e2", "", "10.0.1.2", "known"), pod("e3", "", "10.0.1.3", "weighted"), pod("e4", "", "10.0.1.4", "c1"),
-			pod("e5", "", "10.0.1.5", "far"), pod("e6", "", "10.0.1.6", "c2")},
+			pod("e5", "", "10.0.1.5", "far"), pod("e6", "", "10.0.1.6", "c2"),
+			pod("e7", "", "10.0.1.7", "rolled"), pod("e8", "", "10.0.1.8", "spare")},
 		Services: []*workload.Service{
 			service("simple", "10.9.0.1", nil), service("spread", "10.9.0.2", nil), service("behind", "10.9.0.3", byHost("unknown")),
 			service("known", "10.9.0.4", byHost("simple")), weighted, service("c1", "10.9.0.6", byHost("c2")), service("c2", "10.9.0.7", byHost("c1")),
 			service("empty", "10.9.0.8", nil), service("far", "10.9.0.9", byHost("spread")), service("ailing", "10.9.0.10", nil), through,
+			rolled, spare, service("gone", "10.9.0.20", nil), service("away", "10.9.0.14", nil),
 		},
 	})
 	self := pod("self", "", "10.0.0.1")
-	for dst, want := range map[string][]string{
-		"10.0.0.99":      {"/10.0.0.99"},
-		"fd00::99":       {"/fd00::99"},
-		"::ffff:1.1.1.1": {"/1.1.1.1"},
-		"10.0.0.4":       nil,
-		"10.0.0.5":       {"ns/nobody"},
-		"10.0.0.6":       nil, // its waypoint is a service's address, which is known
-		"10.9.0.1":       nil,
-		"10.9.0.2":       {"other/192.0.2.1"},
-		"10.9.0.3":       {"ns/unknown"},
-		"10.9.0.4":       nil,
-		"10.9.0.5":       {"ns/w1", "ns/w2"},
-		"10.9.0.6":       nil,
-		"10.9.0.7":       nil,
-		"10.9.0.8":       {"ns/empty"}, // somebody may have come
-		"10.9.0.10":      {"ns/ailing"},
-		"10.9.0.11":      nil,                 // to where the client wants
-		"10.9.0.9":       {"other/192.0.2.1"}, // the waypoint's own endpoints are abroad
+	for dst, want := range map[string]struct{ names, stale, used []string }{
+		"10.0.0.99":      {names: []string{"/10.0.0.99"}},
+		"fd00::99":       {names: []string{"/fd00::99"}},
+		"::ffff:1.1.1.1": {names: []string{"/1.1.1.1"}},
+		"10.0.0.4":       {},
+		"10.0.0.5":       {names: []string{"ns/nobody"}},
+		"10.0.0.6":       {used: []string{"ns/simple"}}, // its waypoint is a service's address, which is known
+		"10.9.0.1":       {used: []string{"ns/simple"}},
+		"10.9.0.2":       {names: []string{"other/192.0.2.1"}, used: []string{"ns/spread"}},
+		"10.9.0.3":       {names: []string{"ns/unknown"}, used: []string{"ns/behind"}},
+		"10.9.0.4":       {used: []string{"ns/simple", "ns/known"}},
+		"10.9.0.5":       {names: []string{"ns/w1", "ns/w2"}, used: []string{"ns/weighted"}},
+		"10.9.0.6":       {used: []string{"ns/c2", "ns/c1"}},
+		"10.9.0.7":       {used: []string{"ns/c1", "ns/c2"}},
+		"10.9.0.8":       {stale: []string{"ns/empty"}, used: []string{"ns/empty"}}, // somebody may have come
+		"10.9.0.10":      {stale: []string{"ns/ailing"}, used: []string{"ns/ailing"}},
+		"10.9.0.11":      {used: []string{"ns/through"}},                                              // to where the client wants
+		"10.9.0.9":       {names: []string{"other/192.0.2.1"}, used: []string{"ns/spread", "ns/far"}}, // the waypoint's own endpoints are abroad
+		// The pods of a waypoint, or of a gateway, have all been replaced.
+		"10.9.0.12": {stale: []string{"ns/gone"}, used: []string{"ns/gone", "ns/rolled"}},
+		"10.9.0.13": {stale: []string{"ns/gone"}, used: []string{"ns/simple", "ns/gone", "ns/spare"}},
+		"10.0.0.8":  {stale: []string{"ns/gone"}, used: []string{"ns/gone"}},
+		"10.9.0.14": {stale: []string{"ns/gone"}, used: []string{"ns/gone", "ns/away"}},
 	} {
-		if got := unknownOnPath(store.View(), self, netip.MustParseAddr(dst)); !slices.Equal(got, want) {
-			t.Errorf("%s: asks for %v, want %v", dst, got, want)
+		got := missingOnPath(store.View(), self, netip.MustParseAddr(dst))
+		if !slices.Equal(got.names, want.names) || !slices.Equal(got.stale, want.stale) {
+			t.Errorf("%s: asks for %v and %v, want %v and %v", dst, got.names, got.stale, want.names, want.stale)
+		}
+		var used []string
+		for _, s := range got.used {
+			used = append(used, s.ResourceName())
+		}
+		if !slices.Equal(used, want.used) {
+			t.Errorf("%s: renews %v, want %v", dst, used, want.used)
 		}
 	}
 }

@@ -20,8 +20,8 @@ func (p purpose) String() string {
 	return [...]string{"service", "waypoint", "network gateway"}[p]
 }
 
-// lookup finds what a gateway's address names: a service, else a workload.
-func lookup(v *workload.View, g *workload.GatewayAddress, namespace string) (*workload.Service, *workload.Workload) {
+// Lookup finds what a gateway's address names: a service, else a workload.
+func Lookup(v *workload.View, g *workload.GatewayAddress, namespace string) (*workload.Service, *workload.Workload) {
 	if g.Address.Addr.IsValid() {
 		return byAddress(v, g.Address, namespace)
 	}
@@ -63,7 +63,7 @@ func (q *query) find(g *workload.GatewayAddress, p purpose) (found, error) {
 	if g.Address.Addr.IsValid() {
 		asked = g.Address.Addr
 	}
-	s, w := lookup(q.v, g, q.self.Namespace)
+	s, w := Lookup(q.v, g, q.self.Namespace)
 	f := found{service: s, workload: w}
 	families := workload.Automatic
 	switch {

@@ -51,7 +51,7 @@ func (q *query) isGateway(g *workload.GatewayAddress) bool {
 	if g == nil {
 		return false
 	}
-	s, w := lookup(q.v, g, q.self.Namespace)
+	s, w := Lookup(q.v, g, q.self.Namespace)
 	if s == nil {
 		return w != nil && q.isSelf(w)
 	}

@@ -90,6 +90,21 @@ func (c *Client) Ask(ctx context.Context, names ...string) error {
 	return nil
 }
 
+// Refresh is Ask for what is known already but of no use any more, as a service whose
+// endpoints have all gone. Without an answer what is known stays, which is no error;
+// without a stream nobody waits for one.
+func (c *Client) Refresh(ctx context.Context, names ...string) {
+	if len(names) > 0 && c.asks.streaming() {
+		_ = c.Ask(ctx, names...)
+	}
+}
+
+func (q *asks) streaming() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.connected
+}
+
 // ask returns what to wait for, nil if nothing.
 func (q *asks) ask(name string, now time.Time) (*ask, error) {
 	q.mu.Lock()

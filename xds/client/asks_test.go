@@ -257,6 +257,44 @@ func TestRenew(t *testing.T) {
 	}
 }
 
+// TestRefresh: what is known but of no use is asked for anew where there is somebody to
+// answer; no answer is no error, and nobody waits for a control plane that is away.
+func TestRefresh(t *testing.T) {
+	bubbleWith(t, onDemandConfig("http://localhost:1"), func(t *testing.T, f *fakeStream, c *Client, _ *workload.Store) {
+		f.asked()
+		f.push(response(AuthorizationType, "p1"), response(AddressType, "a1", service("ns/s", "1")))
+		refresh := func() chan struct{} {
+			done := make(chan struct{})
+			go func() { defer close(done); c.Refresh(t.Context(), "ns/s") }()
+			synctest.Wait()
+			return done
+		}
+		ended := func(done chan struct{}) bool {
+			select {
+			case <-done:
+				return true
+			default:
+				return false
+			}
+		}
+		done := refresh()
+		wantAsked(t, f, "-ns/s", "+ns/s")
+		if ended(done) {
+			t.Error("nobody waited for the answer")
+		}
+		f.push(response(AddressType, "a2", service("ns/s", "2")))
+		if synctest.Wait(); !ended(done) {
+			t.Error("it still waits")
+		}
+		time.Sleep(answerHolds)
+		c.asks.stopped()
+		if done := refresh(); !ended(done) {
+			t.Error("it waits for a control plane that is away")
+		}
+		wantAsked(t, f)
+	})
+}
+
 func TestAsksAreBounded(t *testing.T) {
 	q := newAsks()
 	q.restart()
