@@ -165,7 +165,7 @@ func (t *tunnel) resolve(in *hbone.Incoming) (resolved, *route.Refusal) {
 	}
 	view, self, err := t.p.local(t.p.hard)
 	if err == nil {
-		view, err = t.p.knownWaypoint(t.p.hard, view, self)
+		view, err = t.p.knownInbound(t.p.hard, view, self, t.dst.Addr(), in.Authority)
 	}
 	if err != nil {
 		return unavailable(err)

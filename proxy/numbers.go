@@ -36,6 +36,10 @@ const (
 	// refreshWait is how long a connection waits to be told of endpoints that may have
 	// come to a service that has none left.
 	refreshWait = time.Second
+	// maxPeerAsks names of peers' choice are asked of the control plane for a pod within
+	// this time.
+	maxPeerAsks    = 512
+	peerAsksWithin = time.Minute
 	// retryPods is how often pods whose listeners could not be opened are tried
 	// again.
 	retryPods = 5 * time.Second

@@ -4,6 +4,8 @@ import (
 	"context"
 	"net/netip"
 	"slices"
+	"sync"
+	"time"
 
 	"github.com/warren-mesh/warren/proxy/route"
 	"github.com/warren-mesh/warren/xds/workload"
@@ -34,11 +36,21 @@ func (p *pod) known(ctx context.Context, view *workload.View, self *workload.Wor
 	return view, err
 }
 
-// knownWaypoint is known for a connection that comes to self: who its waypoint is.
-func (p *pod) knownWaypoint(ctx context.Context, view *workload.View, self *workload.Workload) (*workload.View, error) {
+// knownInbound is known for a CONNECT to self, which arrived at dst: who its waypoint is,
+// and what the authority needs. What a peer has made up is asked for so many times.
+func (p *pod) knownInbound(ctx context.Context, view *workload.View, self *workload.Workload, dst netip.Addr, authority string) (*workload.View, error) {
+	a, err := route.ParseAuthority(authority)
+	if err != nil {
+		return view, nil // which will be said
+	}
+	mayAsk := sync.OnceValue(func() bool { return p.peerAsks.take(time.Now()) })
 	return p.look(ctx, view, func(v *workload.View) missing {
 		u := missing{view: v, self: self}
 		u.gateway(self.Waypoint)
+		if name := u.authority(a, dst.Unmap()); name != "" && mayAsk() {
+			u.names = append(u.names, name)
+		}
+		u.stale = nil // where it would go on is not decided here
 		return u
 	})
 }
@@ -164,4 +176,73 @@ func (u *missing) uses(s *workload.Service) {
 	if s.Mode() != workload.LBPassthrough && !anyUsable(s, u.view.Endpoints(s)) {
 		u.stale = append(u.stale, s.ResourceName())
 	}
+}
+
+// authority adds what is unknown of what a CONNECT to the client's own address asks for.
+// chosen is a name that the peer has made up, if that is what is unknown: only a pod that
+// may be a waypoint is asked for what is not its own.
+func (u *missing) authority(a route.Authority, pod netip.Addr) (chosen string) {
+	switch {
+	case a.Host != "":
+		return u.host(a.Host)
+	case a.Addr == pod, u.self.ApplicationTunnel != nil, len(u.self.Services) == 0:
+		return "" // there is nothing to look up, or nobody's waypoint
+	}
+	addr := workload.NetworkAddr{Network: u.self.Network, Addr: a.Addr}
+	w := u.view.WorkloadByAddr(addr)
+	known := w != nil
+	if w != nil {
+		u.gateway(w.Waypoint)
+	}
+	for s := range u.view.ServicesAt(addr) {
+		known = true
+		u.gateway(s.Waypoint)
+		for i := range s.WeightedWaypoints {
+			u.gateway(&s.WeightedWaypoints[i].Destination)
+		}
+	}
+	if known {
+		return ""
+	}
+	return addr.String()
+}
+
+// host is authority for a hostname: one of a service of the client's own, else, where an
+// application takes what is tunnelled, of one in its namespace.
+func (u *missing) host(host string) (chosen string) {
+	own := false
+	for key := range u.self.Services {
+		if key.Hostname != host {
+			continue
+		}
+		own = true
+		if name := key.String(); u.view.Service(key) == nil && !slices.Contains(u.names, name) {
+			u.names = append(u.names, name)
+		}
+	}
+	if own || u.self.ApplicationTunnel == nil || u.view.ServiceByHost(host, u.self.Namespace) != nil {
+		return ""
+	}
+	return workload.NamespacedHostname{Namespace: u.self.Namespace, Hostname: host}.String()
+}
+
+// quota bounds how many names the peers of one pod make it ask the control plane for: each
+// takes the place of one that somebody needs.
+type quota struct {
+	mu    sync.Mutex
+	since time.Time
+	taken int
+}
+
+func (q *quota) take(now time.Time) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if now.Sub(q.since) >= peerAsksWithin {
+		q.since, q.taken = now, 0
+	}
+	if q.taken >= maxPeerAsks {
+		return false
+	}
+	q.taken++
+	return true
 }

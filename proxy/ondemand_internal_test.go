@@ -3,8 +3,11 @@ package proxy
 import (
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
+	"time"
 
+	"github.com/warren-mesh/warren/proxy/route"
 	"github.com/warren-mesh/warren/xds/workload"
 )
 
@@ -112,5 +115,72 @@ func TestUnknownOnPath(t *testing.T) {
 		if !slices.Equal(used, want.used) {
 			t.Errorf("%s: renews %v, want %v", dst, used, want.used)
 		}
+	}
+}
+
+// TestUnknownAuthority: a CONNECT to a pod is decided with what it asks for, and a peer
+// cannot have anything looked up.
+func TestUnknownAuthority(t *testing.T) {
+	host := func(name string) workload.NamespacedHostname {
+		return workload.NamespacedHostname{Namespace: "ns", Hostname: name}
+	}
+	behind := func(name, vip, waypoint string) *workload.Service {
+		return &workload.Service{Name: name, Namespace: "ns", Hostname: name, VIPs: []workload.NetworkAddr{{Network: "n", Addr: netip.MustParseAddr(vip)}},
+			Waypoint: &workload.GatewayAddress{Hostname: host(waypoint)}}
+	}
+	guarded := &workload.Workload{UID: "guarded", Network: "n", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.9")}, Waypoint: &workload.GatewayAddress{Hostname: host("wp")}}
+	store := workload.NewStore()
+	store.Apply(workload.Batch{Workloads: []*workload.Workload{guarded}, Services: []*workload.Service{
+		behind("a", "10.9.0.1", "wp"), {Name: "mine", Namespace: "ns", Hostname: "mine"},
+	}})
+	plain := &workload.Workload{UID: "self", Network: "n", Namespace: "ns"}
+	server, tunnel := *plain, *plain
+	server.Services = map[workload.NamespacedHostname]workload.PortMap{host("wp"): nil, host("mine"): nil}
+	tunnel.ApplicationTunnel = &workload.ApplicationTunnel{Port: 15088}
+	for _, c := range []struct {
+		self            *workload.Workload
+		authority, want string
+		chosen          bool // by the peer
+	}{
+		{&server, "10.0.0.1:80", "", false}, // its own address
+		{&server, "10.0.0.7:80", "n/10.0.0.7", true},
+		{&server, "[fd00::7]:80", "n/fd00::7", true},
+		{&server, "10.9.0.1:80", "ns/wp", false}, // it may be the waypoint of this service
+		{&server, "10.0.0.9:80", "ns/wp", false}, // and of this workload
+		{&server, "wp:80", "ns/wp", false},
+		{&server, "mine:80", "", false},
+		{&server, "other:80", "", false},
+		{plain, "10.0.0.7:80", "", false},
+		{plain, "wp:80", "", false},
+		{&tunnel, "10.0.0.7:80", "", false}, // goes in, whatever it is
+		{&tunnel, "other:80", "ns/other", true},
+		{&tunnel, "a:80", "", false},
+	} {
+		a, err := route.ParseAuthority(c.authority)
+		if err != nil {
+			t.Fatal(err)
+		}
+		u := missing{view: store.View(), self: c.self}
+		chosen := u.authority(a, netip.MustParseAddr("10.0.0.1"))
+		got := u.names
+		if chosen != "" {
+			got = append(got, chosen)
+		}
+		if strings.Join(got, " ") != c.want || (chosen != "") != c.chosen {
+			t.Errorf("%s: asks for %v, of the peer's %q; want %q", c.authority, got, chosen, c.want)
+		}
+	}
+}
+
+func TestQuota(t *testing.T) {
+	var q quota
+	now := time.Unix(100, 0)
+	for i := range 2 * maxPeerAsks {
+		if got := q.take(now); got != (i < maxPeerAsks) {
+			t.Fatalf("name %d: %v", i, got)
+		}
+	}
+	if q.take(now.Add(peerAsksWithin-1)) || !q.take(now.Add(peerAsksWithin)) {
+		t.Error("it does not begin anew in time")
 	}
 }

@@ -43,6 +43,7 @@ type pod struct {
 	transparent bool
 	tunnels     atomic.Int64
 	connects    connects
+	peerAsks    quota
 
 	// soft ends when the pod takes no new connections, hard when those that
 	// there are have to go.
