@@ -12,6 +12,10 @@ import (
 // DNS names are at most this long (RFC 1035 §2.3.4); so is every name we take.
 const maxHostname = 253
 
+// maxAddresses bounds those of one workload, which are compared with each other: a pod has
+// one or two, and some more by multus.
+const maxAddresses = 256
+
 // AddressFromProto converts the one resource type that carries both workloads and
 // services; one of the two results is nil.
 func AddressFromProto(p *workloadapi.Address) (*Workload, *Service, error) {
@@ -86,6 +90,9 @@ func workloadEnums(w *Workload, p *workloadapi.Workload) (err error) {
 func workloadAddresses(w *Workload, p *workloadapi.Workload) error {
 	if len(p.GetAddresses()) == 0 {
 		return nil
+	}
+	if n := len(p.GetAddresses()); n > maxAddresses {
+		return fmt.Errorf("%d addresses, the limit is %d", n, maxAddresses)
 	}
 	w.Addresses = make([]netip.Addr, 0, len(p.GetAddresses()))
 	for _, b := range p.GetAddresses() {

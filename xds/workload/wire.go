@@ -70,7 +70,7 @@ func (s *Sharer) text1(w *Workload, num protowire.Number, v []byte) bool {
 	case 3:
 		a, ok := netip.AddrFromSlice(v)
 		w.Addresses = append(w.Addresses, a.Unmap())
-		return ok
+		return ok && len(w.Addresses) <= maxAddresses
 	case 4:
 		to = &w.Network
 	case 6:

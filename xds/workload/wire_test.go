@@ -51,8 +51,8 @@ func like(t *testing.T, w *Workload, packed []byte) {
 
 func TestWorkloadFromWire(t *testing.T) {
 	var s Sharer
-	plain := &workloadapi.Workload{Uid: "u"}
-	for _, p := range []*workloadapi.Workload{ordinary(), ordinary(), plain} {
+	plain, many := &workloadapi.Workload{Uid: "u"}, &workloadapi.Workload{Uid: "u", Addresses: manyAddresses(maxAddresses)}
+	for _, p := range []*workloadapi.Workload{ordinary(), ordinary(), plain, many} {
 		packed := packedWorkload(t, p)
 		w, ok := s.WorkloadFromWire(packed)
 		if !ok {
@@ -89,6 +89,7 @@ func TestLeftToTheGeneralReader(t *testing.T) {
 		"unknown status":       func(w *workloadapi.Workload) { w.Status = -1 },
 		"unknown network mode": func(w *workloadapi.Workload) { w.NetworkMode = 2 },
 		"an odd address":       func(w *workloadapi.Workload) { w.Addresses = [][]byte{{1, 2, 3}} },
+		"too many addresses":   func(w *workloadapi.Workload) { w.Addresses = manyAddresses(maxAddresses + 1) },
 		"a bad service":        func(w *workloadapi.Workload) { w.Services["nothing"] = &workloadapi.PortList{} },
 		"a bad port": func(w *workloadapi.Workload) {
 			w.Services["a/b"] = &workloadapi.PortList{Ports: []*workloadapi.Port{{ServicePort: 1 << 16}}}
