@@ -8,8 +8,14 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// maxShared bounds what a Sharer remembers; beyond, it begins anew.
-const maxShared = 1 << 18
+// What a Sharer remembers is bounded, by entries and by their bytes; beyond, it begins
+// anew. What is long is not remembered: no two objects of a mesh have it in common, but
+// for those of a control plane that would fill the memory with what has gone.
+const (
+	maxShared      = 1 << 18
+	maxSharedBytes = 32 << 20
+	maxSharedText  = 1 << 10
+)
 
 // strict is how parts of a workload are read.
 var strict = proto.UnmarshalOptions{RecursionLimit: 8}
@@ -23,6 +29,7 @@ type Sharer struct {
 	identities map[identityKey][]spiffeid.ID
 	services   map[string]map[NamespacedHostname]PortMap
 	members    map[string]*membership // by the bytes on the wire
+	size       int                    // of all keys
 	key        []byte
 
 	// Of the workload that is being read.
@@ -32,11 +39,15 @@ type Sharer struct {
 
 // limit makes room.
 func (s *Sharer) limit() {
-	if s.texts == nil || len(s.texts)+len(s.identities)+len(s.services)+len(s.members) > maxShared {
+	n := len(s.texts) + len(s.identities) + len(s.services) + len(s.members)
+	if s.texts == nil || n > maxShared || s.size > maxSharedBytes {
 		*s = Sharer{
 			texts: map[string]string{}, identities: map[identityKey][]spiffeid.ID{},
 			services: map[string]map[NamespacedHostname]PortMap{}, members: map[string]*membership{},
 		}
+	}
+	if cap(s.policies) > maxSharedText {
+		s.policies, s.lastPolicies = nil, nil
 	}
 }
 
@@ -53,16 +64,33 @@ func (s *Sharer) Workload(w *Workload) {
 		w.Policies[i] = s.text(w.Policies[i])
 	}
 	if len(w.ids) == 1 {
-		key := identityKey{w.TrustDomain, w.Namespace, w.ServiceAccount}
-		if ids, known := s.identities[key]; known {
-			w.ids = ids
-		} else {
-			s.identities[key] = w.ids
-		}
+		w.ids = s.ids(w, func() []spiffeid.ID { return w.ids })
 	}
 	if len(w.Services) == 1 {
 		s.service(w)
 	}
+}
+
+// ids are a workload's identities, made where they are not known.
+func (s *Sharer) ids(w *Workload, form func() []spiffeid.ID) []spiffeid.ID {
+	key := identityKey{w.TrustDomain, w.Namespace, w.ServiceAccount}
+	ids, known := s.identities[key]
+	if !known {
+		ids = form()
+		if s.remembers(len(key.trustDomain) + len(key.namespace) + len(key.serviceAccount)) {
+			s.identities[key] = ids
+		}
+	}
+	return ids
+}
+
+// remembers counts an entry of n bytes, unless it is too long.
+func (s *Sharer) remembers(n int) bool {
+	if n > maxSharedText {
+		return false
+	}
+	s.size += n
+	return true
 }
 
 func (s *Sharer) text(t string) string {
@@ -72,7 +100,9 @@ func (s *Sharer) text(t string) string {
 	if known, ok := s.texts[t]; ok {
 		return known
 	}
-	s.texts[t] = t
+	if s.remembers(len(t)) {
+		s.texts[t] = t
+	}
 	return t
 }
 
@@ -103,5 +133,7 @@ func (s *Sharer) service(w *Workload) {
 		w.Services = known
 		return
 	}
-	s.services[string(s.key)] = w.Services
+	if s.remembers(len(s.key)) {
+		s.services[string(s.key)] = w.Services
+	}
 }

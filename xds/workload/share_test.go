@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"unsafe"
+
+	"istio.io/istio/pkg/workloadapi"
 )
 
 func TestSharer(t *testing.T) {
@@ -59,5 +61,70 @@ func TestSharer(t *testing.T) {
 	s.Workload(pod(nil))
 	if n := len(s.texts); n > 100 {
 		t.Errorf("it remembers %d texts", n)
+	}
+}
+
+// TestSharerForgets: what it remembers is bounded in bytes, however long the texts are that
+// a control plane comes with.
+func TestSharerForgets(t *testing.T) {
+	var s Sharer
+	remembered := func() int {
+		n := 0
+		for text := range s.texts {
+			n += len(text)
+		}
+		for key := range s.identities {
+			n += len(key.trustDomain) + len(key.namespace) + len(key.serviceAccount)
+		}
+		for key := range s.services {
+			n += len(key)
+		}
+		for key := range s.members {
+			n += len(key)
+		}
+		return n
+	}
+	long := func(n int) *workloadapi.Workload {
+		w := ordinary()
+		w.Namespace, w.ServiceAccount, w.Node, w.AuthorizationPolicies = strings.Repeat("n", n), strings.Repeat("s", n), strings.Repeat("o", n), []string{strings.Repeat("p", n)}
+		w.Services = map[string]*workloadapi.PortList{strings.Repeat("s", n) + "/web": {}}
+		return w
+	}
+	read := func(p *workloadapi.Workload) {
+		t.Helper()
+		packed := packedWorkload(t, p)
+		w, ok := s.WorkloadFromWire(packed)
+		if !ok {
+			t.Fatal("not taken")
+		}
+		like(t, w, packed)
+		w, err := WorkloadFromProto(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Workload(w)
+	}
+	read(ordinary())
+	before := remembered()
+	read(long(maxSharedText + 1))
+	if n := remembered(); n != before || n != s.size {
+		t.Errorf("it remembers %d bytes, before what is long %d, counted %d", n, before, s.size)
+	}
+	for i := range maxSharedBytes/maxSharedText + 100 {
+		s.Workload(&Workload{Node: fmt.Sprintf("%0*d", maxSharedText, i)})
+		if n := s.size; n > maxSharedBytes+maxSharedText {
+			t.Fatalf("it remembers %d bytes", n)
+		}
+	}
+	if n := remembered(); n > maxSharedBytes/2 || n != s.size {
+		t.Errorf("it remembers %d bytes, counted %d", n, s.size)
+	}
+	many := ordinary()
+	for range 2 * maxSharedText {
+		many.AuthorizationPolicies = append(many.AuthorizationPolicies, "ns/p")
+	}
+	read(many)
+	if read(ordinary()); cap(s.policies)+len(s.lastPolicies) > maxSharedText {
+		t.Error("it keeps the names of one workload's many policies")
 	}
 }

@@ -182,7 +182,9 @@ func (s *Sharer) service1(w *Workload, entry []byte) bool {
 		m = &membership{alone: only.Services}
 		for m.key, m.ports = range only.Services {
 		}
-		s.members[string(entry)] = m
+		if s.remembers(len(entry)) {
+			s.members[string(entry)] = m
+		}
 	}
 	switch len(w.Services) {
 	case 0:
@@ -211,14 +213,8 @@ func (s *Sharer) finish(w *Workload) bool {
 		w.Name = w.UID[len(w.UID)-len(w.Name):] // the same memory
 	}
 	w.Policies = s.list()
-	key := identityKey{w.TrustDomain, w.Namespace, w.ServiceAccount}
-	ids, known := s.identities[key]
-	if !known {
-		ids = w.Identities()
-		s.identities[key] = ids
-	}
-	w.ids = ids
-	return w.UID != "" && (w.Protocol != HBONE || len(ids) == 1)
+	w.ids = s.ids(w, w.Identities)
+	return w.UID != "" && (w.Protocol != HBONE || len(w.ids) == 1)
 }
 
 type identityKey struct{ trustDomain, namespace, serviceAccount string }
