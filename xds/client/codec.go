@@ -44,7 +44,7 @@ type delivery struct {
 	typeURL, nonce string
 	resources      resources
 	removed        []string
-	size           int // of the resources on the wire
+	size           int // of the whole message
 }
 
 // resource is one of them, converted unless err says why not.
@@ -113,6 +113,7 @@ func (l *resources) all(yield func(*resource) bool) {
 // out.
 func decodeResponse(data mem.BufferSlice, r *delivery, limit int, share *workload.Sharer, rest *breath) error {
 	d := decoder{share: share, aliases: limit}
+	r.size = data.Len()
 	return eachField(data, func(num protowire.Number, v []byte) (err error) {
 		switch num {
 		case 2:
@@ -120,7 +121,6 @@ func decodeResponse(data mem.BufferSlice, r *delivery, limit int, share *workloa
 				return fmt.Errorf("xds: a response of more than %d resources", limit)
 			}
 			rest.item()
-			r.size += len(v)
 			return d.resource(v, r.resources.add())
 		case 4:
 			r.typeURL, err = text(v)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"runtime"
 	"slices"
+	"strings"
 	"testing"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -86,6 +87,30 @@ func TestCodecAmplification(t *testing.T) {
 		}
 		if one := name == "aliases" || name == "constraints"; one != (err == nil) {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestSmall: what is gathered before anybody looks at it is small as a whole, whatever
+// there is much of.
+func TestSmall(t *testing.T) {
+	long := strings.Repeat("x", smallBytes)
+	for name, c := range map[string]struct {
+		r     *discovery.DeltaDiscoveryResponse
+		small bool
+	}{
+		"as usual":         {response(AddressType, "n", pod("w", "1")), true},
+		"a long name":      {removal(AddressType, "n", long), false},
+		"a long nonce":     {response(AddressType, long), false},
+		"a long version":   {response(AddressType, "n", pod("w", long)), false},
+		"a field unknown":  {&discovery.DeltaDiscoveryResponse{SystemVersionInfo: long}, false},
+		"many removed":     {removal(AddressType, "n", make([]string, smallItems)...), true},
+		"too many removed": {removal(AddressType, "n", make([]string, smallItems+1)...), false},
+		"many resources":   {response(AddressType, "n", make([]*discovery.Resource, smallItems)...), true},
+		"too many of them": {response(AddressType, "n", make([]*discovery.Resource, smallItems+1)...), false},
+	} {
+		if got := decoded(c.r).small(); got != c.small {
+			t.Errorf("%s: small %v", name, got)
 		}
 	}
 }

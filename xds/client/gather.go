@@ -9,8 +9,9 @@ import (
 const (
 	// maxGathered small responses become visible as one, when they come together.
 	maxGathered = 64
-	// small is what such a response holds at most, in bytes and names of what is removed.
-	smallBytes, smallNames = 64 << 10, 1 << 10
+	// small is what such a response holds at most, in bytes, and in resources or names of
+	// what is removed: so many may be in memory that nobody has looked at.
+	smallBytes, smallItems = 64 << 10, 1 << 10
 	// gatherFor is how long the first waits for the others that were read with it.
 	gatherFor = time.Millisecond
 )
@@ -22,13 +23,17 @@ type received struct {
 	taken    chan struct{} // of a large one: closed when it has been handled
 }
 
+func (r *delivery) small() bool {
+	return r.size <= smallBytes && r.resources.n <= smallItems && len(r.removed) <= smallItems
+}
+
 // receive passes on what the stream gives. What is not handled yet stays with gRPC, which
 // has a window, but for some small ones.
 func (s *session) receive(ctx context.Context, in chan<- received) {
 	for {
 		r, err := s.stream.Recv()
 		m := received{response: r, err: err}
-		if r != nil && (r.size > smallBytes || len(r.removed) > smallNames) {
+		if r != nil && !r.small() {
 			m.taken = make(chan struct{})
 		}
 		select {
