@@ -70,6 +70,8 @@ func (s *session) gather(ctx context.Context, m received, in <-chan received) er
 			close(m.taken)
 		}
 		if err != nil {
+			// What came before it is in the ledger, and the control plane will be told so.
+			_ = s.flush(ctx) // it is err that ends the stream
 			return err
 		}
 		if calm && n == 0 && s.held == nil {
