@@ -1,0 +1,101 @@
+package proxy
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/warren-mesh/warren/proxy/route"
+	"github.com/warren-mesh/warren/xds/client"
+	"github.com/warren-mesh/warren/xds/server"
+	"github.com/warren-mesh/warren/xds/workload"
+)
+
+// onDemand is a pod whose proxy follows a model on demand, as what runs on node one.
+func onDemand(t *testing.T, m server.Model) *pod {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "xds.sock")
+	quiet := slog.New(slog.DiscardHandler)
+	control := server.New(server.Config{Authenticate: func(context.Context) (string, error) { return "node", nil }, Log: quiet, Debounce: time.Millisecond})
+	snapshot, err := server.NewSnapshot(nil, m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	control.SetSnapshot(snapshot)
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := grpc.NewServer(server.ServerOptions()...)
+	control.Register(g)
+	s := &Server{cfg: Config{OnDemand: true}, store: workload.NewStore()}
+	s.xds, err = client.New(client.Config{Address: "unix://" + path, OnDemand: true, Log: quiet, Node: client.Node{NodeName: "one"}}, s.store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() { _ = g.Serve(l) })
+	running.Go(func() { _ = s.xds.Run(ctx) })
+	t.Cleanup(func() {
+		cancel()
+		control.Shutdown()
+		g.Stop()
+		running.Wait()
+		control.Wait()
+	})
+	select {
+	case <-s.xds.Synced():
+	case <-time.After(20 * time.Second):
+		t.Fatalf("not synced: %+v", s.xds.Status())
+	}
+	return &pod{s: s}
+}
+
+// TestWaypointAsks: a waypoint that follows on demand finds out what it is asked for; beyond
+// what peers may make up it refuses what it does not know.
+func TestWaypointAsks(t *testing.T) {
+	wp := workload.NamespacedHostname{Namespace: "ns", Hostname: "wp.example"}
+	behind := &workload.GatewayAddress{Hostname: wp}
+	at := func(uid, node, ip string) *workload.Workload {
+		return &workload.Workload{UID: uid, Name: uid, Namespace: "ns", Node: node, Addresses: []netip.Addr{netip.MustParseAddr(ip)}}
+	}
+	service := func(host, vip string, waypoint *workload.GatewayAddress) *workload.Service {
+		return &workload.Service{Name: host, Namespace: "ns", Hostname: host, VIPs: []workload.NetworkAddr{{Addr: netip.MustParseAddr(vip)}}, Waypoint: waypoint}
+	}
+	self, guarded, stranger := at("here", "one", "10.0.0.1"), at("guarded", "two", "10.0.0.2"), at("stranger", "two", "10.0.0.3")
+	self.Services = map[workload.NamespacedHostname]workload.PortMap{wp: {{Service: 80, Target: 8080}}}
+	guarded.Waypoint = behind
+	p := onDemand(t, server.Model{
+		Workloads: []*workload.Workload{self, guarded, stranger},
+		Services:  []*workload.Service{service("wp.example", "10.9.0.1", nil), service("a.example", "10.9.0.2", behind), service("b.example", "10.9.0.3", behind)},
+	})
+	dst := netip.MustParseAddrPort("10.0.0.1:15008")
+	for _, c := range []struct {
+		authority string
+		left      int // of what peers may make up
+		taken     bool
+	}{
+		{"10.0.0.1:80", 0, true}, {"wp.example:80", 0, true},
+		{"10.9.0.3:80", 0, false}, {"10.9.0.2:80", 1, true}, {"10.0.0.2:80", 1, true},
+		{"10.9.0.2:80", 0, true}, {"10.0.0.3:80", 1, false}, {"10.0.0.77:80", 1, false},
+	} {
+		view := p.s.store.View()
+		self := view.Local("here", "ns", "", "")
+		p.peerAsks = quota{since: time.Now(), taken: maxPeerAsks - c.left}
+		view, err := p.knownInbound(t.Context(), view, self, dst.Addr(), c.authority)
+		if err != nil {
+			t.Fatalf("%s: %v", c.authority, err)
+		}
+		if _, refusal := route.Inbound(view, self, dst, c.authority); (refusal == nil) != c.taken {
+			t.Errorf("%s, %d names left: refused %v", c.authority, c.left, refusal)
+		}
+	}
+}
