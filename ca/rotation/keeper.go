@@ -80,6 +80,11 @@ func (k *Keeper) Load(ctx context.Context, now time.Time) error {
 	if err := k.cfg.Store.Publish(ctx, u.ca.RootsPEM()); err != nil {
 		return err
 	}
+	// Whoever signs is in the ledger before: nobody there is nobody who needs the old root.
+	k.ledger.expect(u.ca.TTL().DefaultTTL)
+	if err := k.write(ctx, kept.Record.step(), now, false); err != nil {
+		return fmt.Errorf("nothing is signed before this replica is among those that do: %w", err)
+	}
 	k.put(kept, u)
 	k.cfg.Log.Info("the CA's key has been read", "from", kept.Name, "expires", stamp(u.ca.NotAfter()), "note", u.note)
 	return nil

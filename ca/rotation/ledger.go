@@ -25,6 +25,13 @@ type Ledger struct {
 	longest time.Duration
 }
 
+// expect says for how long certificates will be valid at least, unless they are asked for otherwise.
+func (l *Ledger) expect(life time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.longest = max(l.longest, life)
+}
+
 // Signed counts a certificate, and reports whether none before was valid for as long.
 func (l *Ledger) Signed(issuer string, roots []string, notAfter, now time.Time) (longest bool) {
 	life := notAfter.Sub(now)
@@ -107,6 +114,13 @@ func (l *Ledger) snapshot(now time.Time) ([]Batch, time.Duration) {
 		return strings.Compare(a.Issuer+strings.Join(a.Roots, ""), b.Issuer+strings.Join(b.Roots, ""))
 	})
 	return out, l.longest
+}
+
+// life is that of the longest that were, or are to be, signed.
+func (l *Ledger) life() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.longest
 }
 
 // Live is a number of certificates, and when the last of them ends.

@@ -139,7 +139,7 @@ type replica struct {
 
 func (m *memory) start(t testing.TB, name string, now time.Time) replica {
 	t.Helper()
-	k := rotation.New(rotation.Config{Store: m, Replica: name, Overlap: time.Hour})
+	k := rotation.New(rotation.Config{Store: m, Replica: name, Overlap: time.Hour, Lifetimes: lifetimes})
 	if err := k.Load(t.Context(), now); err != nil {
 		t.Fatal(err)
 	}
@@ -197,5 +197,8 @@ func (m *memory) step(t testing.TB, name string, now time.Time) error {
 	}
 	return m.WriteRecord(t.Context(), k, r)
 }
+
+// lifetimes are short, so that replicas that vanish are not waited for all day.
+var lifetimes = authority.Policy{DefaultTTL: time.Hour}
 
 const settle = 2 * time.Minute

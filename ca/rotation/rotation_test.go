@@ -2,6 +2,8 @@ package rotation_test
 
 import (
 	"bytes"
+	"errors"
+	"maps"
 	"strings"
 	"testing"
 	"time"
@@ -23,7 +25,7 @@ func refused(t *testing.T, err error, want ...string) {
 func TestRotation(t *testing.T) {
 	m := newMemory(t)
 	now := epoch.Add(time.Hour)
-	one, two := m.start(t, "one", now), m.start(t, "two", now)
+	one, two := m.start(t, "one", epoch), m.start(t, "two", epoch)
 	both := func() { one.at(now); two.at(now) }
 	old := authority.CertID(m.files.Cert)
 	one.sign(now, 24*time.Hour)
@@ -68,6 +70,7 @@ func TestRotation(t *testing.T) {
 	both()
 	refused(t, m.step(t, "retire", now.Add(9*time.Hour)), "1 SVIDs that are valid were signed by the old root", "2026-01-02T12:")
 	now = now.Add(11 * time.Hour)
+	both()
 	if err := m.step(t, "retire", now); err != nil {
 		t.Fatal(err)
 	}
@@ -89,13 +92,15 @@ func TestRotation(t *testing.T) {
 
 // A crash after any of the writes leaves a CA that goes on, and a rotation that can be brought to its end.
 func TestCrashes(t *testing.T) {
-	for writes := range 16 {
+	for writes := range 20 {
 		m := newMemory(t)
 		now := epoch.Add(time.Hour)
 		m.budget = writes
 		walk := func() (done bool) {
-			k := rotation.New(rotation.Config{Store: m, Replica: "r" + now.String(), Overlap: time.Hour})
-			if err := k.Load(t.Context(), now); err != nil {
+			k := rotation.New(rotation.Config{Store: m, Replica: "r" + now.String(), Overlap: time.Hour, Lifetimes: lifetimes})
+			if err := k.Load(t.Context(), now); err != nil && m.budget == 0 {
+				return false // who cannot write does not sign
+			} else if err != nil {
 				t.Fatalf("after %d writes: %v", writes, err)
 			}
 			r := replica{k, t}
@@ -155,12 +160,63 @@ func TestVanishedReplicas(t *testing.T) {
 	here.at(now)
 	refused(t, m.step(t, "activate", now), "replica gone")
 	now = now.Add(5 * time.Minute)
+	here.at(now)
 	if err := m.step(t, "activate", now); err != nil {
 		t.Error(err)
 	}
 	here.at(now)
 	if _, there := m.replicas["gone"]; there || len(m.replicas) != 1 {
 		t.Errorf("replicas of before are kept: %v", m.replicas)
+	}
+}
+
+// Nobody in the ledger is not nobody who needs the old root: a step is taken beside a control plane that was heard of.
+func TestTheLedgerIsEmpty(t *testing.T) {
+	for _, name := range []string{"activate", "retire"} {
+		m := newMemory(t)
+		now := epoch.Add(time.Hour)
+		r := m.start(t, "one", now)
+		step := func(name string) {
+			t.Helper()
+			if err := m.step(t, name, now); err != nil {
+				t.Fatal(err)
+			}
+			r.at(now)
+			now = now.Add(settle)
+			r.at(now)
+		}
+		if step("prepare"); name == "retire" {
+			step("activate")
+		}
+		full := maps.Clone(m.replicas)
+		clear(m.replicas)
+		refused(t, m.step(t, name, now), "no control plane has written")
+		m.replicas = full
+		refused(t, m.step(t, name, now.Add(10*time.Minute)), "no control plane has written")
+		m.start(t, "other", now.Add(-time.Second)).End(now)
+		r.End(now)
+		refused(t, m.step(t, name, now), "no control plane has written")
+		m.start(t, "again", now)
+		if err := m.step(t, name, now); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// Who signs is in the ledger before, with the longest that it may sign, and does not sign if it cannot be.
+func TestWhoSignsIsInTheLedger(t *testing.T) {
+	m := newMemory(t)
+	k := rotation.New(rotation.Config{Store: m, Replica: "one", Lifetimes: lifetimes})
+	m.budget = 0
+	if err := k.Load(t.Context(), epoch); !errors.Is(err, errIO) || k.Authority() != nil {
+		t.Errorf("signs, and cannot say so: %v", err)
+	}
+	m.budget = -1
+	if err := k.Load(t.Context(), epoch); err != nil {
+		t.Fatal(err)
+	}
+	if r := m.replicas["one"]; r.Step != "settled" || r.Longest != time.Hour || !r.At.Equal(epoch) {
+		t.Errorf("after Load: %+v", r)
 	}
 }
 
@@ -259,7 +315,7 @@ func TestRootsOfOthers(t *testing.T) {
 func TestStatus(t *testing.T) {
 	m := newMemory(t)
 	now := epoch.Add(time.Hour)
-	r := m.start(t, "one", now)
+	r := m.start(t, "one", epoch)
 	r.sign(now, time.Hour)
 	r.at(now)
 	look := func() rotation.Status {

@@ -13,7 +13,7 @@ const (
 	endTimeout = 3 * time.Second
 )
 
-// saver remembers what was written of the ledger. But for wake it belongs to the goroutine of Run, then to End.
+// saver remembers what was written of the ledger. But for wake it belongs to Load, then to the goroutine of Run, then to End.
 type saver struct {
 	wake    chan struct{} // capacity 1: now, please
 	at      time.Time
@@ -38,13 +38,23 @@ func (k *Keeper) save(ctx context.Context, now time.Time, ended bool) {
 	k.mu.Lock()
 	step := k.kept.Record.step()
 	k.mu.Unlock()
-	batches, longest := k.ledger.snapshot(now)
 	s := &k.saver
-	if step == s.step && longest <= s.longest && !ended && now.Sub(s.at) < saveEvery {
+	if step == s.step && k.ledger.life() <= s.longest && !ended && now.Sub(s.at) < saveEvery {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
+	err := k.write(ctx, step, now, ended)
+	if err != nil && !s.failing && ctx.Err() == nil {
+		k.cfg.Log.Error("what was signed cannot be written down: the next step of a rotation will have to wait for longer", "err", err)
+	}
+	s.failing = err != nil
+}
+
+// write writes this replica's counts, and removes what replicas of before left behind.
+func (k *Keeper) write(ctx context.Context, step string, now time.Time, ended bool) error {
+	batches, longest := k.ledger.snapshot(now)
+	s := &k.saver
 	var gone []string
 	if now.Sub(s.swept) >= sweepEvery {
 		if all, err := k.cfg.Store.Replicas(ctx); err == nil {
@@ -52,14 +62,10 @@ func (k *Keeper) save(ctx context.Context, now time.Time, ended bool) {
 		}
 	}
 	err := k.cfg.Store.WriteReplica(ctx, Replica{Name: k.cfg.Replica, At: now, Step: step, Ended: ended, Longest: longest, Batches: batches}, gone)
-	if err != nil {
-		if !s.failing && ctx.Err() == nil {
-			k.cfg.Log.Error("what was signed cannot be written down: the next step of a rotation will have to wait for longer", "err", err)
-		}
-		s.failing = true
-		return
+	if err == nil {
+		s.at, s.step, s.longest = now, step, longest
 	}
-	s.failing, s.at, s.step, s.longest = false, now, step, longest
+	return err
 }
 
 // forgotten are replicas of before, of which no certificate can be valid any more.

@@ -83,6 +83,9 @@ func tooEarly(k Kept, replicas []Replica, settle time.Duration, now time.Time) e
 	if left := k.Record.Since.Add(settle); now.Before(left) {
 		errs = append(errs, fmt.Errorf("the new root has not been given out for long enough, so that not all who read it from a file have it: wait until %s", stamp(left)))
 	}
+	if !slices.ContainsFunc(replicas, func(r Replica) bool { return r.heard(k.Record.step(), now) }) {
+		errs = append(errs, fmt.Errorf("no control plane has written within %s that it is at this step, so that nobody knows what is signed: have one run, and give this host and its hosts the same time", recent))
+	}
 	for _, r := range replicas {
 		if until := r.until(); r.Step != k.Record.step() && now.Before(until) {
 			errs = append(errs, fmt.Errorf("replica %s, last heard of at %s, is not at this step yet: wait until it is, or until %s if it is gone", r.Name, stamp(r.At), stamp(until)))

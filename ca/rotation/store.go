@@ -56,6 +56,14 @@ type Replica struct {
 // what it has written (saveEvery) are older, with much room.
 const silence = 5 * time.Minute
 
+// recent is for how long a replica is known to be there after it wrote: some times saveEvery.
+const recent = time.Minute
+
+// heard says whether r signs, and is at a step.
+func (r Replica) heard(step string, now time.Time) bool {
+	return !r.Ended && r.Step == step && now.Sub(r.At) <= recent
+}
+
 // until is how long certificates can be valid that r signed and did not write about.
 func (r Replica) until() time.Time {
 	if r.Ended {

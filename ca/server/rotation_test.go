@@ -39,15 +39,18 @@ func begin(t *testing.T, s *server.StateDir, k *rotation.Keeper, now time.Time, 
 	t.Helper()
 	for _, name := range steps {
 		kept := read(t, s)
+		all, err := s.Replicas(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
 		var r rotation.Record
-		var err error
 		switch name {
 		case "prepare":
 			r, err = rotation.Prepare(kept, now)
 		case "activate":
-			r, err = rotation.Activate(kept, nil, 0, now)
+			r, err = rotation.Activate(kept, all, 0, now)
 		case "retire":
-			r, err = rotation.Retire(kept, nil, now)
+			r, err = rotation.Retire(kept, all, now)
 		}
 		if err == nil {
 			err = s.WriteRecord(t.Context(), kept, r)
@@ -57,6 +60,7 @@ func begin(t *testing.T, s *server.StateDir, k *rotation.Keeper, now time.Time, 
 		}
 		if k != nil {
 			k.Compare(t.Context(), now)
+			k.Save(t.Context(), now)
 		}
 	}
 }

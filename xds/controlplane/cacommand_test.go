@@ -81,6 +81,19 @@ func TestCACommandMistakes(t *testing.T) {
 	}
 }
 
+// tomorrowsStore has replicas that write a day later: whoever looks then finds them there.
+type tomorrowsStore struct{ rotation.Store }
+
+const tomorrows = 25 * time.Hour
+
+func (s tomorrowsStore) Replicas(ctx context.Context) ([]rotation.Replica, error) {
+	all, err := s.Store.Replicas(ctx)
+	for i := range all {
+		all[i].At = all[i].At.Add(tomorrows)
+	}
+	return all, err
+}
+
 // In Kubernetes the command goes by Secrets, by what all replicas say, and by the
 // ConfigMaps that there are.
 func TestCACommandInKubernetes(t *testing.T) {
@@ -111,7 +124,8 @@ func TestCACommandInKubernetes(t *testing.T) {
 		}
 		return strings.Contains(err.Error(), "1 SVIDs") && !strings.Contains(err.Error(), "replica")
 	})
-	tomorrow := time.Now().Add(25 * time.Hour)
+	tomorrow := time.Now().Add(tomorrows)
+	cmd.store = tomorrowsStore{cmd.store}
 	// A namespace in which the root could not be written.
 	eventually(t, "the new root in the ConfigMap", func() bool { return strings.Count(w.rootOf("app"), "BEGIN CERTIFICATE") == 2 })
 	unread := cmd.unread
@@ -126,10 +140,12 @@ func TestCACommandInKubernetes(t *testing.T) {
 	for _, p := range planes {
 		eventually(t, "the new root signs", func() bool { return p.cp.keeper.Phase() == rotation.Activated })
 	}
+	cmd.store = cmd.store.(tomorrowsStore).Store
 	eventually(t, "replicas", func() bool {
 		err = cmd.retire(t.Context(), time.Now())
 		return err != nil && strings.Contains(err.Error(), "1 SVIDs that are valid were signed by the old root") && !strings.Contains(err.Error(), "replica")
 	})
+	cmd.store = tomorrowsStore{cmd.store}
 	if err := cmd.retire(t.Context(), tomorrow); err != nil {
 		t.Error(err)
 	}

@@ -83,6 +83,11 @@ func newControlPlane(cfg Config, log *slog.Logger, useKubernetes func(*ControlPl
 	}
 	log.Info("configuration", "config", cfg)
 	p := &ControlPlane{cfg: cfg, log: log, td: td}
+	defer func() {
+		if err != nil && p.keeper != nil {
+			p.keeper.End(time.Now()) // a start that failed is not waited for by rotations
+		}
+	}()
 	p.model = newModel(options, p.publish, log)
 	use := (*ControlPlane).useFolder
 	if cfg.Kubernetes {
