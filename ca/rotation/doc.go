@@ -20,12 +20,13 @@
 //     read the root from a file or a ConfigMap find it.
 //   - retire, while an SVID is valid that the old root signed.
 //   - both, while a replica has not taken up the step before: it may sign as before; and unless one that runs has written
-//     within the last minute that it has, so that an empty Ledger is not taken for nobody's need.
+//     within the last half a minute that it has, so that an empty Ledger is not taken for nobody's need.
 //
 // For this each replica counts what it signed that is still valid (Ledger), by issuer and by the roots that went along,
-// and keeps the counts in the store under its name, with the step that it is at; before it has written there it
-// signs nothing. A replica that vanished without a word counts until the longest certificate that it can have signed has
-// ended: of the default lifetime at least. There is no way to force a step.
+// and keeps the counts in the store under its name, with the step that it is at; before it has written there
+// it signs nothing. A replica that vanished without a word counts until the longest certificate that it can have signed
+// has ended: of the default lifetime at least. There is no way to force a step. A command whose clock is more than half a
+// minute away from what the replicas wrote last is refused.
 //
 // What retire does not wait for are connections: a proxy that withdraws trust from a root ends those whose peer proved
 // itself by it (proxy/distrust.go), however old they are. They are those that were opened before activate, or within one

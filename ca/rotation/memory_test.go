@@ -186,7 +186,7 @@ func (m *memory) step(t testing.TB, name string, now time.Time) error {
 	var r rotation.Record
 	switch name {
 	case "prepare":
-		r, err = rotation.Prepare(k, now)
+		r, err = rotation.Prepare(k, all, now)
 	case "activate":
 		r, err = rotation.Activate(k, all, settle, now)
 	case "retire":

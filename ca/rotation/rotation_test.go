@@ -203,6 +203,29 @@ func TestTheLedgerIsEmpty(t *testing.T) {
 	}
 }
 
+// The clock of whoever takes a step is held against those of the replicas: a fast one takes for over what is valid.
+func TestClocksThatAreWrong(t *testing.T) {
+	m := newMemory(t)
+	now := epoch.Add(time.Hour)
+	r := m.start(t, "one", now)
+	r.sign(now, time.Hour)
+	refused(t, m.step(t, "prepare", now.Add(-time.Minute)), "clock is at 2026-01-01T00:59:00Z", "replica one")
+	for _, name := range []string{"prepare", "activate", "retire"} {
+		if name != "prepare" {
+			refused(t, m.step(t, name, now.Add(24*time.Hour)), "by the clock of this host (2026-01-0", "no control plane")
+			refused(t, m.step(t, name, now.Add(-time.Minute)), "clock is at")
+		}
+		now = now.Add(2 * time.Hour)
+		r.at(now)
+		if err := m.step(t, name, now.Add(29*time.Second)); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		now = now.Add(10 * time.Minute)
+		r.at(now)
+		r.sign(now, time.Hour)
+	}
+}
+
 // Who signs is in the ledger before, with the longest that it may sign, and does not sign if it cannot be.
 func TestWhoSignsIsInTheLedger(t *testing.T) {
 	m := newMemory(t)
@@ -247,11 +270,11 @@ func TestTwoCommandsAtOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a, err := rotation.Prepare(k, epoch)
+	a, err := rotation.Prepare(k, nil, epoch)
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := rotation.Prepare(k, epoch)
+	b, err := rotation.Prepare(k, nil, epoch)
 	if err != nil {
 		t.Fatal(err)
 	}

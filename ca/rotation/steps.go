@@ -10,7 +10,10 @@ import (
 )
 
 // Prepare is the first step: a record with a new root. The caller writes it.
-func Prepare(k Kept, now time.Time) (Record, error) {
+func Prepare(k Kept, replicas []Replica, now time.Time) (Record, error) {
+	if err := checkClock(replicas, now); err != nil {
+		return Record{}, err
+	}
 	switch {
 	case k.Name == "":
 		return Record{}, errors.New("there is no CA yet; start a control plane first")
@@ -80,11 +83,14 @@ func wrongStep(asked string, k Kept) error {
 // tooEarly says what keeps the next step of a guarded rotation from being taken; all of it.
 func tooEarly(k Kept, replicas []Replica, settle time.Duration, now time.Time) error {
 	var errs []error
+	if err := checkClock(replicas, now); err != nil {
+		errs = append(errs, err)
+	}
 	if left := k.Record.Since.Add(settle); now.Before(left) {
 		errs = append(errs, fmt.Errorf("the new root has not been given out for long enough, so that not all who read it from a file have it: wait until %s", stamp(left)))
 	}
 	if !slices.ContainsFunc(replicas, func(r Replica) bool { return r.heard(k.Record.step(), now) }) {
-		errs = append(errs, fmt.Errorf("no control plane has written within %s that it is at this step, so that nobody knows what is signed: have one run, and give this host and its hosts the same time", recent))
+		errs = append(errs, fmt.Errorf("no control plane has written within %s that it is at this step by the clock of this host (%s), so that nobody knows what is signed: have one run, and set a clock that is wrong", recent, stamp(now)))
 	}
 	for _, r := range replicas {
 		if until := r.until(); r.Step != k.Record.step() && now.Before(until) {

@@ -3,6 +3,7 @@ package rotation
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/warren-mesh/warren/ca/authority"
@@ -56,8 +57,20 @@ type Replica struct {
 // what it has written (saveEvery) are older, with much room.
 const silence = 5 * time.Minute
 
-// recent is for how long a replica is known to be there after it wrote: some times saveEvery.
-const recent = time.Minute
+// recent is for how long a replica is known to be there after it wrote, some times saveEvery, and how far a clock may be
+// from those of the replicas: what a fast one takes for over may be valid, and one that is more than this ahead hears of
+// nobody.
+const recent = 30 * time.Second
+
+// checkClock refuses a time that replicas were past when they wrote: what is written down at it would count too early.
+func checkClock(replicas []Replica, now time.Time) error {
+	for _, r := range replicas {
+		if r.At.Sub(now) > recent {
+			return fmt.Errorf("this host's clock is at %s, and replica %s wrote at %s: set the clock of the one that is wrong", stamp(now), r.Name, stamp(r.At))
+		}
+	}
+	return nil
+}
 
 // heard says whether r signs, and is at a step.
 func (r Replica) heard(step string, now time.Time) bool {

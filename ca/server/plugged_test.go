@@ -124,7 +124,7 @@ func TestPluggedCA(t *testing.T) {
 			}
 		}
 	}
-	if _, err := rotation.Prepare(read(t, s), now); err == nil {
+	if _, err := rotation.Prepare(read(t, s), nil, now); err == nil {
 		t.Error("a plugged-in CA is rotated by hand")
 	}
 	if found, err := filepath.Glob(filepath.Join(s.Path, "ca-*")); err != nil || len(found) > 0 {

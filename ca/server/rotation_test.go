@@ -46,7 +46,7 @@ func begin(t *testing.T, s *server.StateDir, k *rotation.Keeper, now time.Time, 
 		var r rotation.Record
 		switch name {
 		case "prepare":
-			r, err = rotation.Prepare(kept, now)
+			r, err = rotation.Prepare(kept, all, now)
 		case "activate":
 			r, err = rotation.Activate(kept, all, 0, now)
 		case "retire":
@@ -157,7 +157,7 @@ func TestOneRecordWins(t *testing.T) {
 		ids := make([]string, 8)
 		var wg sync.WaitGroup
 		for i := range errs {
-			r, err := rotation.Prepare(kept, time.Now())
+			r, err := rotation.Prepare(kept, nil, time.Now())
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -149,11 +149,11 @@ func mapsWithout(ctx context.Context, client kubernetes.Interface, name, id stri
 }
 
 func (c *caCommand) prepare(ctx context.Context, now time.Time) error {
-	k, err := c.store.Read(ctx)
+	k, replicas, err := c.both(ctx)
 	if err != nil {
 		return err
 	}
-	r, err := rotation.Prepare(k, now)
+	r, err := rotation.Prepare(k, replicas, now)
 	if err != nil {
 		return err
 	}
