@@ -2,8 +2,10 @@ package rotation
 
 import (
 	"bytes"
+	"crypto/x509"
 	"encoding/pem"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/warren-mesh/warren/ca/authority"
@@ -38,12 +40,10 @@ func (c *Config) choose(k Kept, now time.Time) (use, error) {
 	}
 	ends := takes.Add(c.Overlap)
 	old, next := k.Record.Other, k.Files
+	ended := over(old, now)
 	old.Roots, next.Roots = both, both
-	if now.Before(takes) {
-		if u, err := c.load(old, fmt.Sprintf("the CA is being replaced: the old one signs until %s, both are trusted", stamp(takes)), now); err == nil {
-			return u, nil
-		}
-		// It has expired, or is no good for another reason: the new one must.
+	if now.Before(takes) && !ended {
+		return c.load(old, fmt.Sprintf("the CA is being replaced: the old one signs until %s, both are trusted", stamp(takes)), now)
 	}
 	if now.Before(ends) {
 		return c.load(next, fmt.Sprintf("the CA was replaced: the old one is trusted until %s", stamp(ends)), now)
@@ -60,15 +60,24 @@ func (c *Config) chooseGuarded(k Kept, now time.Time) (use, error) {
 	if err != nil {
 		return use{}, err
 	}
+	ended := over(old, now)
 	old.Roots, next.Roots = both, both
-	if k.Record.Phase == Prepared {
-		u, err := c.load(old, "another root is prepared, and given to everybody; the old one signs until `controlplane ca activate`", now)
-		if err == nil {
-			return u, nil
-		}
-		// The old root has expired: the new one must.
+	if k.Record.Phase == Prepared && !ended {
+		return c.load(old, "another root is prepared, and given to everybody; the old one signs until `controlplane ca activate`", now)
 	}
 	return c.load(next, "another root signs; the old one is trusted until `controlplane ca retire`", now)
+}
+
+// over says whether an authority has expired, or all that it hangs from: then the next one must sign. One that is no good
+// for another reason is not passed over, but is an error, so that what is in use stays.
+func over(f authority.Files, now time.Time) bool {
+	for _, text := range [][]byte{f.Cert, rootsOf(f)} {
+		certs, err := mtls.ParsePEM(text, maxRoots)
+		if err == nil && len(certs) > 0 && !slices.ContainsFunc(certs, func(c *x509.Certificate) bool { return !now.After(c.NotAfter) }) {
+			return true
+		}
+	}
+	return false
 }
 
 func (c *Config) load(f authority.Files, note string, now time.Time) (use, error) {

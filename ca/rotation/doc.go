@@ -38,5 +38,6 @@
 // time alone: the old one signs for Overlap while both roots are given out, then the new one signs and both are trusted
 // for Overlap, then the new one stands alone. Where everybody has the new one's roots already, as with another
 // intermediate certificate, the first part is left out; where only the list of roots is another, it is taken as it is.
+// Only an old one that has expired is passed over before its time.
 // What is half written, or does not belong together, is not used: what was last good stays in force, and Differs says why.
 package rotation

@@ -226,6 +226,37 @@ func TestClocksThatAreWrong(t *testing.T) {
 	}
 }
 
+// An old CA that cannot be read, and has not expired, is not passed over for one that not everybody trusts.
+func TestTheOldOneIsDamaged(t *testing.T) {
+	for name, begin := range map[string]func(*memory, time.Time){
+		"prepared":  func(m *memory, now time.Time) { _ = m.step(t, "prepare", now) },
+		"replacing": func(m *memory, _ time.Time) { m.files = newCA(t) },
+	} {
+		m := newMemory(t)
+		now := epoch.Add(time.Hour)
+		r := m.start(t, "one", now)
+		old := r.Authority().ID()
+		begin(m, now)
+		r.at(now)
+		if name == "prepared" {
+			m.files.Key = newCA(t).Key
+		} else {
+			rec, _ := rotation.Decode(m.record)
+			rec.Other.Key = newCA(t).Key
+			m.record, _ = rec.Encode()
+		}
+		now = now.Add(time.Minute)
+		r.at(now)
+		if by, roots := r.sign(now, time.Minute); by != old || roots != 2 || !strings.Contains(r.Differs(), "is not the key") {
+			t.Errorf("%s: signed by %.8s with %d roots, want %.8s; differs: %q", name, by, roots, old, r.Differs())
+		}
+		late := rotation.New(rotation.Config{Store: m, Replica: "late", Overlap: time.Hour})
+		if err := late.Load(t.Context(), now); err == nil {
+			t.Errorf("%s: one that starts signs", name)
+		}
+	}
+}
+
 // Who signs is in the ledger before, with the longest that it may sign, and does not sign if it cannot be.
 func TestWhoSignsIsInTheLedger(t *testing.T) {
 	m := newMemory(t)
