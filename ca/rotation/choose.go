@@ -35,7 +35,7 @@ func (c *Config) choose(k Kept, now time.Time) (use, error) {
 		return use{}, err
 	}
 	takes := k.Record.Since
-	if !known {
+	if !known || k.Record.Untold {
 		takes = takes.Add(c.Overlap)
 	}
 	ends := takes.Add(c.Overlap)

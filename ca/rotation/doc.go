@@ -37,7 +37,8 @@
 // An authority that somebody else put into the store (Istio's cacerts) is replaced when another one is put there, by
 // time alone: the old one signs for Overlap while both roots are given out, then the new one signs and both are trusted
 // for Overlap, then the new one stands alone. Where everybody has the new one's roots already, as with another
-// intermediate certificate, the first part is left out; where only the list of roots is another, it is taken as it is.
-// Only an old one that has expired is passed over before its time.
-// What is half written, or does not belong together, is not used: what was last good stays in force, and Differs says why.
+// intermediate certificate, the first part is left out: where no SVID is valid that was given out without them, and no
+// replacement is in its first part, in which they may have come a moment ago. Where only the list of roots is another, it
+// is taken as it is. Only an old one that has expired is passed over before its time. What is half written, or does not belong
+// together, is not used: what was last good stays in force, and Differs says why.
 package rotation

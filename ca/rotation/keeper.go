@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -207,7 +208,8 @@ func (k *Keeper) judge(ctx context.Context, kept *Kept, before use, now time.Tim
 	if fits && kept.Record.guarded() {
 		return nil
 	}
-	if _, err := k.cfg.load(kept.Files, "", now); err != nil {
+	installed, err := k.cfg.load(kept.Files, "", now)
+	if err != nil {
 		return err
 	}
 	next := Record{}
@@ -221,6 +223,7 @@ func (k *Keeper) judge(ctx context.Context, kept *Kept, before use, now time.Tim
 		// What was to come does not.
 	default:
 		next = Record{Phase: Replacing, Since: now, Other: before.files, For: authority.CertID(kept.Files.Cert), Roots: rootsOf(kept.Files)}
+		next.Untold = k.untold(ctx, kept.Record, before, installed.ca.RootIDs(), now)
 	}
 	if kept.Record.guarded() {
 		k.cfg.Log.Warn("another CA was put in the place of the one that was being rotated: the rotation is given up", "from", kept.Name)
@@ -234,6 +237,20 @@ func (k *Keeper) judge(ctx context.Context, kept *Kept, before use, now time.Tim
 	}
 	*kept = again
 	return nil
+}
+
+// untold says whether there may be somebody who was not told roots, although they are given out: since a moment ago, by
+// what was under way before, or by another list.
+func (k *Keeper) untold(ctx context.Context, under Record, inUse use, roots []string, now time.Time) bool {
+	firstPart := under.guarded() || authority.CertID(under.Other.Cert) == authority.CertID(inUse.files.Cert)
+	if under.Phase != Settled && firstPart && now.Before(under.Since.Add(k.cfg.Overlap)) {
+		return true
+	}
+	replicas, err := k.cfg.Store.Replicas(ctx)
+	own, _ := k.ledger.snapshot(now)
+	return err != nil || live(append(replicas, Replica{Batches: own}), now, func(b Batch) bool {
+		return slices.ContainsFunc(roots, func(id string) bool { return !slices.Contains(b.Roots, id) })
+	}).Count > 0
 }
 
 // finish forgets a record that is over, and with it the old key. If that fails it is tried again: it is then still

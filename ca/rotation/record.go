@@ -30,6 +30,8 @@ type Record struct {
 	For string `json:"for,omitempty"`
 	// Roots are those that the installed one came with, while Replacing: a store may publish others in their place.
 	Roots []byte `json:"roots,omitempty"`
+	// Untold says, while Replacing, that the installed one's roots were given out when it came, and not to all before.
+	Untold bool `json:"untold,omitempty"`
 }
 
 // guarded says that the steps are taken by hand.

@@ -257,6 +257,38 @@ func TestTheOldOneIsDamaged(t *testing.T) {
 	}
 }
 
+// A root that was put into the list a moment ago is not known to those whose SVIDs are older.
+func TestTheListCameJustBefore(t *testing.T) {
+	for _, c := range []struct {
+		after time.Duration // of the list
+		other bool          // replica signed
+		old   bool          // signs on
+	}{{time.Minute, false, true}, {time.Minute, true, true}, {2 * time.Hour, true, false}} {
+		m := newMemory(t)
+		now := epoch.Add(time.Hour)
+		r, signs := m.start(t, "one", now), m.start(t, "two", now.Add(-time.Minute))
+		if !c.other {
+			signs = r
+		}
+		old, _ := signs.sign(now, time.Hour)
+		signs.at(now)
+		next := newCA(t)
+		m.files.Roots = append(bytes.Clone(m.files.Cert), next.Cert...)
+		r.at(now)
+		now = now.Add(c.after)
+		m.files = next
+		r.at(now)
+		if by, roots := r.sign(now, time.Minute); roots != 2 || (by == old) != c.old {
+			t.Errorf("%+v: signed by the old one: %v, with %d roots", c, by == old, roots)
+		}
+		now = now.Add(61 * time.Minute)
+		r.at(now)
+		if by, _ := r.sign(now, time.Minute); by == old {
+			t.Errorf("%+v: the old one signs for ever", c)
+		}
+	}
+}
+
 // Who signs is in the ledger before, with the longest that it may sign, and does not sign if it cannot be.
 func TestWhoSignsIsInTheLedger(t *testing.T) {
 	m := newMemory(t)

@@ -203,6 +203,27 @@ func TestReplacementOtherwise(t *testing.T) {
 		w.plug(ownSecret, b)
 		r.at(now)
 		r.is("at once", now, b, root)
+		w.plug(ownSecret, a)
+		r.at(now.Add(time.Minute))
+		r.is("and back at once", now.Add(time.Minute), a, root)
+	})
+	t.Run("another one of a root that is on its way", func(t *testing.T) {
+		f, root := newCA(t), newCA(t)
+		w, r := begin(t, f)
+		w.plug(ownSecret, below(t, root))
+		r.at(now)
+		b := below(t, root)
+		w.plug(ownSecret, b)
+		for _, after := range []time.Duration{time.Minute, 60 * time.Minute} {
+			r.at(now.Add(after)) // its hour begins a minute after the first one's
+			r.is("on its way", now.Add(after), f, f, root)
+		}
+		r.at(now.Add(62 * time.Minute))
+		r.is("after an hour", now.Add(62*time.Minute), b, f, root)
+		again := below(t, root)
+		w.plug(ownSecret, again)
+		r.at(now.Add(63 * time.Minute))
+		r.is("and then at once", now.Add(63*time.Minute), again, f, root)
 	})
 	t.Run("another list of roots", func(t *testing.T) {
 		f, other := newCA(t), newCA(t)
