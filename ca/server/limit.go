@@ -30,10 +30,20 @@ type limits struct {
 	callers map[Caller]*buckets
 }
 
-// buckets are one caller's: of requests, and of lines in the log about refusals.
+// buckets are one caller's: of requests, and of lines in the log about refusals. Guarded by limits.mu, so that what one
+// reserves and gives back is not in between another's.
 type buckets struct {
 	requests, lines *rate.Limiter
-	suppressed      int // lines since the last one; guarded by limits.mu
+	suppressed      int       // lines since the last one
+	last            time.Time // that anything was counted at; no time before it is used, for which rate would give credit twice
+}
+
+// at is now, or the last time where that is later.
+func (b *buckets) at(now time.Time) time.Time {
+	if now.After(b.last) {
+		b.last = now
+	}
+	return b.last
 }
 
 func newLimits(r float64, burst int) *limits {
@@ -43,8 +53,9 @@ func newLimits(r float64, burst int) *limits {
 // take counts one request and says how long the caller must wait before it may make it; zero means go on.
 func (l *limits) take(c Caller, now time.Time) time.Duration {
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	b := l.ofLocked(c, now)
-	l.mu.Unlock()
+	now = b.at(now)
 	r := b.requests.ReserveN(now, 1)
 	wait := r.DelayFrom(now)
 	if wait > 0 {
@@ -59,7 +70,7 @@ func (l *limits) tell(c Caller, now time.Time) (yes bool, suppressed int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	b := l.ofLocked(c, now)
-	if !b.lines.AllowN(now, 1) {
+	if !b.lines.AllowN(b.at(now), 1) {
 		b.suppressed++
 		return false, 0
 	}

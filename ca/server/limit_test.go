@@ -52,10 +52,29 @@ func TestTheHintIsTrue(t *testing.T) {
 			if now = now.Add(wait); l.take(who, now) != 0 {
 				t.Fatalf("rate %g: refused after the time that was told", rate)
 			}
-			now = now.Add(-time.Nanosecond)
 			for rate >= 1000 && l.take(who, now) == 0 { // until the bucket is empty again
 			}
 		}
+	}
+}
+
+// Requests that come with times out of order, as after checks of unequal length, are not given the time between twice.
+func TestTimeDoesNotGoBack(t *testing.T) {
+	l := newLimits(1, 2)
+	now := time.Unix(1000, 0)
+	who := Caller{Node: "n"}
+	served, told := 0, 0
+	for i := range 1000 {
+		at := now.Add(-time.Duration(i%2) * time.Minute)
+		if l.take(who, at) == 0 {
+			served++
+		}
+		if yes, _ := l.tell(who, at); yes {
+			told++
+		}
+	}
+	if served != 2 || told != refusalBurst {
+		t.Errorf("%d served at once, want 2; %d lines, want %d", served, told, refusalBurst)
 	}
 }
 

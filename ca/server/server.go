@@ -155,7 +155,7 @@ func (s *Server) CreateCertificate(ctx context.Context, req *pb.IstioCertificate
 	}
 	attrs := []any{"caller", caller.String(), "node", caller.Node, "pod", caller.Pod, "pod.uid", caller.PodUID, "src.addr", remote(ctx)}
 	if no != nil {
-		if yes, suppressed := s.limits.tell(caller, start); yes {
+		if yes, suppressed := s.limits.tell(caller, time.Now()); yes {
 			s.cfg.Log.Warn("certificate refused", append(attrs, "id", asked(req, id), "code", code.String(), "err", no.why, "suppressed", suppressed)...)
 		}
 		return nil, no.answer.Err()
@@ -186,7 +186,7 @@ func (s *Server) create(ctx context.Context, req *pb.IstioCertificateRequest, no
 	if err != nil {
 		return Caller{}, "", leaf, refuseCaller(msgUnauthenticated, err)
 	}
-	if wait := s.limits.take(caller, now); wait > 0 {
+	if wait := s.limits.take(caller, time.Now()); wait > 0 {
 		return caller, "", leaf, &refusal{answer: exhausted(wait), why: fmt.Errorf("more than %g requests a second", s.cfg.Rate)}
 	}
 	id, err := s.wanted(caller, req)
