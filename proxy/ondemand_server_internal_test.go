@@ -56,6 +56,11 @@ func onDemand(t *testing.T, m server.Model) *pod {
 	case <-time.After(20 * time.Second):
 		t.Fatalf("not synced: %+v", s.xds.Status())
 	}
+	wait, stop := context.WithTimeout(t.Context(), 20*time.Second)
+	defer stop()
+	if err := s.store.Wait(wait, func(v *workload.View) bool { return v.WorkloadByUID("here") != nil }); err != nil {
+		t.Fatal(err)
+	}
 	return &pod{s: s}
 }
 
@@ -88,7 +93,7 @@ func TestWaypointAsks(t *testing.T) {
 		{"10.9.0.2:80", 0, true}, {"10.0.0.3:80", 1, false}, {"10.0.0.77:80", 1, false},
 	} {
 		view := p.s.store.View()
-		self := view.Local("here", "ns", "", "")
+		self := view.WorkloadByUID("here")
 		p.peerAsks = quota{since: time.Now(), taken: maxPeerAsks - c.left}
 		view, err := p.knownInbound(t.Context(), view, self, dst.Addr(), c.authority)
 		if err != nil {
