@@ -337,6 +337,7 @@ func TestSwitchWaitsForOneCall(t *testing.T) {
 				t.Fatal(err)
 			}
 			add(2)
+			time.Sleep(10 * time.Second) // all are refused, and rest
 			if err := m.Switch(svid.Source{Signer: next}, 0); err != nil {
 				t.Fatal(err)
 			}
