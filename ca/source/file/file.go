@@ -10,14 +10,17 @@ package file
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -44,7 +47,13 @@ const (
 type Source struct {
 	dir   string
 	every time.Duration
+
+	mu   sync.Mutex
+	gone map[spiffeid.ID]time.Time // since when its files are not there
 }
+
+// forgetAfter bounds what is remembered of files that never come back.
+const forgetAfter = time.Hour
 
 // New reads below dir, looking for changes every so often; 0 is 2 s. Looking, rather than being told, works on every
 // file system and however the files are replaced.
@@ -55,23 +64,25 @@ func New(dir string, every time.Duration) (*Source, error) {
 	if every <= 0 {
 		every = defaultEvery
 	}
-	return &Source{dir: dir, every: every}, nil
+	return &Source{dir: dir, every: every, gone: map[spiffeid.ID]time.Time{}}, nil
 }
 
-// Watch implements svid.Watcher. Files that are gone withdraw the SVID; files that cannot be read or understood leave
-// the one before in use, because a writer may be in the middle of replacing them.
+// Watch implements svid.Watcher. Files that are gone, and still are at the next look, withdraw the SVID; files that
+// cannot be read or understood leave the one before in use, because a writer may be in the middle of replacing them.
 func (s *Source) Watch(ctx context.Context, _ svid.Pod, id spiffeid.ID, emit func(svid.Update)) error {
-	var last []byte
+	var last digest
 	tick := time.NewTicker(s.every)
 	defer tick.Stop()
 	for {
 		all, u, err := s.read(id)
-		switch {
-		case errors.Is(err, os.ErrNotExist):
+		gone := errors.Is(err, os.ErrNotExist)
+		switch left := s.left(id, gone); {
+		case gone && left:
 			return &svid.WithdrawnError{Err: fmt.Errorf("SVID files: %w", err)}
+		case gone && last != digest{}: // what is in use stays until the next look
 		case err != nil:
 			return fmt.Errorf("SVID files: %w", err)
-		case !bytes.Equal(all, last):
+		case all != last:
 			last = all
 			emit(u)
 		}
@@ -81,6 +92,25 @@ func (s *Source) Watch(ctx context.Context, _ svid.Pod, id spiffeid.ID, emit fun
 		case <-tick.C:
 		}
 	}
+}
+
+// left notes whether id's files are gone now, and reports whether they have been for long enough that no writer is in
+// the middle of making them anew. It outlives a stream: one that has shown nothing yet ends at once, so that it takes
+// nobody's place.
+func (s *Source) left(id spiffeid.ID, gone bool) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !gone {
+		delete(s.gone, id)
+		return false
+	}
+	now := time.Now()
+	since, ok := s.gone[id]
+	if !ok {
+		maps.DeleteFunc(s.gone, func(_ spiffeid.ID, at time.Time) bool { return now.Sub(at) > forgetAfter })
+		s.gone[id] = now
+	}
+	return ok && now.Sub(since) >= s.every*3/4 // tickers are not exact
 }
 
 // folder is where id's files are.
@@ -95,35 +125,38 @@ func (s *Source) folder(id spiffeid.ID) string {
 	return below
 }
 
+// digest is of all three files: a key may be replaced after its certificate was read.
+type digest [sha256.Size]byte
+
 // read returns what there is, and the same understood. The three files are of one moment only if a second look at the
 // first shows no change.
-func (s *Source) read(id spiffeid.ID) (all []byte, u svid.Update, err error) {
+func (s *Source) read(id spiffeid.ID) (all digest, u svid.Update, err error) {
 	dir := s.folder(id)
 	cert, err := readFile(filepath.Join(dir, certName))
 	if err != nil {
-		return nil, u, err
+		return all, u, err
 	}
 	key, err := readFile(filepath.Join(dir, keyName))
 	if err != nil {
-		return nil, u, err
+		return all, u, err
 	}
 	roots, err := readFile(filepath.Join(dir, rootsName))
 	if err != nil {
-		return nil, u, err
+		return all, u, err
 	}
 	again, err := readFile(filepath.Join(dir, certName))
 	if err != nil {
-		return nil, u, err
+		return all, u, err
 	}
 	if !bytes.Equal(cert, again) {
-		return nil, u, fmt.Errorf("%s is being replaced", dir)
+		return all, u, fmt.Errorf("%s is being replaced", dir)
 	}
 	one, err := parse(cert, key, roots)
 	if err != nil {
-		return nil, u, fmt.Errorf("%s: %w", dir, err)
+		return all, u, fmt.Errorf("%s: %w", dir, err)
 	}
 	u.SVIDs = []svid.SVID{one}
-	return bytes.Join([][]byte{cert, roots}, []byte{0}), u, nil
+	return sha256.Sum256(bytes.Join([][]byte{cert, key, roots}, []byte{0})), u, nil
 }
 
 func parse(cert, key, roots []byte) (s svid.SVID, err error) {

@@ -9,7 +9,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -139,4 +141,142 @@ func marshalEC(key any) ([]byte, error) {
 		return nil, errors.New("not an ECDSA key")
 	}
 	return x509.MarshalECPrivateKey(ec)
+}
+
+// world is a manager whose certificates are files.
+func world(t *testing.T, dir string) (m *svid.Manager, withdrawn *atomic.Int64) {
+	t.Helper()
+	s, err := file.New(dir, 2*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	withdrawn = &atomic.Int64{}
+	m = svid.New(svid.Config{Watcher: s, Withdrawn: func(svid.Pod, spiffeid.ID, error) { withdrawn.Add(1) }})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- m.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return m, withdrawn
+}
+
+// A writer replaces the files one by one, in any order and however slowly.
+func TestSlowWriter(t *testing.T) {
+	names := []string{"tls.crt", "tls.key", "ca.crt"}
+	for _, order := range [][]int{{0, 1, 2}, {0, 2, 1}, {1, 0, 2}, {2, 1, 0}} {
+		synctest.Test(t, func(t *testing.T) {
+			dir, next := t.TempDir(), t.TempDir()
+			a, err := fakeagent.New(td, time.Hour)
+			if err != nil {
+				t.Fatal(err)
+			}
+			put(t, dir, a, bar)
+			m, _ := world(t, dir)
+			l := m.Acquire(svid.Pod{UID: "u"}, bar)
+			first, err := l.Identity(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			put(t, next, a, bar)
+			for _, n := range order {
+				text, err := os.ReadFile(filepath.Join(next, names[n]))
+				if err != nil {
+					t.Fatal(err)
+				}
+				write(t, dir, names[n], text)
+				time.Sleep(10 * time.Second)
+				if l.Current() == nil {
+					t.Fatalf("%v: nothing is in use after %s", order, names[n])
+				}
+			}
+			if l.Current() == first {
+				t.Errorf("%v: the new key was not noticed", order)
+			}
+		})
+	}
+}
+
+// A file that is removed and made anew is not one that is taken away, which is noticed at the second look.
+func TestUnlinkThenCreate(t *testing.T) {
+	for _, name := range []string{"tls.crt", "tls.key", "ca.crt"} {
+		synctest.Test(t, func(t *testing.T) {
+			dir := t.TempDir()
+			a, err := fakeagent.New(td, time.Hour)
+			if err != nil {
+				t.Fatal(err)
+			}
+			put(t, dir, a, bar)
+			m, withdrawn := world(t, dir)
+			leases := []*svid.Lease{m.Acquire(svid.Pod{UID: "u1"}, bar), m.Acquire(svid.Pod{UID: "u2"}, bar)}
+			for n, l := range leases {
+				if _, err := l.Identity(t.Context()); err != nil {
+					t.Fatal(n, err)
+				}
+			}
+			text, err := os.ReadFile(filepath.Join(dir, name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Second) // between looks
+			remove := func() {
+				t.Helper()
+				if err := os.Remove(filepath.Join(dir, name)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for range 3 {
+				remove()
+				time.Sleep(2 * time.Second) // one look
+				write(t, dir, name, text)
+				time.Sleep(4 * time.Second)
+			}
+			if withdrawn.Load() > 0 {
+				t.Errorf("%s: taken back while it was made anew", name)
+			}
+			remove()
+			time.Sleep(6 * time.Second)
+			if withdrawn.Load() != 2 || leases[0].Current() != nil || leases[1].Current() != nil {
+				t.Errorf("%s: %d taken back of 2 when it was gone", name, withdrawn.Load())
+			}
+			write(t, dir, name, text)
+			for n, l := range leases {
+				if _, err := l.Identity(t.Context()); err != nil {
+					t.Error(n, err)
+				}
+			}
+		})
+	}
+}
+
+// Also a stream that finds nothing when it begins takes back, at the next one's look, what one before it gave.
+func TestGoneBetweenStreams(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		a, err := fakeagent.New(td, time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		put(t, dir, a, bar)
+		m, withdrawn := world(t, dir)
+		l := m.Acquire(svid.Pod{UID: "u"}, bar)
+		if _, err := l.Identity(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		write(t, dir, "tls.crt", []byte("-----BEGIN CERT"))
+		time.Sleep(10 * time.Second) // which ended the stream
+		if l.Current() == nil {
+			t.Fatal("a mistake takes back")
+		}
+		if err := os.Remove(filepath.Join(dir, "tls.crt")); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Minute)
+		if withdrawn.Load() != 1 || l.Current() != nil {
+			t.Errorf("%d taken back, in use is %v", withdrawn.Load(), l.Current())
+		}
+	})
 }
