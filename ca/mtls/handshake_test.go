@@ -212,6 +212,7 @@ func badCertificates() []badCertificate {
 			}, k.Public())}
 			return []*x509.Certificate{middle.sign(t, leafTemplate(peer), key.Public()), middle.cert}
 		}, "incompatible key usage"},
+		{"issued by a CA that may not sign", issuedBy(&x509.Certificate{KeyUsage: x509.KeyUsageCRLSign}), "x509:"},
 		{"issued with a weak key", func(t *testing.T, good *pki, key crypto.Signer) []*x509.Certificate {
 			k, err := ecdsa.GenerateKey(elliptic.P224(), rand.Reader)
 			if err != nil {
@@ -223,6 +224,17 @@ func badCertificates() []badCertificate {
 			return []*x509.Certificate{middle.sign(t, leafTemplate(peer), key.Public()), middle.cert}
 		}, "key is too weak"},
 		{"no certificate", func(*testing.T, *pki, crypto.Signer) []*x509.Certificate { return nil }, ""},
+	}
+}
+
+// issuedBy is a peer's certificate by an intermediate that is like tmpl.
+func issuedBy(tmpl *x509.Certificate) func(t *testing.T, good *pki, key crypto.Signer) []*x509.Certificate {
+	return func(t *testing.T, good *pki, key crypto.Signer) []*x509.Certificate {
+		k := newKey(t)
+		ca := *tmpl
+		ca.Subject, ca.IsCA = pkix.Name{CommonName: "intermediate"}, true
+		middle := &pki{key: k, cert: good.sign(t, &ca, k.Public())}
+		return []*x509.Certificate{middle.sign(t, leafTemplate(id("/ns/app/sa/peer").String()), key.Public()), middle.cert}
 	}
 }
 

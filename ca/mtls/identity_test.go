@@ -88,6 +88,20 @@ func TestIntermediates(t *testing.T) {
 	}
 }
 
+// Meshes have intermediates with Istio's old CA's ID in them. Whose the leaf is, only the leaf says.
+func TestIntermediateThatNamesAWorkload(t *testing.T) {
+	root, key := newPKI(t), newKey(t)
+	citadel := issuedBy(&x509.Certificate{KeyUsage: x509.KeyUsageCertSign, URIs: uris(id("/ns/istio-system/sa/citadel").String())})
+	i, err := mtls.NewIdentity(id("/ns/app/sa/peer"), key, citadel(t, root, key), []*x509.Certificate{root.cert}, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := root.identity(t, "/ns/app/sa/b")
+	if got, err := b.VerifyPeer(i.Chain(), x509.ExtKeyUsageClientAuth, time.Now()); err != nil || got != i.ID() {
+		t.Errorf("%v, %v", got, err)
+	}
+}
+
 func TestHowMuchLifeMustBeLeft(t *testing.T) {
 	p := newPKI(t)
 	now := time.Now().Truncate(time.Second)
