@@ -45,7 +45,7 @@ func TestOptions(t *testing.T) {
 		{set: "proxy.name=warren-proxy proxy.serviceAccountName=ztunnel", more: []string{"DaemonSet/warren-system/warren-proxy"}, fewer: []string{"DaemonSet/warren-system/ztunnel"}},
 		{set: "proxy.env.SAME_NODE=mtls proxy.env.PACKET_MARK=1337 proxy.logFormat=json proxy.seLinuxOptions.type=spc_t proxy.socketDir=/run/warren-proxy"},
 		{set: "proxy.hostNetwork=true"},
-		{set: "proxy.crl.configMap=crls proxy.crl.key=x.pem proxy.compliancePolicy=pqc proxy.tls12=true mesh.tokenAudience=mesh controlPlane.caRate=7 controlPlane.caBurst=9"},
+		{set: "proxy.crl.configMap=crls proxy.crl.key=x.pem proxy.compliancePolicy=pqc proxy.tls12=true mesh.tokenAudience=mesh controlPlane.caRate=7 controlPlane.caBurst=9 controlPlane.caOverlap=0s"},
 		{set: "proxy.crl.secret=crls proxy.identity.configMap=svids"},
 		{set: "proxy.identity.source=broker proxy.identity.sockets.broker=/run/a/b.sock proxy.identity.sockets.workloadAPI=/run/a/w.sock proxy.identity.agentID=spiffe://x/agent proxy.identity.selfID=spiffe://x/ztunnel"},
 		{set: "proxy.identity.source=delegated proxy.identity.sockets.admin=/run/spire/admin/admin.sock proxy.identity.reuse=confirm"},
@@ -101,6 +101,7 @@ func TestRefusedValues(t *testing.T) {
 		"proxy.crl.configMap=A_b":                   "configMap",
 		"controlPlane.caRate=0":                     "caRate",
 		"controlPlane.caBurst=0":                    "caBurst",
+		"controlPlane.caOverlap=23h59m":             "less than controlPlane.certificateTTL 24h",
 	} {
 		if _, err := tryRender(t, "chart", "-set", set, chart); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q named", set, err, want)

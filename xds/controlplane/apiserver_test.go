@@ -609,7 +609,7 @@ func TestRealStatus(t *testing.T) {
 func TestRealReplacement(t *testing.T) {
 	s := startAPIServer(t)
 	s.mesh()
-	short := func(c *Config) { c.CAOverlap = 8 * time.Second }
+	short := func(c *Config) { c.TTL, c.CAOverlap = 8*time.Second, 8*time.Second }
 	planes := []*plane{s.controlPlane(short), s.controlPlane(short)}
 	for _, p := range planes {
 		eventually(t, "readiness", func() bool { ok, _ := p.ready(); return ok })

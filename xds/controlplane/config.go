@@ -183,6 +183,9 @@ func (c *Config) Validate() error {
 	if c.CAOverlap < 0 {
 		bad("ca-overlap", "%s is less than zero", c.CAOverlap)
 	}
+	if c.CAOverlap > 0 && c.CAOverlap < c.TTL {
+		bad("ca-overlap", "%s is less than --ca-ttl %s: pods whose certificates are older than the overlap would be cut off when the CA is replaced. Make it %s or more, or 0 to take another CA at once", c.CAOverlap, c.TTL, c.TTL)
+	}
 	return errors.Join(errs...)
 }
 

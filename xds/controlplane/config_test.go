@@ -29,6 +29,15 @@ func TestValidateReportsEverything(t *testing.T) {
 	if err := c.Validate(); err == nil || !strings.Contains(err.Error(), "--metrics-listen") || strings.Contains(err.Error(), "\n") {
 		t.Errorf("err = %v, want only the address that is used twice", err)
 	}
+	c.MetricsListen, c.CAOverlap = "", c.TTL-1
+	if err := c.Validate(); err == nil || !strings.Contains(err.Error(), "--ca-overlap: 23h59m59.999999999s is less than --ca-ttl 24h0m0s") {
+		t.Errorf("an overlap that is shorter than certificates live: %v", err)
+	}
+	for _, overlap := range []time.Duration{0, c.TTL} {
+		if c.CAOverlap = overlap; c.Validate() != nil {
+			t.Errorf("an overlap of %s: %v", overlap, c.Validate())
+		}
+	}
 }
 
 func TestFlags(t *testing.T) {

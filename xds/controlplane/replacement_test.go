@@ -325,7 +325,7 @@ func TestReplacementOtherwise(t *testing.T) {
 // roots, then the new one signs, and in the end it is alone.
 func TestReplacementReachesEverybody(t *testing.T) {
 	w := newWorld(t, meshObjects()...)
-	p := startWith(t, w, func(c *Config) { c.CAOverlap = 3 * time.Second })
+	p := startWith(t, w, func(c *Config) { c.TTL, c.CAOverlap = 3*time.Second, 3*time.Second })
 	eventually(t, "readiness", func() bool { ok, _ := p.ready(); return ok })
 	eventually(t, "root", func() bool { return w.rootOf("app") != "" })
 	old := w.rootOf("app")
