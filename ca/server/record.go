@@ -19,7 +19,6 @@ const (
 	recordPrefix = "rotation."
 	recordSuffix = ".json"
 	issuedDir    = "issued"
-	maxReplicas  = 256
 )
 
 func recordName(n int) string { return recordPrefix + strconv.Itoa(n) + recordSuffix }
@@ -126,9 +125,6 @@ func (s *StateDir) Replicas(context.Context) (all []rotation.Replica, err error)
 		for _, name := range names {
 			if !strings.HasSuffix(name, recordSuffix) || strings.HasPrefix(name, ".") {
 				continue
-			}
-			if len(all) >= maxReplicas {
-				return fmt.Errorf("more than %d files in %s", maxReplicas, issuedDir)
 			}
 			text, err := readFile(root, path.Join(issuedDir, name))
 			if errors.Is(err, fs.ErrNotExist) {

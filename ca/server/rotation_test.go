@@ -3,6 +3,7 @@ package server_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -209,6 +210,20 @@ func TestRecordsThatAreRefused(t *testing.T) {
 		if k.Compare(t.Context(), time.Now()) || !strings.Contains(k.Differs(), c.want) {
 			t.Errorf("%s: a control plane that runs: %q", name, k.Differs())
 		}
+	}
+}
+
+// However many replicas left something behind, the next one removes it.
+func TestManyReplicasOfBefore(t *testing.T) {
+	s := &server.StateDir{Path: t.TempDir(), TrustDomain: td}
+	for i := range 300 {
+		if err := s.WriteReplica(t.Context(), rotation.Replica{Name: fmt.Sprint("r", i), Ended: true}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	keep(t, s, time.Now())
+	if all, err := s.Replicas(t.Context()); err != nil || len(all) != 1 || all[0].Name != "test" {
+		t.Errorf("%d replicas are left; %v", len(all), err)
 	}
 }
 
