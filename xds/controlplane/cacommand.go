@@ -180,9 +180,12 @@ func (c *caCommand) activate(ctx context.Context, now time.Time) error {
 		return err
 	}
 	if c.unread != nil {
-		if missing, of, err := c.unread(ctx, authority.CertID(r.Other.Cert)); err != nil {
+		switch missing, of, err := c.unread(ctx, authority.CertID(r.Other.Cert)); {
+		case err != nil:
 			return err
-		} else if missing > 0 {
+		case of == 0: // there is a namespace at least, which is that of the control plane
+			return fmt.Errorf("too early: there is no ConfigMap %s, so that nobody who reads the root from one has the new root; the log of the control plane that leads says why, and --root-configmap must be the control plane's: empty if it has none", c.cfg.RootConfigMap)
+		case missing > 0:
 			return fmt.Errorf("too early: %d of %d ConfigMaps %s do not have the new root; the log of the control plane that leads says why", missing, of, c.cfg.RootConfigMap)
 		}
 	}

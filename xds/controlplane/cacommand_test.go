@@ -133,6 +133,12 @@ func TestCACommandInKubernetes(t *testing.T) {
 	if err := cmd.activate(t.Context(), tomorrow); err == nil || !strings.Contains(err.Error(), "ConfigMaps istio-ca-root-cert do not have the new root") {
 		t.Errorf("no ConfigMap has the root: %v", err)
 	}
+	cmd.unread = func(ctx context.Context, id string) (int, int, error) {
+		return mapsWithout(ctx, w.client, "of-another-name", id)
+	}
+	if err := cmd.activate(t.Context(), tomorrow); err == nil || !strings.Contains(err.Error(), "there is no ConfigMap istio-ca-root-cert") {
+		t.Errorf("none of no ConfigMaps lacks the root: %v", err)
+	}
 	cmd.unread = unread
 	if err := cmd.activate(t.Context(), tomorrow); err != nil {
 		t.Error(err)
