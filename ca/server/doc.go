@@ -29,5 +29,6 @@
 // Every signature leaves one line: "certificate signed" with caller, node, pod, pod.uid, src.addr, id, serial, issuer (the
 // SHA-256 of its certificate) and expires. A refusal leaves "certificate refused" with who asked, what for, the answer's
 // code and the reason: for each caller, and for all who are nobody, a hundred at once and ten a second; the line after says
-// how many were left out (suppressed).
+// how many were left out (suppressed). The control plane has these lines, and those of its own serving certificates, in the
+// log at every --log-level.
 package server

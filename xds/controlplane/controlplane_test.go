@@ -106,12 +106,17 @@ func testConfig(t *testing.T) Config {
 
 func start(t *testing.T, change func(*Config)) *plane {
 	t.Helper()
+	return startLogging(t, slog.LevelInfo, change)
+}
+
+func startLogging(t *testing.T, level slog.Level, change func(*Config)) *plane {
+	t.Helper()
 	cfg := testConfig(t)
 	if change != nil {
 		change(&cfg)
 	}
 	p := &plane{t: t, dir: cfg.KubeDir, cfg: cfg, log: &lockedBuffer{}}
-	cp, err := New(cfg, slog.New(slog.NewTextHandler(p.log, nil)))
+	cp, err := New(cfg, slog.New(slog.NewTextHandler(p.log, &slog.HandlerOptions{Level: level})))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -262,6 +267,36 @@ func TestModelReachesProxies(t *testing.T) {
 	}
 	if _, err := c.stream.Recv(); status.Code(err) != codes.Unavailable {
 		t.Errorf("end = %v, want Unavailable", err)
+	}
+}
+
+// Who was given which certificate is in the log of those who want nothing else there.
+func TestAuditStays(t *testing.T) {
+	p := startLogging(t, slog.LevelError, nil)
+	p.write("mesh.yaml", meshYAML)
+	cc := p.dial()
+	if _, err := sign(t, cc, p.as(tokenA), "spiffe://cluster.local/ns/app/sa/web"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := sign(t, cc, p.as(""), "spiffe://cluster.local/ns/app/sa/web"); err == nil {
+		t.Fatal("signed for nobody")
+	}
+	issuer := p.cp.keeper.Authority().ID()
+	for msg, attrs := range map[string][]string{
+		"serving certificate issued": {"serial=", "issuer=" + issuer, "localhost"},
+		"certificate signed":         {"serial=", "issuer=" + issuer, "sa/web"},
+		"certificate refused":        {"sa/web"},
+	} {
+		_, line, found := strings.Cut(p.log.String(), `msg="`+msg+`"`)
+		line, _, _ = strings.Cut(line, "\n")
+		for _, want := range attrs {
+			if !found || !strings.Contains(line, want) {
+				t.Errorf("%s: %q, want %s in it", msg, line, want)
+			}
+		}
+	}
+	if strings.Contains(p.log.String(), "serving xDS") {
+		t.Error("the level does nothing")
 	}
 }
 

@@ -148,15 +148,17 @@ func (p *ControlPlane) keep(store rotation.Store) {
 // issue makes the server of the TLS port, whose own certificate the CA signs.
 func (p *ControlPlane) issue() error {
 	p.rootsChanged() // this replica may lead already, and have found none
-	cert, err := newServing(func(now time.Time) (*tls.Certificate, error) {
-		return p.keeper.Authority().Serving(p.cfg.hosts(), servingTTL, now)
+	cert, err := newServing(func(now time.Time) (*tls.Certificate, string, error) {
+		ca := p.keeper.Authority()
+		cert, err := ca.Serving(p.cfg.hosts(), servingTTL, now)
+		return cert, ca.ID(), err
 	}, p.log, time.Now())
 	if err != nil {
 		return err
 	}
 	p.serving = cert
 	issuer, err := caserver.New(caserver.Config{
-		Authority: p.keeper, TrustDomain: p.td, Authenticator: p.callers, Authorizer: p.callers, Log: p.log, Observer: p.metrics,
+		Authority: p.keeper, TrustDomain: p.td, Authenticator: p.callers, Authorizer: p.callers, Log: audit(p.log), Observer: p.metrics,
 		Rate: p.cfg.CARate, Burst: p.cfg.CABurst,
 	})
 	if err != nil {

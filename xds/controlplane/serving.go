@@ -51,17 +51,21 @@ func (c *Config) hosts() []string {
 // first finds half of its lifetime gone, which needs no clock of its own: a port that
 // nobody connects to needs no certificate.
 type serving struct {
-	issue func(now time.Time) (*tls.Certificate, error)
+	issue issueServing
 	log   *slog.Logger
+	audit *slog.Logger
 
 	mu      sync.Mutex
 	cert    *tls.Certificate
 	renewAt time.Time
 }
 
+// issueServing makes a certificate, and says who issues it: authority.CertID.
+type issueServing func(now time.Time) (cert *tls.Certificate, issuer string, err error)
+
 // newServing issues the first certificate.
-func newServing(issue func(now time.Time) (*tls.Certificate, error), log *slog.Logger, now time.Time) (*serving, error) {
-	s := &serving{issue: issue, log: log}
+func newServing(issue issueServing, log *slog.Logger, now time.Time) (*serving, error) {
+	s := &serving{issue: issue, log: log, audit: audit(log)}
 	if err := s.renewLocked(now); err != nil {
 		return nil, err
 	}
@@ -95,12 +99,12 @@ func (s *serving) renew() {
 }
 
 func (s *serving) renewLocked(now time.Time) error {
-	cert, err := s.issue(now)
+	cert, issuer, err := s.issue(now)
 	if err != nil {
 		return err
 	}
 	s.cert, s.renewAt = cert, now.Add(cert.Leaf.NotAfter.Sub(now)/2)
-	s.log.Info("serving certificate issued", "hosts", append(slices.Clone(cert.Leaf.DNSNames), ips(cert)...), "expires", cert.Leaf.NotAfter.UTC().Format(time.RFC3339))
+	s.audit.Info("serving certificate issued", "hosts", append(slices.Clone(cert.Leaf.DNSNames), ips(cert)...), "serial", cert.Leaf.SerialNumber.Text(16), "issuer", issuer, "expires", cert.Leaf.NotAfter.UTC().Format(time.RFC3339))
 	return nil
 }
 

@@ -15,12 +15,12 @@ func TestServingRenews(t *testing.T) {
 	start := time.Unix(1_000_000, 0)
 	var fail error
 	issued := 0
-	s, err := newServing(func(now time.Time) (*tls.Certificate, error) {
+	s, err := newServing(func(now time.Time) (*tls.Certificate, string, error) {
 		if fail != nil {
-			return nil, fail
+			return nil, "", fail
 		}
 		issued++
-		return &tls.Certificate{Leaf: &x509.Certificate{NotAfter: now.Add(life)}}, nil
+		return &tls.Certificate{Leaf: &x509.Certificate{NotAfter: now.Add(life)}}, "", nil
 	}, slog.New(slog.DiscardHandler), start)
 	if err != nil {
 		t.Fatal(err)
@@ -42,7 +42,7 @@ func TestServingRenews(t *testing.T) {
 	fail = nil
 	at(16*time.Hour, 3, true)
 
-	if _, err := newServing(func(time.Time) (*tls.Certificate, error) { return nil, errors.New("no") }, slog.New(slog.DiscardHandler), start); err == nil {
+	if _, err := newServing(func(time.Time) (*tls.Certificate, string, error) { return nil, "", errors.New("no") }, slog.New(slog.DiscardHandler), start); err == nil {
 		t.Error("no first certificate, no error")
 	}
 }
