@@ -190,6 +190,11 @@ func (a *Authority) RootsPEM() []byte { return bytes.Clone(a.roots) }
 // NotAfter is when the issuing certificate, or what it hangs from, ends, and with it everything that it signed.
 func (a *Authority) NotAfter() time.Time { return a.until }
 
+// EndsSoon says that it is time for another authority: 30 days before NotAfter, or when a tenth is left of a short life.
+func (a *Authority) EndsSoon(now time.Time) bool {
+	return a.until.Sub(now) < min(30*24*time.Hour, a.until.Sub(a.cert.NotBefore)/10)
+}
+
 // TTL bounds in force, after defaults.
 func (a *Authority) TTL() Policy { return a.policy }
 

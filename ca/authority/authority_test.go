@@ -346,6 +346,9 @@ func TestALeafEndsWithItsChain(t *testing.T) {
 		if want := now.Add(c.want).Truncate(time.Second); err != nil || !leaf.NotAfter.Equal(want) || !a.NotAfter().Equal(want) {
 			t.Errorf("%s: until %s, %v; want %s", name, leaf.NotAfter, err, want)
 		}
+		if end := a.NotAfter(); a.EndsSoon(end.Add(-2*time.Hour)) || !a.EndsSoon(end.Add(-20*time.Minute)) {
+			t.Errorf("%s: a tenth of its life is not when it ends soon", name)
+		}
 	}
 }
 

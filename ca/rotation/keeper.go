@@ -35,6 +35,7 @@ type Keeper struct {
 	cfg    Config
 	ledger Ledger
 	saver  saver
+	warned string // CertID of the authority of which was said that it ends soon; belongs to Compare
 
 	// signing is held for reading while a certificate is signed: once another authority is in use, the ledger has all
 	// of the one before.
@@ -170,7 +171,26 @@ func (k *Keeper) Compare(ctx context.Context, now time.Time) (changed bool) {
 	k.mu.Lock()
 	k.differ = differ
 	k.mu.Unlock()
+	if ends := k.Ending(now); ends != "" && k.warned != k.Authority().ID() {
+		k.warned = k.Authority().ID()
+		k.cfg.Log.Warn(ends)
+	}
 	return changed
+}
+
+// Ending says that the authority ends soon, and what to do; empty while it does not, and before Load.
+func (k *Keeper) Ending(now time.Time) string {
+	ca := k.Authority()
+	if ca == nil || !ca.EndsSoon(now) {
+		return ""
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	what := "rotate it by `controlplane ca prepare`"
+	if k.kept.Plugged {
+		what = "put another one there"
+	}
+	return fmt.Sprintf("the CA in %s ends at %s, and nobody can prove itself after: %s", k.kept.Name, stamp(ca.NotAfter()), what)
 }
 
 // take takes up what is in the store. Of several replicas that see a change at the same time one says when it began.

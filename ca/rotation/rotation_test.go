@@ -3,6 +3,7 @@ package rotation_test
 import (
 	"bytes"
 	"errors"
+	"log/slog"
 	"maps"
 	"strings"
 	"testing"
@@ -285,6 +286,34 @@ func TestTheListCameJustBefore(t *testing.T) {
 		r.at(now)
 		if by, _ := r.sign(now, time.Minute); by == old {
 			t.Errorf("%+v: the old one signs for ever", c)
+		}
+	}
+}
+
+// That the CA ends is said once in the log, and on being asked, for as long as it takes to do something.
+func TestTheEndIsAnnounced(t *testing.T) {
+	m := newMemory(t)
+	var log bytes.Buffer
+	k := rotation.New(rotation.Config{Store: m, Replica: "one", Log: slog.New(slog.NewTextHandler(&log, nil))})
+	if err := k.Load(t.Context(), epoch); err != nil {
+		t.Fatal(err)
+	}
+	end := k.Authority().NotAfter()
+	for _, c := range []struct {
+		left    time.Duration
+		plugged bool
+		want    string
+	}{
+		{31 * 24 * time.Hour, false, ""}, {29 * 24 * time.Hour, false, "controlplane ca prepare"}, {24 * time.Hour, false, "2035-12-30T00:00:00Z"},
+		{time.Hour, true, "put another one there"},
+	} {
+		m.plugged = c.plugged
+		k.Compare(t.Context(), end.Add(-c.left))
+		if got := k.Ending(end.Add(-c.left)); !strings.Contains(got, c.want) || (got == "") != (c.want == "") {
+			t.Errorf("%s before the end: %q, want %q", c.left, got, c.want)
+		}
+		if n := strings.Count(log.String(), "nobody can prove itself after"); n > 1 || (n == 0) != (c.want == "") {
+			t.Errorf("%s before the end: said %d times", c.left, n)
 		}
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"go.uber.org/goleak"
@@ -30,7 +31,9 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 	"istio.io/api/security/v1alpha1"
 
+	"github.com/warren-mesh/warren/ca/authority"
 	"github.com/warren-mesh/warren/ca/mtls"
+	caserver "github.com/warren-mesh/warren/ca/server"
 	"github.com/warren-mesh/warren/xds/server"
 )
 
@@ -268,6 +271,28 @@ func TestModelReachesProxies(t *testing.T) {
 	if _, err := c.stream.Recv(); status.Code(err) != codes.Unavailable {
 		t.Errorf("end = %v, want Unavailable", err)
 	}
+}
+
+// A CA that ends soon is told of, and serves.
+func TestTheCAEndsSoon(t *testing.T) {
+	p := start(t, func(c *Config) {
+		f, err := authority.Create(meshDomain, time.Now().Add(-(3650-20)*24*time.Hour))
+		if err == nil {
+			err = (&caserver.StateDir{Path: c.StateDir, TrustDomain: meshDomain}).PutBack(t.Context(), f)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	})
+	p.write("mesh.yaml", meshYAML)
+	eventually(t, "readiness, with a note", func() bool {
+		code, body := get(t, "http://"+p.cp.listeners.health.Addr().String()+"/healthz/ready")
+		return code == http.StatusOK && strings.Contains(body, "nobody can prove itself after")
+	})
+	if _, body := get(t, "http://"+p.cp.listeners.metrics.Addr().String()+"/metrics"); !strings.Contains(body, "warren_ca_ends_soon 1") {
+		t.Error("no metric says so")
+	}
+	eventually(t, "a line in the log", func() bool { return strings.Contains(p.log.String(), "nobody can prove itself after") })
 }
 
 // Who was given which certificate is in the log of those who want nothing else there.

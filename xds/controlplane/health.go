@@ -55,6 +55,9 @@ func (p *ControlPlane) notes() []string {
 	if why := p.keeper.Differs(); why != "" {
 		notes = append(notes, "this replica signs with a CA that is not the one that is kept: "+why)
 	}
+	if ends := p.keeper.Ending(time.Now()); ends != "" {
+		notes = append(notes, ends)
+	}
 	if note := p.keeper.Note(); note != "" {
 		notes = append(notes, note)
 	}

@@ -47,6 +47,8 @@ func newMetrics(p *ControlPlane) *metrics {
 				}
 				return 0
 			}),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "warren_ca_ends_soon", Help: "Whether the CA's certificate ends within 30 days, or a tenth of its life."},
+			func() float64 { return number(p.keeper.Ending(time.Now()) != "") }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "warren_ca_secret_differs", Help: "Whether another CA is kept than this replica signs with."},
 			func() float64 { return number(p.keeper.Differs() != "") }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "warren_ca_rotation", Help: "Whether a rotation or a replacement of the CA is under way."},
