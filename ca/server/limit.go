@@ -55,12 +55,12 @@ func (l *limits) take(c Caller, now time.Time) time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	b := l.ofLocked(c, now)
-	now = b.at(now)
-	r := b.requests.ReserveN(now, 1)
-	wait := r.DelayFrom(now)
+	at := b.at(now)
+	r := b.requests.ReserveN(at, 1)
+	wait := r.DelayFrom(at)
 	if wait > 0 {
-		r.CancelAt(now)
-		wait = max(wait, time.Millisecond)
+		r.CancelAt(at)
+		wait = max(wait+at.Sub(now), time.Millisecond) // it is told to one whose time is now
 	}
 	return wait
 }

@@ -64,6 +64,12 @@ func TestTimeDoesNotGoBack(t *testing.T) {
 	now := time.Unix(1000, 0)
 	who := Caller{Node: "n"}
 	served, told := 0, 0
+	for range 2 {
+		l.take(Caller{Node: "hint"}, now)
+	}
+	if wait := l.take(Caller{Node: "hint"}, now.Add(-time.Minute)); wait != 61*time.Second {
+		t.Errorf("who comes with an earlier time is told to wait %s from then, want 1m1s", wait)
+	}
 	for i := range 1000 {
 		at := now.Add(-time.Duration(i%2) * time.Minute)
 		if l.take(who, at) == 0 {
