@@ -3,6 +3,7 @@ package workload
 import (
 	"cmp"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 )
@@ -101,16 +102,23 @@ func (e *viewEditor) removeAddress(resource string) {
 	}
 }
 
+// distinct is addrs without what comes twice, in whatever order.
+func distinct(addrs []netip.Addr) []netip.Addr {
+	if len(addrs) < 2 || len(addrs) == 2 && addrs[0] != addrs[1] { // as nearly always
+		return addrs
+	}
+	sorted := slices.SortedFunc(slices.Values(addrs), netip.Addr.Compare)
+	return slices.Compact(sorted)
+}
+
 func (e *viewEditor) addWorkload(w *Workload) {
 	e.byUID.add(w.UID, w)
 	if w.Node != "" { // nobody asks for those of none
 		e.onNode.add(w.Node, change{uid: w.UID, workload: w})
 	}
 	if w.NetworkMode != HostNetwork {
-		for i, a := range w.Addresses {
-			if !slices.Contains(w.Addresses[:i], a) {
-				e.byAddr.add(NetworkAddr{Network: w.Network, Addr: a}, w)
-			}
+		for _, a := range distinct(w.Addresses) {
+			e.byAddr.add(NetworkAddr{Network: w.Network, Addr: a}, w)
 		}
 	}
 	if w.Hostname != "" {
@@ -132,10 +140,8 @@ func (e *viewEditor) removeWorkload(uid string) bool {
 		e.onNode.add(w.Node, change{uid: uid})
 	}
 	if w.NetworkMode != HostNetwork {
-		for i, a := range w.Addresses {
-			if !slices.Contains(w.Addresses[:i], a) {
-				e.byAddr.remove(NetworkAddr{Network: w.Network, Addr: a}, w)
-			}
+		for _, a := range distinct(w.Addresses) {
+			e.byAddr.remove(NetworkAddr{Network: w.Network, Addr: a}, w)
 		}
 	}
 	if w.Hostname != "" {

@@ -12,9 +12,9 @@ import (
 // DNS names are at most this long (RFC 1035 §2.3.4); so is every name we take.
 const maxHostname = 253
 
-// maxAddresses bounds those of one workload, which are compared with each other: a pod has
-// one or two, and some more by multus.
-const maxAddresses = 256
+// maxAddresses bounds those of one workload, which connections look through: a pod has one
+// or two, and some more by multus; a host that stands for many may have thousands.
+const maxAddresses = 16 << 10
 
 // AddressFromProto converts the one resource type that carries both workloads and
 // services; one of the two results is nil.

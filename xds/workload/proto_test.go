@@ -197,7 +197,7 @@ func TestWorkloadRefused(t *testing.T) {
 	}{
 		{"no uid", func(w *workloadapi.Workload) { w.Uid = "" }, "uid is empty"},
 		{"address of 3 bytes", func(w *workloadapi.Workload) { w.Addresses = [][]byte{{1, 2, 3}} }, "4 or 16 bytes, not 3"},
-		{"too many addresses", func(w *workloadapi.Workload) { w.Addresses = manyAddresses(maxAddresses + 1) }, "257 addresses, the limit is 256"},
+		{"too many addresses", func(w *workloadapi.Workload) { w.Addresses = manyAddresses(maxAddresses + 1) }, "16385 addresses, the limit is 16384"},
 		{"empty address", func(w *workloadapi.Workload) { w.Addresses = [][]byte{nil} }, "4 or 16 bytes, not 0"},
 		{"legacy mTLS", func(w *workloadapi.Workload) { w.TunnelProtocol = workloadapi.TunnelProtocol_LEGACY_ISTIO_MTLS }, "LEGACY_ISTIO_MTLS is not supported"},
 		{"tunnel protocol", func(w *workloadapi.Workload) { w.TunnelProtocol = 7 }, "unknown tunnel protocol 7"},
