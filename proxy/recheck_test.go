@@ -134,9 +134,10 @@ func TestDryRunIsCounted(t *testing.T) {
 			t.Errorf("%v was counted %d times, want %d", want, got, n)
 		}
 	}
-	text := m.nodes[1].logs.text()[mark:]
 	for message, n := range map[string]int{"dry-run: deny policy match": 2, "dry-run: allow policy match": 1, "dry-run: no allow policies match": 2} {
-		if got := strings.Count(text, message); got != n {
+		count := func() int { return strings.Count(m.nodes[1].logs.text()[mark:], message) }
+		until(t, message, func() bool { return count() >= n }) // lines are gathered for a moment
+		if got := count(); got != n {
 			t.Errorf("%q was logged %d times, want %d", message, got, n)
 		}
 	}
