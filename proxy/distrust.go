@@ -5,9 +5,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"io"
-	"io/fs"
-	"os"
 	"time"
 
 	"github.com/warren-mesh/warren/ca/mtls"
@@ -65,16 +62,8 @@ func (s *Server) loadRevocations() (changed bool, err error) {
 	if s.cfg.CRLPath == "" {
 		return false, nil
 	}
-	f, err := os.Open(s.cfg.CRLPath)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, maxRevocations+1))
-	if err != nil {
+	text, err := readBounded(s.cfg.CRLPath, maxRevocations)
+	if err != nil || text == nil {
 		return false, err
 	}
 	return s.revoked.Load(text)

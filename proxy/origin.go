@@ -22,6 +22,7 @@ import (
 // origin is where certificates come from: a source, and what it takes.
 type origin struct {
 	svid.Source
+	cfg     Config // by which it was made
 	address string
 	self    *workloadapi.Self // the proxy's own identity; nil: it needs none
 	closers []io.Closer
@@ -59,7 +60,7 @@ func (s *Server) newCerts(given svid.Signer) (err error) {
 		s.log.Warn("no certificate is known to be revoked", "path", s.cfg.CRLPath, "err", err)
 	}
 	if given != nil {
-		s.origin = &origin{Source: svid.Source{Signer: given}, address: "(given)"}
+		s.origin = &origin{cfg: s.cfg, Source: svid.Source{Signer: given}, address: "(given)"}
 	} else {
 		cfg, err := s.cfg.withSVIDFile()
 		if err != nil {
@@ -82,7 +83,7 @@ func (s *Server) newCerts(given svid.Signer) (err error) {
 
 // newOrigin makes the source that cfg says.
 func (s *Server) newOrigin(cfg Config) (o *origin, err error) {
-	o = &origin{}
+	o = &origin{cfg: cfg}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, o.close())

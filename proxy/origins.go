@@ -110,10 +110,7 @@ func (c Config) withSVIDFile() (Config, error) {
 // followOrigin runs the source of certificates, and puts another in its place when its settings change.
 func (s *Server) followOrigin(ctx context.Context) {
 	s.origin.run(ctx)
-	now := s.cfg // of s.origin
-	if c, err := s.cfg.withSVIDFile(); err == nil {
-		now = c
-	}
+	now := s.origin.cfg
 	var roots []byte
 	tick := time.NewTicker(originEvery)
 	defer tick.Stop()
