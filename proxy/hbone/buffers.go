@@ -17,8 +17,9 @@ const (
 	largePlain = 1 << 20
 )
 
-// maxLarge is how many large buffers may be in use, by all tunnels together: peers
-// that stop reading in the middle of bulk keep theirs. Tunnels beyond use smaller ones.
+// maxLarge is how many large buffers may be in use, by all tunnels together, before
+// others use smaller ones: peers that stop reading in the middle of bulk keep theirs.
+// Tunnels that choose at the same moment may take a few more.
 const maxLarge = 32
 
 var (
