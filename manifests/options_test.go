@@ -27,7 +27,9 @@ func TestOptions(t *testing.T) {
 		}},
 		{set: "dashboard.enabled=true dashboard.annotations.folder=mesh", more: []string{"ConfigMap/warren-system/warren-dashboard"}},
 		{set: "resourceQuota.enabled=true", more: []string{"ResourceQuota/warren-system/warren-critical-pods"}},
-		{set: "openshift.enabled=true", more: []string{"Role/warren-system/warren-privileged", "RoleBinding/warren-system/warren-privileged"}},
+		{set: "openshift.enabled=true", more: []string{
+			"Role/warren-system/warren-nonroot", "Role/warren-system/warren-privileged", "RoleBinding/warren-system/warren-nonroot", "RoleBinding/warren-system/warren-privileged",
+		}},
 		{set: "nodeagent.admissionPolicy=false", fewer: []string{
 			"ValidatingAdmissionPolicy//warren-nodeagent-warren-system", "ValidatingAdmissionPolicyBinding//warren-nodeagent-warren-system",
 		}},

@@ -9,7 +9,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 )
 
 // workloads are the pods that are rendered, by their owners' names.
@@ -161,6 +163,43 @@ func TestUpdates(t *testing.T) {
 	for _, p := range workloads(list)["ztunnel"].Spec.Containers[0].Ports {
 		if p.HostPort != 0 {
 			t.Errorf("the proxy takes the node's port %d", p.HostPort)
+		}
+	}
+}
+
+// OpenShift admits a pod that says under which user it runs only where its account may use
+// constraints that allow it, the pod of helm's hook as well.
+func TestOpenShiftConstraints(t *testing.T) {
+	args := []string{"chart", "-set", "openshift.enabled=true", chart}
+	list := append(rendered(t, args...), rendered(t, append([]string{"chart", "-hooks"}, args[1:]...)...)...)
+	uses := map[string][]string{} // constraints, by account
+	for _, o := range list {
+		b, ok := o.Object.(*rbacv1.RoleBinding)
+		if !ok {
+			continue
+		}
+		for _, rule := range find[*rbacv1.Role](t, list, b.RoleRef.Name).Rules {
+			for _, s := range b.Subjects {
+				if slices.Contains(rule.Resources, "securitycontextconstraints") && slices.Contains(rule.Verbs, "use") {
+					uses[s.Name] = append(uses[s.Name], rule.ResourceNames...)
+				}
+			}
+		}
+	}
+	pods := workloads(list)
+	pods["the hook"] = &find[*batchv1.Job](t, list, "warren-leave").Spec.Template
+	for name, pod := range pods {
+		want := "nonroot-v2"
+		if s := pod.Spec.Containers[0].SecurityContext; pod.Spec.HostNetwork || len(s.Capabilities.Add) > 0 || !isTrue(s.RunAsNonRoot) {
+			want = "privileged"
+		}
+		if got := uses[pod.Spec.ServiceAccountName]; !slices.Equal(got, []string{want}) {
+			t.Errorf("%s: its account %s may use %q, it needs %s", name, pod.Spec.ServiceAccountName, got, want)
+		}
+		for _, v := range pod.Spec.Volumes {
+			if want == "nonroot-v2" && (v.HostPath != nil || v.Secret == nil && v.ConfigMap == nil && v.EmptyDir == nil && v.Projected == nil) {
+				t.Errorf("%s: %s does not admit the volume %s", name, want, v.Name)
+			}
 		}
 	}
 }

@@ -50,7 +50,6 @@ export E2E_LOAD="${E2E_LOAD:-$KIND load image-archive --name $name}"
 export E2E_RESTART_KUBELET="${E2E_RESTART_KUBELET:-$here/kind.sh restart-kubelet}"
 export E2E_APISERVER="${E2E_APISERVER:-$here/kind.sh apiserver}"
 export E2E_REBOOT="${E2E_REBOOT:-$here/kind.sh reboot}"
-# Kind's own CNI may write its configuration anew while there is no agent: ours is a file
-# of its own that comes first.
+# As the chart's profile for kind: see there.
 export E2E_VALUES="${E2E_VALUES:-image.tag=$VERSION image.pullPolicy=Never namespace.create=true nodeagent.cni.chained=false}"
 sh "$here/run.sh" "$@"

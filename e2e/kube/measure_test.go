@@ -14,7 +14,9 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/cache"
 
 	"github.com/warren-mesh/warren/e2e/kube"
 )
@@ -34,27 +36,41 @@ func (s *seen) at(name string) (time.Time, bool) {
 	return w, ok
 }
 
-// watchPods notes when each pod of a namespace is first as it should be.
+// watchPods notes when each pod of a namespace is first as it should be. It lasts until
+// the test's end, whatever becomes of one watch.
 func watchPods(t *testing.T, ns string, as func(*corev1.Pod, bool) bool) *seen {
 	t.Helper()
-	w, err := mesh.CoreV1().Pods(ns).Watch(testContext(t), metav1.ListOptions{})
-	must(t, err)
 	s := &seen{when: map[string]time.Time{}}
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		for ev := range w.ResultChan() {
-			p, ok := ev.Object.(*corev1.Pod)
-			if !ok || !as(p, ev.Type == "DELETED") {
-				continue
-			}
-			s.mu.Lock()
-			if _, was := s.when[p.Name]; !was {
-				s.when[p.Name] = time.Now()
-			}
-			s.mu.Unlock()
+	note := func(pod any, gone bool) {
+		p, ok := pod.(*corev1.Pod)
+		if !ok || !as(p, gone) {
+			return
 		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if _, was := s.when[p.Name]; !was {
+			s.when[p.Name] = time.Now()
+		}
+	}
+	informer := cache.NewSharedInformer(cache.NewListWatchFromClient(mesh.CoreV1().RESTClient(), "pods", ns, fields.Everything()), &corev1.Pod{}, 0)
+	_, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc:    func(pod any) { note(pod, false) },
+		UpdateFunc: func(_, pod any) { note(pod, false) },
+		DeleteFunc: func(pod any) {
+			if missed, ok := pod.(cache.DeletedFinalStateUnknown); ok { // between two watches
+				pod = missed.Obj
+			}
+			note(pod, true)
+		},
 	})
-	t.Cleanup(func() { w.Stop(); wg.Wait() })
+	must(t, err)
+	ctx, stop := context.WithCancel(testContext(t))
+	var wg sync.WaitGroup
+	wg.Go(func() { informer.RunWithContext(ctx) })
+	t.Cleanup(func() { stop(); wg.Wait() })
+	if !cache.WaitForCacheSync(ctx.Done(), informer.HasSynced) {
+		t.Fatal("the pods of " + ns + " cannot be listed")
+	}
 	return s
 }
 
@@ -106,7 +122,7 @@ func TestADD(t *testing.T) {
 			}
 			measure(fmt.Sprintf("pod created → ready, %d at once, %s", atOnce, mode.name), s.all(t, began))
 			if mode.labels != nil {
-				printHistogram(t, mesh.Nodes[0], before, fmt.Sprintf("%d at once", atOnce))
+				printHistogram(t, mesh.Nodes[0], before, fmt.Sprintf("%d at once", atOnce), len(began))
 			}
 			gone(t, ns)
 		}
@@ -145,11 +161,15 @@ func addHistogram(t *testing.T, node string) (counts []float64) {
 	return counts
 }
 
-// printHistogram shows what the agent itself took for ADDs since before.
-func printHistogram(t *testing.T, node string, before []float64, what string) {
+// printHistogram shows what the agent itself took for ADDs since before. They are no
+// fewer than the pods: one without started outside of the mesh.
+func printHistogram(t *testing.T, node string, before []float64, what string, pods int) {
 	t.Helper()
 	now := addHistogram(t, node)
 	all := now[len(now)-1] - before[len(now)-1]
+	if all < float64(pods) {
+		t.Errorf("%d pods were made, and the agent was asked for %.0f", pods, all)
+	}
 	within := func(part float64) string {
 		for i, b := range addBounds() {
 			if now[i]-before[i] >= part*all {

@@ -34,7 +34,7 @@ func Parts() []Part {
 	dashboard.Set, dashboard.Files = []string{"dashboard.enabled=true"}, []string{"dashboard.yaml"}
 	quota := part("components/resourcequota", "For clusters that admit the priority system-node-critical by quota only.")
 	quota.Set, quota.Files = []string{"resourceQuota.enabled=true"}, []string{"resourcequota.yaml"}
-	constraints := part("components/openshift", "The right to be what the agent and the proxy are, on OpenShift.")
+	constraints := part("components/openshift", "The right of each pod to be what it is, on OpenShift.")
 	constraints.Set, constraints.Files = []string{"openshift.enabled=true"}, []string{"openshift.yaml"}
 
 	gke := platform("gke", "Google's Kubernetes Engine.")
