@@ -74,7 +74,8 @@ func selfSigned(td spiffeid.TrustDomain, key *ecdsa.PrivateKey, now time.Time) (
 		NotAfter:              now.Add(rootTTL),
 		IsCA:                  true,
 		BasicConstraintsValid: true,
-		KeyUsage:              x509.KeyUsageCertSign,
+		// We sign no revocation list; whoever has the key can, and a list by a root without cRLSign counts nowhere.
+		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
 	if err != nil {
