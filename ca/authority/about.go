@@ -29,6 +29,22 @@ func idOf(der []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
+// FromTLS takes an authority apart that was written in the manner of a TLS Secret: the certificate is followed by those
+// above it.
+func FromTLS(cert, key, roots []byte) (Files, error) {
+	switch {
+	case len(cert) == 0:
+		return Files{}, errors.New("tls.crt is missing")
+	case len(key) == 0:
+		return Files{}, errors.New("tls.key is missing")
+	}
+	block, above := pem.Decode(cert)
+	if block == nil {
+		return Files{}, errors.New("tls.crt is not PEM")
+	}
+	return Files{Cert: pem.EncodeToMemory(block), Key: key, Chain: above, Roots: roots}, nil
+}
+
 // ID is CertID of the issuing certificate.
 func (a *Authority) ID() string { return a.id }
 

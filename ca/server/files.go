@@ -9,12 +9,14 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"regexp"
 	"strings"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/warren-mesh/warren/ca/authority"
+	"github.com/warren-mesh/warren/internal/owner"
 )
 
 // The files of an authority, named as in Istio's cacerts secret, so that such a secret can be mounted here.
@@ -25,25 +27,53 @@ const (
 	rootsFile = "root-cert.pem"
 )
 
+// The names in a TLS Secret, which cert-manager writes and istiod takes as well: a plugged-in authority may have these.
+const (
+	tlsCertFile  = "tls.crt" // followed by those above it
+	tlsKeyFile   = "tls.key"
+	tlsRootsFile = "ca.crt"
+)
+
 const maxFile = 256 << 10
 
-func readFiles(root *os.Root) (authority.Files, error) {
-	var f authority.Files
+func readFiles(root *os.Root) (f authority.Files, err error) {
 	// Against the order in which they are written: who finds the later one finds the earlier.
-	for _, one := range []struct {
-		name string
-		to   *[]byte
-	}{{rootsFile, &f.Roots}, {chainFile, &f.Chain}, {certFile, &f.Cert}, {keyFile, &f.Key}} {
+	err = readNamed(root, []named{{rootsFile, &f.Roots}, {chainFile, &f.Chain}, {certFile, &f.Cert}, {keyFile, &f.Key}})
+	return f, err
+}
+
+// readSet reads an authority by either set of names, Istio's own first.
+func readSet(root *os.Root) (authority.Files, error) {
+	f, err := readFiles(root)
+	if err != nil || f.Cert != nil || f.Key != nil {
+		return f, err
+	}
+	var cert, key, roots []byte
+	if err := readNamed(root, []named{{tlsRootsFile, &roots}, {tlsCertFile, &cert}, {tlsKeyFile, &key}}); err != nil || cert == nil && key == nil {
+		return authority.Files{}, err
+	}
+	return authority.FromTLS(cert, key, roots)
+}
+
+// named is a file and where its content goes.
+type named struct {
+	name string
+	to   *[]byte
+}
+
+// readNamed reads those that are there.
+func readNamed(root *os.Root, files []named) error {
+	for _, one := range files {
 		text, err := readFile(root, one.name)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err != nil {
-			return authority.Files{}, err
+			return err
 		}
 		*one.to = text
 	}
-	return f, nil
+	return nil
 }
 
 func readFile(root *os.Root, name string) ([]byte, error) {
@@ -52,7 +82,7 @@ func readFile(root *os.Root, name string) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
-	if name == keyFile || strings.HasPrefix(name, recordPrefix) {
+	if name == keyFile || name == tlsKeyFile || strings.HasPrefix(name, recordPrefix) {
 		if _, err := checkSecret(f); err != nil {
 			return nil, err
 		}
@@ -122,6 +152,51 @@ func link(root *os.Root, name string, text []byte, mode fs.FileMode) (won bool, 
 	return won, err
 }
 
+// adopt gives what root has written to whom the folder belongs to: a control plane that does not run as root has to read
+// and replace what `controlplane ca` wrote for an administrator who does.
+func adopt(root *os.Root, chown func(uid, gid int) error) error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	info, err := root.Stat(".")
+	if err != nil {
+		return err
+	}
+	uid, gid, ok := owner.Of(info)
+	if !ok || uid == 0 && gid == 0 {
+		return nil
+	}
+	return chown(uid, gid)
+}
+
+// leftAfter is how old a file that is being written must be to be one of a process that was ended in between.
+const leftAfter = time.Minute
+
+// sweep removes what such processes left in a folder: there may be keys in it.
+func sweep(root *os.Root, dir string, now time.Time) error {
+	names, err := list(root, dir)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if !tmpName.MatchString(name) {
+			continue
+		}
+		file := path.Join(dir, name)
+		info, err := root.Lstat(file)
+		if err == nil && info.Mode().IsRegular() && now.Sub(info.ModTime()) > leftAfter {
+			err = root.Remove(file)
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// tmpName is of files that beside writes: rand.Text has 26 letters and digits.
+var tmpName = regexp.MustCompile(`^\..+\.[A-Z2-7]{26}$`)
+
 // replace puts a whole file at name, whatever was there.
 func replace(root *os.Root, name string, text []byte, mode fs.FileMode) error {
 	return beside(root, name, text, mode, func(tmp string) error {
@@ -143,7 +218,7 @@ func beside(root *os.Root, name string, text []byte, mode fs.FileMode, move func
 	}
 	_, werr := f.Write(text)
 	// The mode again, since the process's umask may have taken from it.
-	if err := errors.Join(werr, f.Chmod(mode), f.Sync(), f.Close()); err != nil {
+	if err := errors.Join(werr, adopt(root, f.Chown), f.Chmod(mode), f.Sync(), f.Close()); err != nil {
 		return errors.Join(err, root.Remove(tmp))
 	}
 	if err := move(tmp); err != nil {

@@ -10,6 +10,7 @@ import (
 	"path"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/warren-mesh/warren/ca/rotation"
 )
@@ -19,6 +20,7 @@ const (
 	recordPrefix = "rotation."
 	recordSuffix = ".json"
 	issuedDir    = "issued"
+	firstVersion = "0" // where there is no record
 )
 
 func recordName(n int) string { return recordPrefix + strconv.Itoa(n) + recordSuffix }
@@ -61,7 +63,7 @@ func readRecord(root *os.Root) (r rotation.Record, version string, err error) {
 			last = max(last, n)
 		}
 		if last == 0 {
-			return r, "0", nil
+			return r, firstVersion, nil
 		}
 		text, err := readFile(root, recordName(last))
 		if errors.Is(err, fs.ErrNotExist) {
@@ -114,7 +116,7 @@ func (s *StateDir) WriteRecord(_ context.Context, k rotation.Kept, r rotation.Re
 
 // Replicas implements rotation.Store.
 func (s *StateDir) Replicas(context.Context) (all []rotation.Replica, err error) {
-	err = s.do(func(root *os.Root) error {
+	err = s.look(func(root *os.Root) error {
 		names, err := list(root, issuedDir)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
@@ -151,7 +153,14 @@ func (s *StateDir) WriteReplica(_ context.Context, r rotation.Replica, remove []
 		return err
 	}
 	return s.do(func(root *os.Root) error {
-		if err := root.Mkdir(issuedDir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		err := root.Mkdir(issuedDir, 0o755)
+		if err == nil {
+			err = adopt(root, func(uid, gid int) error { return root.Chown(issuedDir, uid, gid) })
+		}
+		if err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+		if err := errors.Join(sweep(root, ".", time.Now()), sweep(root, issuedDir, time.Now())); err != nil {
 			return err
 		}
 		for _, name := range remove {

@@ -22,25 +22,35 @@ import (
 //	rotation.N.json             the record of a rotation, with the key of the authority that does not sign
 //	issued/NAME.json            how many certificates a control plane has signed that are valid
 //
-// With Plugged the authority is read from another folder, in the layout of Istio's cacerts, and only the rest is here.
+// With Plugged the authority is read from another folder, in the layout of Istio's cacerts or of a TLS Secret (tls.crt,
+// tls.key, ca.crt), and only the rest is here.
 //
 // Every file is written beside its place and renamed or linked into it. A key that others can read is refused. Two
 // processes that start at once end up with the same authority; a crash at any point leaves a folder that the next start
-// accepts.
+// accepts. What root writes belongs to whom the folder belongs to.
 type StateDir struct {
 	Path        string
 	Plugged     string // folder that somebody else writes; empty for none
 	TrustDomain spiffeid.TrustDomain
 }
 
-// do opens the folder.
+// do opens the folder, which it makes where there is none.
 func (s *StateDir) do(f func(root *os.Root) error) error {
-	err := func() error {
-		if err := os.MkdirAll(s.Path, 0o755); err != nil {
-			return err
-		}
-		return inFolder(s.Path, f)
-	}()
+	if err := os.MkdirAll(s.Path, 0o755); err != nil {
+		return s.fail(err)
+	}
+	return s.fail(inFolder(s.Path, f))
+}
+
+// look opens the folder if there is one.
+func (s *StateDir) look(f func(root *os.Root) error) error {
+	if _, err := os.Stat(s.Path); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return s.fail(inFolder(s.Path, f))
+}
+
+func (s *StateDir) fail(err error) error {
 	if err != nil && !errors.Is(err, rotation.ErrChanged) {
 		return fmt.Errorf("ca state in %s: %w", s.Path, err)
 	}
@@ -63,7 +73,8 @@ func inFolder(path string, f func(root *os.Root) error) error {
 
 // Read implements rotation.Store.
 func (s *StateDir) Read(context.Context) (k rotation.Kept, err error) {
-	err = s.do(func(root *os.Root) error {
+	k.Version = firstVersion
+	err = s.look(func(root *os.Root) error {
 		if k.Record, k.Version, err = readRecord(root); err != nil {
 			return err
 		}
@@ -96,10 +107,10 @@ func (s *StateDir) Read(context.Context) (k rotation.Kept, err error) {
 // readPlugged reads all of one set: what a folder's files are changed to while they are read is not one.
 func (s *StateDir) readPlugged() (f authority.Files, err error) {
 	err = inFolder(s.Plugged, func(root *os.Root) error {
-		if f, err = readFiles(root); err != nil {
+		if f, err = readSet(root); err != nil {
 			return err
 		}
-		again, err := readFiles(root)
+		again, err := readSet(root)
 		if err != nil {
 			return err
 		}
@@ -112,6 +123,8 @@ func (s *StateDir) readPlugged() (f authority.Files, err error) {
 	})
 	switch {
 	case err != nil:
+	case f.Cert == nil && f.Key == nil:
+		err = fmt.Errorf("%s and %s are missing, and so are %s and %s", certFile, keyFile, tlsCertFile, tlsKeyFile)
 	case f.Cert == nil:
 		err = fmt.Errorf("%s is missing", certFile)
 	case f.Key == nil:

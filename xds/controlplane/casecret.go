@@ -3,7 +3,6 @@ package controlplane
 import (
 	"context"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -94,11 +93,7 @@ func filesOf(secret *corev1.Secret) (authority.Files, error) {
 	if len(d[corev1.TLSCertKey]) == 0 || len(d[corev1.TLSPrivateKeyKey]) == 0 {
 		return authority.Files{}, errors.New("it holds neither ca-cert.pem and ca-key.pem nor tls.crt and tls.key")
 	}
-	block, above := pem.Decode(d[corev1.TLSCertKey])
-	if block == nil {
-		return authority.Files{}, errors.New("tls.crt is not PEM")
-	}
-	return authority.Files{Cert: pem.EncodeToMemory(block), Key: d[corev1.TLSPrivateKeyKey], Chain: above, Roots: d["ca.crt"]}, nil
+	return authority.FromTLS(d[corev1.TLSCertKey], d[corev1.TLSPrivateKeyKey], d[corev1.ServiceAccountRootCAKey])
 }
 
 // Create implements rotation.Store.
