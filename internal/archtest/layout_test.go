@@ -39,6 +39,7 @@ func kinds() map[string]kind {
 		"internal/nswatch":  bottom,
 		"internal/podproc":  bottom,
 		"internal/nodump":   bottom,
+		"internal/owner":    bottom,
 
 		"cni":          root,
 		"cni/event":    contract,
