@@ -65,6 +65,7 @@ type world struct {
 	apps                   []io.Closer
 	elsewhere              net.Listener // a host of no cluster
 	onDemand               bool         // proxies know what they were asked for
+	peers                  int          // PeerAuthentications that are in place
 }
 
 // The ports that servers listen on. 18084 is on loopback alone.
@@ -114,7 +115,9 @@ func (w *world) build(env []string) error {
 	w.onDemand = slices.Contains(env, "XDS_ON_DEMAND=true")
 	o := onehost.Options{Prefix: fmt.Sprintf("wi%d-%d", os.Getpid()%100000, built.Add(1)), Bins: bins, Env: env, NoWire: true}
 	if w.name == "istiod" {
-		o.ControlPlane = &istiod{}
+		// Gateways' status is the scenarios' to say.
+		o.ControlPlane = &istiod{env: []string{"PILOT_ENABLE_GATEWAY_API_STATUS=false", "PILOT_ENABLE_GATEWAY_API_DEPLOYMENT_CONTROLLER=false",
+			"PILOT_ENABLE_GATEWAY_API_GATEWAYCLASS_CONTROLLER=false"}}
 		o.Env = append(slices.Clone(env), "ALT_XDS_HOSTNAME=istiod.istio-system.svc", "ALT_CA_HOSTNAME=istiod.istio-system.svc", "SERVICE_ACCOUNT=ztunnel")
 	}
 	var err error
@@ -228,116 +231,76 @@ func (w *world) close() error {
 	return errors.Join(err, lerr, os.RemoveAll(w.Opts.Dir))
 }
 
-// put has an object in place until the test ends.
+// put has an object in place until the test ends. What proxies are told of by the
+// object's own name they know when it returns, and have forgotten when the test has ended.
 func (w *world) put(t *testing.T, kind, namespace, name, doc string) {
 	t.Helper()
 	if err := w.Put(kind, namespace, name, []byte(doc)); err != nil {
 		t.Fatal(err)
 	}
+	if kind == "PeerAuthentication" {
+		w.peers++
+	}
 	t.Cleanup(func() {
 		if err := w.Remove(kind, namespace, name); err != nil {
 			t.Error(err)
 		}
+		w.settled(t, kind, namespace, name, false)
 	})
-	if kind == "Service" && !w.onDemand {
-		knows(t, w, namespace, name) // else a call goes where nobody answers, and takes long
-	}
+	w.settled(t, kind, namespace, name, true)
 }
 
-// reply is what a server said.
-type reply struct {
-	who  string // namespace/name
-	sees netip.Addr
-}
-
-// call makes one connection as an application does.
-func call(from *onehost.Pod, to netip.AddrPort) (reply, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+// settled waits until every proxy knows, or has forgotten, what an object is to it.
+func (w *world) settled(t *testing.T, kind, namespace, name string, there bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	c, err := from.Dial(ctx, to)
+	var err error
+	switch {
+	case kind == "AuthorizationPolicy" && there:
+		err = w.WaitPolicy(ctx, namespace+"/"+name)
+	case kind == "AuthorizationPolicy":
+		err = w.WaitNoPolicy(ctx, namespace+"/"+name)
+	case kind == "PeerAuthentication" && !there:
+		if w.peers--; w.peers == 0 {
+			err = w.WaitDumps(ctx, "no workload is strict", noneStrict)
+		}
+	case (kind == "Service" || kind == "ServiceEntry") && !w.onDemand:
+		err = w.WaitService(ctx, namespace, name, there)
+	}
 	if err != nil {
-		return reply{}, err
+		t.Fatal(err)
 	}
-	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
-	if _, err := io.WriteString(c, "ping"); err != nil {
-		return reply{}, err
-	}
-	if err := c.CloseWrite(); err != nil {
-		return reply{}, err
-	}
-	b, err := io.ReadAll(c)
-	if err != nil {
-		return reply{}, err
-	}
-	var who, seen string
-	if _, err := fmt.Sscanf(string(b), "%s %s\nping", &who, &seen); err != nil {
-		return reply{}, fmt.Errorf("answer %q: %w", b, err)
-	}
-	ap, err := netip.ParseAddrPort(seen)
-	return reply{who, ap.Addr().Unmap()}, err
 }
 
-func at(ip string, port int) netip.AddrPort {
-	return netip.AddrPortFrom(netip.MustParseAddr(ip), uint16(port))
-}
-
-func on(p *onehost.Pod, port int) netip.AddrPort { return netip.AddrPortFrom(p.IP4(), uint16(port)) }
-
-// eventually waits for what a change brings about.
-func eventually(t *testing.T, what string, ok func() error) {
+// end deletes a pod, and waits until no proxy thinks that it is there.
+func (w *world) end(t *testing.T, p *onehost.Pod) {
 	t.Helper()
-	deadline := time.Now().Add(45 * time.Second)
-	for {
-		err := ok()
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%s: %v", what, err)
-		}
-		time.Sleep(20 * time.Millisecond) // a poll's interval, not a wait for a result
+	if err := p.Delete(context.Background()); err != nil {
+		t.Fatal(err)
 	}
-}
-
-// reaches and refused say how a call must end, sooner or later.
-func reaches(t *testing.T, from *onehost.Pod, to netip.AddrPort, who ...string) {
-	t.Helper()
-	eventually(t, fmt.Sprintf("%s reaches %s at %s", from.Spec.Name, who, to), func() error {
-		r, err := call(from, to)
-		if err == nil && len(who) > 0 && !slices.Contains(who, r.who) {
-			err = fmt.Errorf("%s answered", r.who)
-		}
-		return err
-	})
-}
-
-func refused(t *testing.T, from *onehost.Pod, to netip.AddrPort) {
-	t.Helper()
-	eventually(t, fmt.Sprintf("%s is refused at %s", from.Spec.Name, to), func() error {
-		if r, err := call(from, to); err == nil {
-			return fmt.Errorf("%s answered", r.who)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	err := w.WaitDumps(ctx, p.Spec.Name+" is forgotten", func(d *onehost.Dump) error {
+		for _, wl := range d.Workloads {
+			if wl.Namespace == p.Spec.Namespace && wl.Name == p.Spec.Name {
+				return fmt.Errorf("%s is still there", wl.UID)
+			}
 		}
 		return nil
 	})
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
-// spread calls until each of who has answered; nobody else may.
-func spread(t *testing.T, from *onehost.Pod, to netip.AddrPort, who ...string) {
-	t.Helper()
-	seen := map[string]bool{}
-	eventually(t, fmt.Sprintf("%s reaches all of %v at %s", from.Spec.Name, who, to), func() error {
-		r, err := call(from, to)
-		if err != nil {
-			return err
+func noneStrict(d *onehost.Dump) error {
+	for _, wl := range d.Workloads {
+		for _, p := range wl.AuthorizationPolicies {
+			if strings.Contains(p, "converted") {
+				return fmt.Errorf("%s has %s", wl.UID, p)
+			}
 		}
-		if !slices.Contains(who, r.who) {
-			clear(seen)
-			return fmt.Errorf("%s answered", r.who)
-		}
-		if seen[r.who] = true; len(seen) < len(who) {
-			return fmt.Errorf("only %v so far", seen)
-		}
-		return nil
-	})
+	}
+	return nil
 }

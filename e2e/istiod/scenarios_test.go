@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -29,8 +30,8 @@ func TestServices(t *testing.T) {
 			if err != nil || r.sees != from.IP4() {
 				t.Errorf("the server sees %s, the client is %s: %v", r.sees, from.IP4(), err)
 			}
-			refused(t, from, at(webVIP, 84)) // its application listens on loopback, or not at all
-			refused(t, from, at(webVIP, 81)) // not a port of the service
+			w.refused(t, from, at(webVIP, 84), "connection refused") // nobody listens there
+			w.refused(t, from, at(webVIP, 81), "no healthy upstream: "+webVIP+":81")
 		}
 	})
 }
@@ -100,38 +101,8 @@ kind: Service
 metadata: {name: empty, namespace: app}
 spec: {clusterIP: 10.96.10.21, clusterIPs: [10.96.10.21], selector: {app: nobody}, ports: [{name: http, port: 80, targetPort: 18080}]}
 `)
-		knows(t, w, "app", "empty")
-		logs := w.AccessLogs()
-		refused(t, w.client, at("10.96.10.21", 80))
-		eventually(t, "the log says why", func() error {
-			lines, err := logs.Lines()
-			for _, l := range lines {
-				if strings.Contains(l.Err, "no healthy upstream") {
-					return nil
-				}
-			}
-			return errors.Join(err, fmt.Errorf("%+v", lines))
-		})
+		w.refused(t, w.client, at("10.96.10.21", 80), "no healthy upstream: 10.96.10.21:80")
 	})
-}
-
-// knows waits until every proxy has a service.
-func knows(t *testing.T, w *world, namespace, name string) {
-	t.Helper()
-	for _, n := range w.Nodes {
-		eventually(t, n.Name+" knows service "+name, func() error {
-			var d onehost.Dump
-			if err := n.ConfigDump(t.Context(), &d); err != nil {
-				return err
-			}
-			for _, s := range d.Services {
-				if s.Namespace == namespace && s.Name == name {
-					return nil
-				}
-			}
-			return errors.New("not yet")
-		})
-	}
 }
 
 // TestTrafficDistribution: endpoints of the client's own node come first, or alone.
@@ -155,6 +126,9 @@ spec: {clusterIP: `+localVIP+`, clusterIPs: [`+localVIP+`], selector: {app: web}
 		}
 	})
 }
+
+// strictPolicy is what Istio makes of strict mTLS.
+const strictPolicy = rootNamespace + "/istio_converted_static_strict"
 
 // TestPeerAuthentication, case by case.
 func TestPeerAuthentication(t *testing.T) {
@@ -182,26 +156,26 @@ func TestPeerAuthentication(t *testing.T) {
 		t.Run("strict", func(t *testing.T) {
 			peer(t, "app", "p", "  mtls: {mode: STRICT}\n")
 			for _, port := range ports {
-				refused(t, w.outside, on(w.server, port))
+				w.refused(t, w.outside, on(w.server, port), "explicitly denied by: "+strictPolicy)
 			}
 			meshOK(t)
 		})
 		t.Run("strict but for a port", func(t *testing.T) {
 			peer(t, "app", "p", strictPorts)
-			refused(t, w.outside, on(w.server, 19090))
+			w.refused(t, w.outside, on(w.server, 19090), "explicitly denied by: app/converted_peer_authentication_p")
 			reaches(t, w.outside, on(w.server, 18080), "app/server")
 			meshOK(t)
 		})
 		t.Run("mesh strict, workload permissive on a port", func(t *testing.T) {
 			peer(t, rootNamespace, "mesh", "  mtls: {mode: STRICT}\n")
 			peer(t, "app", "p", "  selector: {matchLabels: {app: web}}\n  portLevelMtls: {18080: {mode: PERMISSIVE}}\n")
-			refused(t, w.outside, on(w.server, 19090))
+			w.refused(t, w.outside, on(w.server, 19090), "explicitly denied by: app/converted_peer_authentication_p")
 			meshOK(t)
 		})
 		t.Run("mesh permissive, workload strict on a port", func(t *testing.T) {
 			peer(t, rootNamespace, "mesh", "  mtls: {mode: PERMISSIVE}\n")
 			peer(t, "app", "p", "  selector: {matchLabels: {app: web}}\n  portLevelMtls: {18080: {mode: STRICT}}\n")
-			refused(t, w.outside, on(w.server, 18080))
+			w.refused(t, w.outside, on(w.server, 18080), "explicitly denied by: app/converted_peer_authentication_p")
 			reaches(t, w.outside, on(w.server, 19090), "app/server")
 			meshOK(t)
 		})
@@ -268,20 +242,21 @@ func TestAuthorizationL4(t *testing.T) {
 			t.Run(c.name, func(t *testing.T) {
 				spec := strings.ReplaceAll(c.spec, "OTHER", w.other.IP4().String())
 				w.put(t, "AuthorizationPolicy", "app", "p", "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: app}\nspec:"+spec)
-				for _, n := range w.Nodes {
-					eventually(t, n.Name+" holds the policy", func() error { return holds(t.Context(), n, "app/p") })
+				because := "explicitly denied by: app/p"
+				if !strings.Contains(spec, "DENY") {
+					because = "allow policies exist, but none allowed"
 				}
-				for _, from := range []*onehost.Pod{w.client, w.other, w.outside} {
+				sources := []*onehost.Pod{w.client, w.other, w.outside}
+				for _, from := range sources { // first, so that the policy is in force for what is allowed
 					for _, port := range ports {
-						may := false
-						for _, p := range c.allowed[from] {
-							may = may || p == port
+						if !slices.Contains(c.allowed[from], port) {
+							w.refused(t, from, on(w.server, port), because)
 						}
-						if may {
-							reaches(t, from, on(w.server, port), "app/server")
-						} else {
-							refused(t, from, on(w.server, port))
-						}
+					}
+				}
+				for _, from := range sources {
+					for _, port := range c.allowed[from] {
+						reaches(t, from, on(w.server, port), "app/server")
 					}
 				}
 				reaches(t, w.client, on(w.outsideServer, 18080), "plain/server")
@@ -289,19 +264,6 @@ func TestAuthorizationL4(t *testing.T) {
 		}
 		reaches(t, w.outside, on(w.server, 18080), "app/server")
 	})
-}
-
-func holds(ctx context.Context, n *onehost.Node, policy string) error {
-	var d onehost.Dump
-	if err := n.ConfigDump(ctx, &d); err != nil {
-		return err
-	}
-	for _, p := range d.Policies {
-		if p.Namespace+"/"+p.Name == policy {
-			return nil
-		}
-	}
-	return fmt.Errorf("%d policies, not %s", len(d.Policies), policy)
 }
 
 // TestOutboundPolicyAllowAny: what is not in the cluster is reached as if there were no
@@ -394,8 +356,6 @@ spec:
   workloadSelector: {labels: {app: `+app+`}}
 `)
 		}
-		knows(t, w, "app", "shared")
-		knows(t, w, "plain", "shared")
 		spread(t, w.client, at("240.240.240.252", 80), "app/server", "app/second")
 	})
 }
@@ -423,7 +383,7 @@ spec: {clusterIP: 10.96.10.22, clusterIPs: [10.96.10.22], selector: {app: sick},
 		if err := p.SetReady(false); err != nil {
 			t.Fatal(err)
 		}
-		refused(t, w.client, at("10.96.10.22", 80))
+		w.refused(t, w.client, at("10.96.10.22", 80), "no healthy upstream")
 		reaches(t, w.client, on(p, 18080), "app/sick")
 		if err := p.SetReady(true); err != nil {
 			t.Fatal(err)
@@ -452,10 +412,8 @@ spec: {clusterIP: 10.96.10.23, clusterIPs: [10.96.10.23], selector: {app: rollin
 			}
 			reaches(t, w.client, at("10.96.10.23", 80), fmt.Sprintf("app/rolling-%d", i))
 			_ = s.Close()
-			if err := p.Delete(context.Background()); err != nil {
-				t.Fatal(err)
-			}
-			refused(t, w.client, at("10.96.10.23", 80))
+			w.end(t, p)
+			w.refused(t, w.client, at("10.96.10.23", 80), "no healthy upstream")
 		}
 	})
 }
@@ -463,7 +421,7 @@ spec: {clusterIP: 10.96.10.23, clusterIPs: [10.96.10.23], selector: {app: rollin
 // TestL4Telemetry: the destination reports who called whom.
 func TestL4Telemetry(t *testing.T) {
 	both(t, func(t *testing.T, w *world) {
-		reaches(t, w.client, at(webVIP, 80), "app/server")
+		spread(t, w.client, at(webVIP, 80), "app/server", "app/second")
 		want := []string{
 			`reporter="destination"`, `connection_security_policy="mutual_tls"`, `source_principal="spiffe://cluster.local/ns/app/sa/client"`,
 			`destination_principal="spiffe://cluster.local/ns/app/sa/server"`, `destination_service="web.app.svc.cluster.local"`,
@@ -559,10 +517,8 @@ spec: {clusterIP: 10.96.10.24, clusterIPs: [10.96.10.24], selector: {app: renewe
 				}
 				reaches(t, w.client, at("10.96.10.24", 80), "app/"+name)
 				_ = s.Close()
-				if err := p.Delete(context.Background()); err != nil {
-					t.Fatal(err)
-				}
-				refused(t, w.client, at("10.96.10.24", 80))
+				w.end(t, p)
+				w.refused(t, w.client, at("10.96.10.24", 80), "no healthy upstream")
 			}
 		})
 	}

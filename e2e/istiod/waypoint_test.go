@@ -26,7 +26,6 @@ import (
 type judge struct {
 	*onehost.Pod
 	heard chan proxyproto.Header
-	doc   string // its Gateway
 }
 
 // judge starts a waypoint's pod, and its application, which sends everything on to where
@@ -87,13 +86,12 @@ func readHeader(r *bufio.Reader) (proxyproto.Header, error) {
 
 // gateway is the Gateway of a judge. allowed says from which namespaces it may be used.
 func (j *judge) gateway(kind, allowed string) string {
-	j.doc = fmt.Sprintf(`apiVersion: gateway.networking.k8s.io/v1
+	return fmt.Sprintf(`apiVersion: gateway.networking.k8s.io/v1
 kind: Gateway
 metadata: {name: %s, namespace: %s, labels: {istio.io/waypoint-for: %s}, annotations: {ambient.istio.io/waypoint-inbound-binding: PROXY/15088}}
 spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE, allowedRoutes: {namespaces: {from: %s}}}]}
 status: {addresses: [{type: IPAddress, value: %s}]}
 `, j.Spec.Name, j.Spec.Namespace, kind, allowed, j.IP4())
-	return j.doc
 }
 
 func judged(name, vip, labels, annotations string) string {
@@ -104,45 +102,50 @@ spec: {clusterIP: %s, clusterIPs: [%[4]s], selector: {app: web}, ports: [{name: 
 `, name, labels, annotations, vip)
 }
 
-// by waits until calls are answered by the way of who, nil for nobody, and says what that
-// one was told.
+// by waits for a call that is answered by way of who, nil for nobody, then has every call
+// go so, and says what that one was told of the last.
 func (w *world) by(t *testing.T, to netip.AddrPort, who *judge, others ...*judge) (told proxyproto.Header) {
 	t.Helper()
-	eventually(t, fmt.Sprintf("%s is reached as it should", to), func() error {
-		for _, j := range append(others, who) {
-			for j != nil && len(j.heard) > 0 {
-				<-j.heard
-			}
+	what := fmt.Sprintf("%s is reached as it should", to)
+	once := func() (err error) { told, err = w.way(to, who, others...); return err }
+	eventually(t, what, once)
+	for n := range steady {
+		if err := once(); err != nil {
+			t.Fatalf("%s: call %d after the first success: %v", what, n+1, err)
 		}
-		r, err := call(w.client, to)
-		if err != nil {
-			return err
-		}
-		if !strings.HasPrefix(r.who, "app/") {
-			return fmt.Errorf("%s answered", r.who)
-		}
-		for _, j := range others {
-			if len(j.heard) > 0 {
-				return fmt.Errorf("by way of %s", j.Spec.Name)
-			}
-		}
-		if who == nil {
-			if r.sees != w.client.IP4() {
-				return fmt.Errorf("the server sees %s", r.sees)
-			}
-			return nil
-		}
-		if len(who.heard) == 0 || r.sees != who.IP4() {
-			// istiod writes into the status, too, and its write may be the last.
-			if err := w.Put("Gateway", who.Spec.Namespace, who.Spec.Name, []byte(who.doc)); err != nil {
-				return err
-			}
-			return fmt.Errorf("the server sees %s, the waypoint was asked %d times", r.sees, len(who.heard))
-		}
-		told = <-who.heard
-		return nil
-	})
+	}
 	return told
+}
+
+// way makes a call and looks which way it went.
+func (w *world) way(to netip.AddrPort, who *judge, others ...*judge) (told proxyproto.Header, err error) {
+	for _, j := range append(others, who) {
+		for j != nil && len(j.heard) > 0 {
+			<-j.heard
+		}
+	}
+	r, err := call(w.client, to)
+	if err != nil {
+		return told, err
+	}
+	if !strings.HasPrefix(r.who, "app/") {
+		return told, fmt.Errorf("%s answered", r.who)
+	}
+	for _, j := range others {
+		if len(j.heard) > 0 {
+			return told, fmt.Errorf("by way of %s", j.Spec.Name)
+		}
+	}
+	if who == nil {
+		if r.sees != w.client.IP4() {
+			err = fmt.Errorf("the server sees %s", r.sees)
+		}
+		return told, err
+	}
+	if len(who.heard) == 0 || r.sees != who.IP4() {
+		return told, fmt.Errorf("the server sees %s, the waypoint was asked %d times", r.sees, len(who.heard))
+	}
+	return <-who.heard, nil
 }
 
 // TestRemoveAddWaypoint, TestSimpleHTTPSandwich: a service's waypoint comes and goes;
@@ -231,9 +234,6 @@ func TestWeightedWaypoint(t *testing.T) {
 				other = canary
 			}
 			w.by(t, vip, who, other)
-			for range 5 {
-				w.by(t, vip, who, other)
-			}
 		}
 		weigh("50")
 		got := map[*judge]int{}

@@ -64,6 +64,7 @@ type Dump struct {
 		Status                    string
 		WorkloadIPs               []string
 		Services                  []string
+		AuthorizationPolicies     []string
 	}
 	Services []struct {
 		Name, Namespace string
@@ -73,8 +74,8 @@ type Dump struct {
 	Certificates []struct{ Identity, State string }
 }
 
-// waitDumps waits until ok holds for every running proxy's dump.
-func (m *Mesh) waitDumps(ctx context.Context, what string, ok func(*Dump) error) error {
+// WaitDumps waits until ok holds for every running proxy's dump.
+func (m *Mesh) WaitDumps(ctx context.Context, what string, ok func(*Dump) error) error {
 	for _, n := range m.Nodes {
 		if n.proxy == nil || !n.proxy.running() {
 			continue
@@ -95,7 +96,7 @@ func (m *Mesh) waitDumps(ctx context.Context, what string, ok func(*Dump) error)
 
 // WaitPods waits until every proxy knows every pod at its addresses.
 func (m *Mesh) WaitPods(ctx context.Context) error {
-	return m.waitDumps(ctx, "it knows every pod", func(d *Dump) error {
+	return m.WaitDumps(ctx, "it knows every pod", func(d *Dump) error {
 		for _, n := range m.Nodes {
 			for _, p := range n.Pods {
 				if !d.knows(p) {
@@ -118,7 +119,7 @@ func (d *Dump) knows(p *Pod) bool {
 
 // WaitPolicy waits until every proxy holds a policy, named namespace/name.
 func (m *Mesh) WaitPolicy(ctx context.Context, name string) error {
-	return m.waitDumps(ctx, "it holds policy "+name, func(d *Dump) error {
+	return m.WaitDumps(ctx, "it holds policy "+name, func(d *Dump) error {
 		for _, p := range d.Policies {
 			if p.Namespace+"/"+p.Name == name {
 				return nil
@@ -130,11 +131,25 @@ func (m *Mesh) WaitPolicy(ctx context.Context, name string) error {
 
 // WaitNoPolicy waits until no proxy holds a policy any more.
 func (m *Mesh) WaitNoPolicy(ctx context.Context, name string) error {
-	return m.waitDumps(ctx, "it dropped policy "+name, func(d *Dump) error {
+	return m.WaitDumps(ctx, "it dropped policy "+name, func(d *Dump) error {
 		for _, p := range d.Policies {
 			if p.Namespace+"/"+p.Name == name {
 				return fmt.Errorf("policy %s is still known", name)
 			}
+		}
+		return nil
+	})
+}
+
+// WaitService waits until every proxy knows a service by its object's name, or none does.
+func (m *Mesh) WaitService(ctx context.Context, namespace, name string, there bool) error {
+	return m.WaitDumps(ctx, fmt.Sprintf("it knows service %s/%s: %v", namespace, name, there), func(d *Dump) error {
+		known := false
+		for _, s := range d.Services {
+			known = known || s.Namespace == namespace && s.Name == name
+		}
+		if known != there {
+			return fmt.Errorf("known: %v", known)
 		}
 		return nil
 	})

@@ -8,7 +8,7 @@ import (
 
 // WaitReady waits until every proxy has heard that the pod is ready.
 func (p *Pod) WaitReady(ctx context.Context) error {
-	return p.node.mesh.waitDumps(ctx, "it knows that pod "+p.Spec.key()+" is ready", func(d *Dump) error {
+	return p.node.mesh.WaitDumps(ctx, "it knows that pod "+p.Spec.key()+" is ready", func(d *Dump) error {
 		for _, w := range d.Workloads {
 			if w.Namespace == p.Spec.Namespace && w.Name == p.Spec.Name && w.Status == "Healthy" {
 				return nil
