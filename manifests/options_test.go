@@ -114,6 +114,11 @@ func TestRefusedValues(t *testing.T) {
 // The chart is not installed over what belongs to others, and is upgraded over
 // what is its own.
 func TestOtherDaemonSets(t *testing.T) {
+	// Istio's, as its charts make them: app=ztunnel whatever it is called, and a folder on the node.
+	const ztunnel = "spec:\n  template:\n    metadata: {labels: {app: ztunnel}}\n"
+	folder := func(path string) string {
+		return "    spec: {volumes: [{name: token, secret: {secretName: x}}, {name: sock, hostPath: {path: " + path + "}}]}\n"
+	}
 	daemonSet := func(namespace, name, release string) string {
 		text := "apiVersion: apps/v1\nkind: DaemonSet\nmetadata:\n  name: " + name + "\n  namespace: " + namespace + "\n"
 		if release != "" {
@@ -133,10 +138,18 @@ func TestOtherDaemonSets(t *testing.T) {
 		"one by hand":                {existing: daemonSet("warren-system", "ztunnel", ""), refused: "DaemonSet warren-system/ztunnel is there"},
 		"an agent by hand":           {existing: daemonSet("warren-system", "warren-nodeagent", ""), refused: "warren-system/warren-nodeagent is there"},
 		"both by hand, renamed":      {existing: daemonSet("warren-system", "warren-nodeagent", ""), set: "proxy.name=x", refused: "remove it first"},
-		"one under another name":     {existing: daemonSet("warren-system", "ztunnel", ""), set: "proxy.name=warren-proxy"},
-		"one in another namespace":   {existing: daemonSet("istio-system", "ztunnel", "x"), refused: "in the namespace istio-system"},
+		"one under another name":     {existing: daemonSet("warren-system", "ztunnel", ""), set: "proxy.name=warren-proxy", refused: "Remove it first, or install into another namespace"},
+		"likewise, with leave":       {existing: daemonSet("warren-system", "ztunnel", ""), set: "proxy.name=x,proxy.allowOtherZtunnel=true,proxy.socketDir=/run/x", refused: "install into another namespace"},
+		"Istio's, renamed":           {existing: daemonSet("warren-system", "istio-ztunnel", "x") + ztunnel, refused: "DaemonSet warren-system/istio-ztunnel is there"},
+		"renamed, elsewhere":         {existing: daemonSet("istio-system", "mesh-proxy", "x") + ztunnel, refused: "DaemonSet istio-system/mesh-proxy"},
+		"one in another namespace":   {existing: daemonSet("istio-system", "ztunnel", "x"), refused: "DaemonSet istio-system/ztunnel"},
 		"one that may be there":      {existing: daemonSet("istio-system", "ztunnel", "x"), set: "proxy.allowOtherZtunnel=true"},
-		"ours by name, not by place": {existing: daemonSet("other", "ztunnel", "warren"), refused: "in the namespace other"},
+		"with folders of their own":  {existing: daemonSet("istio-system", "ztunnel", "x") + ztunnel + folder("/var/run/ztunnel"), set: "proxy.allowOtherZtunnel=true,proxy.socketDir=/var/run/warren-proxy"},
+		"with one folder":            {existing: daemonSet("istio-system", "ztunnel", "x") + ztunnel + folder("/var/run/ztunnel"), set: "proxy.allowOtherZtunnel=true", refused: "set proxy.socketDir to another folder"},
+		"with one, by another path":  {existing: daemonSet("istio-system", "ztunnel", "x") + ztunnel + folder("/run/ztunnel/"), set: "proxy.allowOtherZtunnel=true", refused: "set proxy.socketDir to another folder"},
+		"Istio's agent":              {existing: daemonSet("istio-system", "istio-cni-node", "x") + "spec:\n  template:\n" + folder("/var/run/ztunnel"), refused: "istio-cni-node is not of this release"},
+		"somebody with more":         {existing: daemonSet("logging", "logs", "x") + "spec:\n  template:\n" + folder("/var/run")},
+		"ours by name, not by place": {existing: daemonSet("other", "ztunnel", "warren"), refused: "DaemonSet other/ztunnel"},
 	} {
 		t.Run(what, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "existing.yaml")
@@ -144,8 +157,8 @@ func TestOtherDaemonSets(t *testing.T) {
 				t.Fatal(err)
 			}
 			args := []string{"chart", "-existing", path}
-			if tt.set != "" {
-				args = append(args, "-set", tt.set)
+			for _, set := range strings.FieldsFunc(tt.set, func(r rune) bool { return r == ',' }) {
+				args = append(args, "-set", set)
 			}
 			_, err := tryRender(t, append(args, chart)...)
 			if (err != nil) != (tt.refused != "") || err != nil && !strings.Contains(err.Error(), tt.refused) {
