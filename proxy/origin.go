@@ -101,7 +101,7 @@ func (s *Server) newOrigin(cfg Config) (o *origin, err error) {
 	case v.source() == fromWorkloadAPI:
 		o.address = v.Endpoint
 		var w *workloadapi.Source
-		if w, err = workloadapi.New(v.Endpoint); err == nil {
+		if w, err = workloadapi.New(v.Endpoint, v.agents()); err == nil {
 			o.Watcher, o.closers = w, append(o.closers, w)
 		}
 	case v.source() == fromDelegated:
@@ -145,7 +145,7 @@ func istioSigner(o *origin, c Config) error {
 
 func (s *Server) delegatedWatcher(o *origin, v SVIDs) error {
 	log := s.logs.scope("ca")
-	w, err := delegated.New(delegated.Config{Address: v.Admin, Mode: delegated.Mode(v.Attest), Proc: v.Proc, Log: log})
+	w, err := delegated.New(delegated.Config{Address: v.Admin, Mode: delegated.Mode(v.Attest), Proc: v.Proc, Log: log, Agents: v.agents()})
 	if err != nil {
 		return err
 	}
@@ -162,7 +162,7 @@ func (s *Server) delegatedWatcher(o *origin, v SVIDs) error {
 
 // brokerWatcher speaks to the agent with the proxy's own identity, which the same agent gives it.
 func (s *Server) brokerWatcher(o *origin, v SVIDs) error {
-	own, err := workloadapi.New(v.Endpoint)
+	own, err := workloadapi.New(v.Endpoint, v.agents())
 	if err != nil {
 		return fmt.Errorf("SPIFFE_ENDPOINT_SOCKET: %w", err)
 	}
@@ -176,7 +176,7 @@ func (s *Server) brokerWatcher(o *origin, v SVIDs) error {
 		return fmt.Errorf("SPIRE_AGENT_ID: %w", err)
 	}
 	o.self = workloadapi.NewSelf(own, id, s.logs.scope("ca"))
-	w, err := broker.New(broker.Config{Address: v.Broker, TLS: mtls.ToAgent(o.self.Identity, broker.AgentID(agent))})
+	w, err := broker.New(broker.Config{Address: v.Broker, TLS: mtls.ToAgent(o.self.Identity, broker.AgentID(agent)), Agents: v.agents()})
 	if err != nil {
 		return err
 	}

@@ -35,7 +35,7 @@ const (
 // changeable are the settings that SVID_CONFIG's file may have.
 var changeable = []string{
 	"SVID_SOURCE", "SVID_REUSE", "SPIFFE_ENDPOINT_SOCKET", "SPIFFE_BROKER_SOCKET", "SPIRE_ADMIN_SOCKET", "SPIRE_ATTEST", "HOST_PROC", "SPIFFE_ID",
-	"SPIRE_AGENT_ID", "SVID_DIR", "SVID_EXTRA_ROOTS", "SVID_OVERLAP", "CA_ADDRESS", "CA_ADDR", "CA_ROOT_CA", "ALT_CA_HOSTNAME",
+	"SPIRE_AGENT_ID", "SPIFFE_SOCKET_UID", "SVID_DIR", "SVID_EXTRA_ROOTS", "SVID_OVERLAP", "CA_ADDRESS", "CA_ADDR", "CA_ROOT_CA", "ALT_CA_HOSTNAME",
 }
 
 // overlay is c with the settings of text, lines of NAME=value as in the environment; # begins a comment.

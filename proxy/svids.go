@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 
 	"github.com/warren-mesh/warren/ca/source/delegated"
 	"github.com/warren-mesh/warren/ca/svid"
+	"github.com/warren-mesh/warren/internal/owner"
 	"github.com/warren-mesh/warren/proxy/route"
 	"github.com/warren-mesh/warren/proxy/track"
 )
@@ -39,6 +41,7 @@ type SVIDs struct {
 	Proc     string        // HOST_PROC: where the host's /proc is, for attesting by PID
 	Self     string        // SPIFFE_ID: which of the proxy's own identities is meant
 	Agent    string        // SPIRE_AGENT_ID: who serves the Broker API; empty: any of SPIRE's agents
+	AgentUID int           // SPIFFE_SOCKET_UID: a user who may serve these sockets beside root and our own
 	Files    string        // SVID_DIR
 	Roots    string        // SVID_EXTRA_ROOTS: a file of roots that are trusted beside the source's
 	Overlap  time.Duration // SVID_OVERLAP: how long the roots of a source of before are
@@ -57,6 +60,7 @@ func (e *environ) svids(c *Config) {
 		Proc:     e.text("HOST_PROC", cmp.Or(v.Proc, "/proc")),
 		Self:     e.text("SPIFFE_ID", v.Self),
 		Agent:    e.text("SPIRE_AGENT_ID", v.Agent),
+		AgentUID: int(e.number("SPIFFE_SOCKET_UID", uint64(v.AgentUID), 0, math.MaxInt32)), //nolint:gosec // within int
 		Files:    e.text("SVID_DIR", v.Files),
 		Roots:    e.text("SVID_EXTRA_ROOTS", v.Roots),
 		Overlap:  e.duration("SVID_OVERLAP", cmp.Or(v.Overlap, defaultOverlap)),
@@ -115,6 +119,9 @@ func (v SVIDs) source() string {
 	}
 	return v.Source
 }
+
+// agents are whose sockets are believed.
+func (v SVIDs) agents() owner.Trusted { return owner.Trusted{v.AgentUID} }
 
 // parseID takes nothing for the zero ID.
 func parseID(s string) (spiffeid.ID, error) {

@@ -106,6 +106,7 @@ func TestSVIDSourceConfig(t *testing.T) {
 		"SVID_SOURCE=workload-api":                      "SPIFFE_ENDPOINT_SOCKET",
 		"SVID_SOURCE=file SVID_DIR=/x SPIFFE_ID=me":     "SPIFFE_ID",
 		"SVID_SOURCE=file SVID_DIR=/x SPIRE_AGENT_ID=/": "SPIRE_AGENT_ID",
+		"SPIFFE_SOCKET_UID=-1":                          "SPIFFE_SOCKET_UID",
 	} {
 		if _, err := proxy.FromEnviron(strings.Fields("INPOD_UDS=/x XDS_ADDRESS=https://x:1 " + name)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", name, err)

@@ -17,7 +17,8 @@ certificates   CA_ADDRESS CA_ROOT_CA ALT_CA_HOSTNAME CA_HEADER_* SECRET_TTL
                SVID_SOURCE: istio (the CA above, the default), broker (SPIFFE_BROKER_SOCKET and
                SPIFFE_ENDPOINT_SOCKET; SPIFFE_ID, SPIRE_AGENT_ID), delegated
                (SPIRE_ADMIN_SOCKET; SPIRE_ATTEST pid or selectors, HOST_PROC),
-               workload-api (SPIFFE_ENDPOINT_SOCKET), file (SVID_DIR)
+               workload-api (SPIFFE_ENDPOINT_SOCKET), file (SVID_DIR); sockets are root's, or of
+               SPIFFE_SOCKET_UID
                CRL_PATH (revocation lists in PEM or DER, looked at every 2 s)
 pods           INPOD_UDS INPOD_PORT_REUSE PACKET_MARK ENABLE_ORIG_SRC IPV6_ENABLED
                KEEPALIVE_ENABLED KEEPALIVE_TIME KEEPALIVE_INTERVAL KEEPALIVE_RETRIES

@@ -326,7 +326,7 @@ func TestSPIREBurst(t *testing.T) {
 // The proxy's own identity, and what a broker without Kubernetes says of a pod: a clear error, no certificate.
 func TestSPIREBroker(t *testing.T) {
 	w := newWorld(t)
-	own, err := workloadapi.New("unix://" + w.path("public/api.sock"))
+	own, err := workloadapi.New("unix://"+w.path("public/api.sock"), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -30,9 +31,10 @@ func (t Trusted) has(uid int) bool {
 	return uid == 0 || uid == os.Geteuid() || slices.Contains(t, uid)
 }
 
-// Dial connects to a Unix socket. Whoever can put a socket at the path could be the server, so the socket and its folder
+// Dial connects to a Unix socket, whose path may be written unix:///path. Whoever can put a socket at the path could be the server, so the socket and its folder
 // have to belong to trusted users, nobody else may write to the folder, and what listens has to be a process of theirs.
 func (t Trusted) Dial(ctx context.Context, path string) (net.Conn, error) {
+	path = strings.TrimPrefix(path, "unix://")
 	if err := t.check(path); err != nil {
 		return nil, err
 	}

@@ -20,17 +20,20 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/warren-mesh/warren/ca/svid"
+	"github.com/warren-mesh/warren/internal/owner"
 )
 
 // header is asked of every call, so that no request forged through a web server gets an answer.
 const header = "broker.spiffe.io"
 
-// Config says where the agent is. All of it is required.
+// Config says where the agent is. Address and TLS are required.
 type Config struct {
 	// Address (SPIFFE_BROKER_SOCKET) is unix:///absolute/path or tcp://host-or-ip:port.
 	Address string
 	// TLS presents this proxy's own SVID and checks the agent's: mtls.ToAgent.
 	TLS *tls.Config
+	// Agents are users, beside root and our own, whose processes may serve a Unix socket.
+	Agents owner.Trusted
 }
 
 // Source is a svid.Watcher. Whoever makes it closes it.
@@ -45,11 +48,15 @@ func New(cfg Config) (*Source, error) {
 		return nil, err
 	}
 	pace := backoff.Config{BaseDelay: 200 * time.Millisecond, Multiplier: 1.6, Jitter: 0.5, MaxDelay: 3 * time.Second}
-	conn, err := grpc.NewClient(target,
+	options := []grpc.DialOption{
 		grpc.WithTransportCredentials(credentials.NewTLS(cfg.TLS)),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: pace, MinConnectTimeout: 10 * time.Second}),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: time.Minute, Timeout: 20 * time.Second}),
-	)
+	}
+	if strings.HasPrefix(target, "unix:") {
+		options = append(options, grpc.WithContextDialer(cfg.Agents.Dial))
+	}
+	conn, err := grpc.NewClient(target, options...)
 	if err != nil {
 		return nil, fmt.Errorf("broker API: %w", err)
 	}

@@ -53,7 +53,7 @@ func newWorld(t *testing.T, agentID spiffeid.ID, change func(*fakeagent.Agent)) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	own, err := workloadapi.New(at.Public)
+	own, err := workloadapi.New(at.Public, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/warren-mesh/warren/ca/svid"
+	"github.com/warren-mesh/warren/internal/owner"
 )
 
 // Mode is who attests a pod.
@@ -40,8 +41,10 @@ const (
 
 // Config says where the agent is and how pods are attested.
 type Config struct {
-	// Address is unix:///absolute/path of the agent's admin socket. Who can write to its folder can be the agent.
+	// Address is unix:///absolute/path of the agent's admin socket.
 	Address string
+	// Agents are users, beside root and our own, whose processes may be the agent: it does not prove itself otherwise.
+	Agents owner.Trusted
 	Mode    Mode // default PID
 	// Proc is /proc of the host's PID namespace; default "/proc".
 	Proc string
@@ -80,7 +83,7 @@ func New(cfg Config) (*Source, error) {
 		}
 	}
 	pace := backoff.Config{BaseDelay: 200 * time.Millisecond, Multiplier: 1.6, Jitter: 0.5, MaxDelay: 3 * time.Second}
-	conn, err := grpc.NewClient(cfg.Address, grpc.WithTransportCredentials(insecure.NewCredentials()),
+	conn, err := grpc.NewClient(cfg.Address, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithContextDialer(cfg.Agents.Dial),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: pace, MinConnectTimeout: 10 * time.Second}))
 	if err != nil {
 		return nil, fmt.Errorf("delegated identity API: %w", err)

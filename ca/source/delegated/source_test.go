@@ -22,6 +22,7 @@ import (
 	"github.com/warren-mesh/warren/ca/source/delegated"
 	"github.com/warren-mesh/warren/ca/svid"
 	"github.com/warren-mesh/warren/internal/netns"
+	"github.com/warren-mesh/warren/internal/owner"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -322,5 +323,30 @@ func TestConfigRefuses(t *testing.T) {
 			s.Close()
 			t.Errorf("took %+v", cfg)
 		}
+	}
+}
+
+// Whoever can put a socket at the path could be the agent.
+func TestAStrangersSocket(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to give a folder away")
+	}
+	n := newNode(t, delegated.PID, nil)
+	n.process(t, uidA)
+	if err := os.Chown(filepath.Dir(strings.TrimPrefix(n.admin, "unix://")), 12345, 12345); err != nil {
+		t.Fatal(err)
+	}
+	for name, agents := range map[string]owner.Trusted{"refused": nil, "named": {12345}} {
+		s, err := delegated.New(delegated.Config{Address: n.admin, Proc: n.proc, Agents: agents, Log: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		err = s.Watch(ctx, n.pod(uidA), bar, func(svid.Update) { cancel() })
+		if refused := strings.Contains(fmt.Sprint(err), "belongs to uid 12345"); refused != (agents == nil) {
+			t.Errorf("%s: %v", name, err)
+		}
+		cancel()
+		s.Close()
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/metadata"
 
 	"github.com/warren-mesh/warren/ca/svid"
+	"github.com/warren-mesh/warren/internal/owner"
 )
 
 // header is asked of every call, so that no request forged through a web server gets an answer.
@@ -25,13 +26,18 @@ type Source struct {
 }
 
 // New checks address (SPIFFE_ENDPOINT_SOCKET): unix:///absolute/path, or tcp://ip:port inside a host. It connects when
-// first used.
-func New(address string) (*Source, error) {
+// first used. agents are users, beside root and our own, whose processes may serve a Unix socket: nothing else proves who
+// is there.
+func New(address string, agents owner.Trusted) (*Source, error) {
 	target, err := target(address)
 	if err != nil {
 		return nil, err
 	}
-	conn, err := grpc.NewClient(target, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	options := []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}
+	if strings.HasPrefix(target, "unix:") {
+		options = append(options, grpc.WithContextDialer(agents.Dial))
+	}
+	conn, err := grpc.NewClient(target, options...)
 	if err != nil {
 		return nil, fmt.Errorf("workload API: %w", err)
 	}
