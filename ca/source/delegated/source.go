@@ -45,7 +45,7 @@ type Config struct {
 	Address string
 	// Agents are users, beside root and our own, whose processes may be the agent: it does not prove itself otherwise.
 	Agents owner.Trusted
-	Mode    Mode // default PID
+	Mode   Mode // default PID
 	// Proc is /proc of the host's PID namespace; default "/proc".
 	Proc string
 	Log  *slog.Logger
