@@ -155,6 +155,16 @@ func (h *host) remove(ctx context.Context) error {
 	return h.probe.Remove(ctx)
 }
 
+// istioChained is the network configuration by which runtimes run Istio's plugin, empty
+// if none does or nobody has looked, and whether behind ours.
+func (h *host) istioChained() (file string, follows bool) {
+	if h.install == nil {
+		return "", false
+	}
+	s := h.install.State()
+	return s.Istio, s.IstioFollows
+}
+
 // parts are the words for the status; empty where there is nothing.
 func (h *host) parts() (plugin, probes Part) {
 	if h.install != nil {

@@ -29,7 +29,7 @@ func (a *Agent) agentPart(ctx context.Context, now time.Time) Part {
 		}
 	}
 	if rival := a.enroll.Rival(); rival != "" {
-		bad = append(bad, "Istio's node agent is at work on this node, too ("+rival+"): no pod is taken into the mesh until it is gone")
+		bad = append(bad, "Istio's node agent is on this node, too ("+rival+"): no pod is taken into the mesh until it is gone")
 	}
 	if err := a.cluster.problem(); err != nil {
 		bad = append(bad, "cannot be written: "+err.Error())

@@ -172,7 +172,7 @@ func (a *Agent) assemble() error {
 		Backend:  a.backend, Named: redirect.Named,
 		Proxy: a.proxies, World: a.watch, Flows: a.admin, Observe: a.metrics.observe, Log: a.log,
 		Tell: a.cluster.tell, Probes: a.host.probes(),
-		Watch: a.nswatch, SelfProbe: a.cfg.SelfProbe, Connections: connections{}, Policies: a.admin, Rival: a.rival.name,
+		Watch: a.nswatch, SelfProbe: a.cfg.SelfProbe, Connections: connections{}, Policies: a.admin, Rival: a.rival.name, RivalChained: a.host.istioChained,
 		Stale: a.source.stale, Exempt: append(slices.Clone(a.cfg.ExcludeNamespaces), a.cfg.OwnNamespace),
 		Times: enroll.Times{Drain: cmp.Or(a.cfg.DrainDeadline, -1), Linger: a.cfg.Linger},
 	}

@@ -68,9 +68,9 @@ func (e *Enroller) decide(ctx context.Context, add event.Add, source Source, ns 
 		s.leave(ctx, pod.Eligible.Reason)
 		return nil, event.Answer{Action: event.Leave, Reason: pod.Eligible.Reason}, nil
 	}
-	if rival := e.Rival(); rival != "" {
-		defer e.release(m)
-		return s.leaveTo(ctx, rival)
+	if left, answer, err := s.toRival(ctx); left || err != nil {
+		e.release(m)
+		return nil, answer, err
 	}
 	if err := s.begin(); err != nil {
 		e.release(m)
@@ -145,21 +145,6 @@ type addition struct {
 	// repetition, or for another of its interfaces. It undoes nothing.
 	again bool
 	box   *sandbox // after Programmed
-}
-
-// leaveTo leaves a pod to another mesh's agent that is at work on this node, if
-// that one has redirected it. Otherwise it would start in no mesh at all.
-func (s *addition) leaveTo(ctx context.Context, rival string) (*addition, event.Answer, error) {
-	theirs, err := s.e.cfg.Backend.Foreign(s.ns)
-	switch {
-	case err != nil:
-		return nil, event.Answer{}, internal(err)
-	case len(theirs) == 0:
-		return nil, event.Answer{}, &event.Error{Retryable: true, Msg: rivalReason(rival), Details: "it has not redirected this pod either, which would start in no mesh"}
-	}
-	s.leave(ctx, rivalReason(rival))
-	s.e.tell(s.pod.PodName, s.pod.ObjectUID, NoticeRefused, rivalReason(rival))
-	return nil, event.Answer{Action: event.Leave, Reason: rivalReason(rival)}, nil
 }
 
 // leave notes a pod outside the mesh, in case that changes while it runs.

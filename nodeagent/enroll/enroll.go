@@ -64,6 +64,9 @@ type Config struct {
 	// Rival names what shows that another mesh's agent is at work on this node;
 	// empty: nothing does. nil: nobody looks.
 	Rival func() string
+	// RivalChained names the network configuration by which runtimes run its plugin,
+	// empty for none, and says whether that is run behind ours. nil: nobody looks.
+	RivalChained func() (file string, follows bool)
 	// Stale says why no news of objects arrive; empty: they do. nil: they always do.
 	Stale func() string
 	// Exempt are the namespaces whose pods are left alone whatever is known of them.
@@ -78,45 +81,6 @@ type Config struct {
 
 	Times Times
 }
-
-// Times are the bounds; the zero value of each is the default.
-type Times struct {
-	Pod   time.Duration // an ADD waits so long for its pod's object: 2 s
-	Add   time.Duration // the agent's own work for one ADD, undoing aside: 3.8 s
-	Drain time.Duration // a leaving pod's connections may go on so long: 15 s; negative: to their end
-	Blind time.Duration // so long where the proxy cannot say how many there are: 15 s
-	// Linger is how long a leaving pod is served after its mark went: others have
-	// to hear of it. 0: not at all.
-	Linger time.Duration
-	Sweep  time.Duration // between looks at what nothing announces: 1 s
-	// Inspect is how often the whole of a pod is looked at in which nothing seems to
-	// happen: 2 min
-	Inspect time.Duration
-	Retry   time.Duration // first wait after a failure on our own accord: 1 s
-}
-
-func (t Times) withDefaults() Times {
-	for _, d := range []struct {
-		field *time.Duration
-		value time.Duration
-	}{
-		{&t.Pod, 2 * time.Second},
-		{&t.Add, 3800 * time.Millisecond},
-		{&t.Drain, 15 * time.Second},
-		{&t.Blind, 15 * time.Second},
-		{&t.Sweep, time.Second},
-		{&t.Inspect, 2 * time.Minute},
-		{&t.Retry, time.Second},
-	} {
-		if *d.field == 0 {
-			*d.field = d.value
-		}
-	}
-	return t
-}
-
-// maxRetry is the longest wait between attempts.
-const maxRetry = 30 * time.Second
 
 // Source says who announced an attachment.
 type Source string
@@ -206,7 +170,8 @@ type Enroller struct {
 	seeking    map[string]*sought // by pod UID
 	changed    chan struct{}      // closed, and replaced, when a pod's phase changes
 	retired    string             // why no pod is taken into the mesh any more; empty: they are
-	slots      chan struct{}      // full while as many running pods are changed as may be at once
+	rivalWas   rivalSeen
+	slots      chan struct{} // full while as many running pods are changed as may be at once
 
 	ctx     context.Context // of Run: workers end with it
 	workers sync.WaitGroup

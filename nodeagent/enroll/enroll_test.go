@@ -189,7 +189,7 @@ func newNode(t *testing.T) *node {
 	nstest.Need(t, err)
 	n := &node{
 		t: t, dir: t.TempDir(), world: newWorld(), flows: new(flows), backend: b, notices: new(notices), config: func(*enroll.Config) {},
-		times: enroll.Times{Pod: 300 * time.Millisecond, Add: 2500 * time.Millisecond, Drain: 5 * time.Second, Sweep: 50 * time.Millisecond, Retry: 20 * time.Millisecond},
+		times: enroll.Times{Pod: 300 * time.Millisecond, Add: 2500 * time.Millisecond, Drain: 5 * time.Second, Sweep: 50 * time.Millisecond, Retry: 20 * time.Millisecond, Rival: 50 * time.Millisecond},
 	}
 	return n
 }

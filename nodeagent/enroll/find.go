@@ -84,6 +84,9 @@ func (e *Enroller) due(view *View, now time.Time) (due []Pod, wait time.Duration
 		return nil, wait
 	}
 	rival := e.rival(view)
+	if rival != "" { // its end is announced by nothing
+		wait = e.times.Sweep
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	seen := make(map[string]bool)

@@ -17,7 +17,7 @@ const flowPoll = 250 * time.Millisecond
 // leave takes a running pod out without breaking what the proxy carries for it,
 // as far as the deadline allows.
 func (e *Enroller) leave(ctx context.Context, m *member, p Pod) error {
-	if rival := e.Rival(); rival != "" && e.isRetired() != "" {
+	if e.isRetired() != "" && e.takesOver() {
 		return e.giveBack(ctx, m, p)
 	}
 	e.mu.Lock()

@@ -47,7 +47,7 @@ func foreignError(chains []string) error {
 }
 
 func rivalReason(rival string) string {
-	return "Istio's node agent is at work on this node (" + rival + "), and two meshes must not redirect one pod: remove one of them from this node"
+	return "Istio's node agent is on this node (" + rival + "), and two meshes must not redirect one pod: remove one of them from this node"
 }
 
 // explain makes a refusal of what went wrong in an ADD.

@@ -100,24 +100,6 @@ func (e *Enroller) wakeLocked() {
 	e.changed = make(chan struct{})
 }
 
-// rival names what shows that another mesh's agent is at work on this node; empty
-// when nothing does.
-func (e *Enroller) rival(view *View) string {
-	if view != nil && view.rival != "" {
-		return "pod " + view.rival
-	}
-	if e.cfg.Rival == nil {
-		return ""
-	}
-	return e.cfg.Rival()
-}
-
-// Rival is rival for a report.
-func (e *Enroller) Rival() string {
-	view, _ := e.cfg.World.View()
-	return e.rival(view)
-}
-
 // warnings are what is wrong with a pod's annotations, the interfaces that cannot
 // be redirected included.
 func warnings(p Pod) []string {

@@ -54,7 +54,8 @@ type View struct {
 	exempt  string
 	exclude []string
 	whole   bool
-	rival   string // the pod of another mesh's agent on this node; empty: none
+	// The pods of another mesh's agent on this node, at work or about to be; empty: none.
+	rival, rivalDue string
 }
 
 // ViewOptions say whose view it is.
@@ -91,9 +92,7 @@ func NewView(o translate.Objects, opts ViewOptions) *View {
 			pod.Eligible = translate.Eligibility{Reason: "its namespace is exempt from the mesh"}
 		}
 		v.pods[pod.PodName] = pod
-		if rivalAgent(p) && (v.rival == "" || pod.PodName.String() < v.rival) {
-			v.rival = pod.PodName.String()
-		}
+		v.noteRival(p)
 	}
 	for name, ns := range namespaces {
 		v.modes[name] = translate.NamespaceMode(ns, byNamespace[name], opts.Selectors)
@@ -118,17 +117,6 @@ func newPod(p *corev1.Pod, el translate.Eligibility) Pod {
 	}
 	return pod
 }
-
-// rivalAgent says whether a pod is the agent of Istio's CNI, and at work.
-func rivalAgent(p *corev1.Pod) bool {
-	return p.Labels[rivalLabel] == rivalName && p.Status.Phase == corev1.PodRunning
-}
-
-// How Istio's node agent is known.
-const (
-	rivalLabel = "k8s-app"
-	rivalName  = "istio-cni-node"
-)
 
 // Without returns the view knowing that the objects in missing are not in it: what
 // they say is unknown, not gone.

@@ -164,6 +164,9 @@ func TestBesideIstio(t *testing.T) {
 	i := h.installer()
 	i.Round()
 	h.wantRuntime("10-calico.conflist", "calico", "portmap", "istio-cni", "warren-cni")
+	if s := i.State(); s.Istio != "10-calico.conflist" || s.IstioFollows {
+		t.Errorf("Istio's plugin, before ours: %+v", s)
+	}
 
 	// Istio's agent puts its entry last again.
 	without, err := conflist.Add([]byte(calico), entry())
@@ -174,6 +177,9 @@ func TestBesideIstio(t *testing.T) {
 	h.wantRuntime("10-calico.conflist", "calico", "portmap", "warren-cni", "istio-cni")
 	if i.State().Changes != changes {
 		t.Error("our entry was moved behind Istio's: that would go on for ever")
+	}
+	if s := i.State(); s.Istio != "10-calico.conflist" || !s.IstioFollows {
+		t.Errorf("Istio's plugin, behind ours: %+v", s)
 	}
 
 	// With a copy of our own, Istio takes that for the primary's and chains itself
@@ -194,6 +200,9 @@ func TestBesideIstio(t *testing.T) {
 	h.must(os.Remove(h.path(binDir + "/istio-cni")))
 	i.Round()
 	h.wantRuntime(install.OwnConfName, "calico", "portmap", "warren-cni")
+	if s := i.State(); s.Istio != "" {
+		t.Errorf("Istio has left: %+v", s)
+	}
 	h.must(i.Uninstall(t.Context()))
 	h.wantRuntime("10-calico.conflist", "calico", "portmap")
 }

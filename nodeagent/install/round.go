@@ -47,6 +47,8 @@ type report struct {
 	missing error  // a folder is not there
 	err     error
 	again   time.Duration // something is to be looked at then
+	istio   string        // the file by which runtimes run Istio's plugin
+	follows bool          // behind ours
 }
 
 func (i *Installer) once(w *watch) (r report) {
@@ -60,6 +62,9 @@ func (i *Installer) once(w *watch) (r report) {
 		return r.cannotOpen(err)
 	}
 	defer bins.Close()
+	defer func() {
+		r.istio, r.follows = istioIn(r.files, func(typ string) bool { return i.cfg.AnyBinDir || bins.Has(typ) })
+	}()
 	if w != nil {
 		w.ensure(confs.Seen(), bins.Seen()) // before looking: what comes later is an event
 	}
@@ -167,7 +172,7 @@ func (i *Installer) carryOut(confs folder, p plan) (changed bool, err error) {
 
 // judge puts into words how it is now.
 func (i *Installer) judge(r report) State {
-	s := State{Phase: Installed, Primary: r.plan.primary, Entry: r.plan.target, Problems: r.plan.problems}
+	s := State{Phase: Installed, Primary: r.plan.primary, Entry: r.plan.target, Problems: r.plan.problems, Istio: r.istio, IstioFollows: r.follows}
 	first, runs := effective(r.files)
 	s.Runs = runs && r.binary
 	if runs && s.Entry == "" {

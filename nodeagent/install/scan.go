@@ -170,6 +170,28 @@ func effective(files []file) (name string, runs bool) {
 	return "", false
 }
 
+// istioType is the plugin of Istio's node agent.
+const istioType = "istio-cni"
+
+// istioIn returns the file by which runtimes run Istio's plugin, empty if by none, and
+// whether they run it behind ours. Of what multus keeps inside, the text tells.
+func istioIn(files []file, hasBin func(typ string) bool) (name string, follows bool) {
+	first, _ := effective(files)
+	i := slices.IndexFunc(files, func(f file) bool { return f.name == first && first != "" })
+	if i < 0 || !hasBin(istioType) {
+		return "", false
+	}
+	f := files[i]
+	theirs, own := slices.Index(f.types(), istioType), slices.Index(f.types(), conflist.Type)
+	if f.kind == multus {
+		theirs, own = bytes.Index(f.data, []byte(`"`+istioType+`"`)), bytes.Index(f.data, []byte(`"`+conflist.Type+`"`))
+	}
+	if theirs < 0 {
+		return "", false
+	}
+	return first, own >= 0 && own < theirs
+}
+
 func quoted(words []string) string {
 	if len(words) == 0 {
 		return "nothing"

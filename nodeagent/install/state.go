@@ -35,8 +35,12 @@ type State struct {
 	Primary string `json:"primary,omitempty"` // the primary CNI's file
 	Entry   string `json:"entry,omitempty"`   // the file that holds our entry
 	Runs    bool   `json:"runs"`              // a runtime that looks now runs the plugin
-	Changes int    `json:"changes"`           // that were made on the host since the start
-	Repairs int    `json:"repairs"`           // those after the first time that all was well
+	// Istio is the file by which runtimes run Istio's plugin; empty: they do not.
+	Istio        string `json:"istio,omitempty"`
+	IstioFollows bool   `json:"istioFollows,omitempty"` // behind ours
+
+	Changes int `json:"changes"` // that were made on the host since the start
+	Repairs int `json:"repairs"` // those after the first time that all was well
 }
 
 // String is the state in one line.
