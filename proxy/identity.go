@@ -57,8 +57,9 @@ func (p *pod) find(v *workload.View) *workload.Workload {
 // after a postStart hook.
 //
 // Network and trust domain are those of the node's other workloads: by a wrong
-// network everybody would be unknown, and get plaintext. Where there is none, the
-// control plane is waited for.
+// network everybody would be unknown, and get plaintext. Where there is none, and
+// where the node's name is not known (those of no node are gateways and the like, of
+// whatever network), the control plane is waited for.
 func (p *pod) speaker(ctx context.Context) (*workload.View, *workload.Workload, error) {
 	v := p.s.store.View()
 	if w := p.speaking(v); w != nil {
@@ -72,7 +73,13 @@ func (p *pod) speaking(v *workload.View) *workload.Workload {
 	if w := p.current(v); w != nil {
 		return w
 	}
+	if p.s.cfg.NodeName == "" {
+		return nil
+	}
 	for w := range v.LocalTo(p.s.cfg.NodeName) {
+		if w.ClusterID != "" && w.ClusterID != p.s.cfg.ClusterID {
+			continue // nodes of other clusters may have the same name
+		}
 		return &workload.Workload{
 			Name: p.info.Name, Namespace: p.info.Namespace, ServiceAccount: p.info.ServiceAccount, Node: w.Node, ClusterID: w.ClusterID,
 			Network: w.Network, TrustDomain: w.TrustDomain, WorkloadName: p.info.Name, Type: workload.Pod, Protocol: workload.HBONE,

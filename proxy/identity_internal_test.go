@@ -1,0 +1,41 @@
+package proxy
+
+import (
+	"testing"
+
+	"github.com/warren-mesh/warren/nodeagent/zds"
+	"github.com/warren-mesh/warren/xds/workload"
+)
+
+// Who stands in for a pod that the control plane does not know yet is of its node and
+// cluster: by the network of anybody else the mesh would be unknown, and get plaintext.
+func TestStandIn(t *testing.T) {
+	store := workload.NewStore()
+	add := func(uid, node, cluster, network string) {
+		store.Apply(workload.Batch{Workloads: []*workload.Workload{{UID: uid, Name: uid, Node: node, ClusterID: cluster, Network: network, TrustDomain: "td." + network}}})
+	}
+	add("NetworkGateway/n2/172.18.0.1/15008", "", "", "n2")
+	add("of another cluster", "worker", "c2", "n2")
+	for _, tt := range []struct{ node, local, want string }{
+		{"", "", ""}, // a node's name is not known: nobody is of it
+		{"worker", "", ""},
+		{"worker", "c1", "n1"},
+		{"", "c1", ""},
+	} {
+		if tt.local != "" {
+			add("of the node", "worker", tt.local, "n1")
+		}
+		cfg := Defaults()
+		cfg.NodeName, cfg.ClusterID = tt.node, "c1"
+		p := &pod{s: &Server{cfg: cfg}, info: zds.Info{Name: "new", Namespace: "default", ServiceAccount: "sa"}}
+		got := "" // waits for the control plane
+		if w := p.speaking(store.View()); w != nil {
+			if got = w.Network; w.TrustDomain != "td."+got {
+				t.Errorf("%+v: trust domain %s in network %s", tt, w.TrustDomain, got)
+			}
+		}
+		if got != tt.want {
+			t.Errorf("%+v: network %q", tt, got)
+		}
+	}
+}
