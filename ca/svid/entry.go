@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"golang.org/x/time/rate"
 
 	"github.com/warren-mesh/warren/ca/mtls"
 )
@@ -56,6 +57,8 @@ type entry struct {
 	by       By                  // of current
 	proof    Proof               // of current
 	notice   *notice             // of current
+	early    *early              // what will take current's place
+	asked    *rate.Limiter       // of a Watcher
 	sampled  bool                // at Local: it is asked for all the same
 	borrowed bool                // at Confirm: it has used another's once
 	attempts int                 // ended

@@ -18,6 +18,9 @@ func (m *Manager) fly(ctx context.Context, from Signer, e *entry, p Priority) {
 	start := m.started(e, p)
 	i, roots, err := m.request(ctx, from, e.id)
 	took := time.Since(start)
+	if ctx.Err() != nil && err != nil {
+		err = fmt.Errorf("%w: %w", errSilent, err)
+	}
 	m.finished(e, p, took, i, m.land(e, i, roots, took, err))
 }
 
@@ -48,7 +51,8 @@ func (m *Manager) logCompleted(i *mtls.Identity, more ...any) {
 		"serial", i.Chain()[0].SerialNumber.Text(16), "expires", i.NotAfter().UTC().Format(time.RFC3339))...)
 }
 
-// request makes the key, has it certified and checks the answer against its own roots.
+// request makes the key, has it certified and checks the answer against its own roots. With errEarly it returns the
+// identity nevertheless.
 func (m *Manager) request(ctx context.Context, from Signer, id spiffeid.ID) (*mtls.Identity, []*x509.Certificate, error) {
 	if from == nil {
 		return nil, nil, &PermanentError{Err: errors.New("svid: no certificate source is configured")}
@@ -66,12 +70,13 @@ func (m *Manager) request(ctx context.Context, from Signer, id spiffeid.ID) (*mt
 	if err != nil {
 		return nil, nil, fmt.Errorf("svid: %w", err)
 	}
-	i, err := mtls.NewIssued(id, key, chain, roots, requested, time.Now())
-	if err != nil {
-		m.noteValidity(id, chain)
+	i, err := m.inTime(id, chain, func(at time.Time) (*mtls.Identity, error) {
+		return mtls.NewIssued(id, key, chain, roots, requested, at)
+	})
+	if i == nil {
 		return nil, nil, fmt.Errorf("svid: %w", err)
 	}
-	return i.WithRevocations(m.cfg.Revoked), roots, nil
+	return i.WithRevocations(m.cfg.Revoked), roots, err
 }
 
 // land puts a request's result, which took so long, to use and plans the next one. It returns err, or ErrNotNeeded if
@@ -85,26 +90,35 @@ func (m *Manager) land(e *entry, i *mtls.Identity, roots []*x509.Certificate, to
 	}
 	if err == nil {
 		e.failures = 0
-		after := refreshAfter
-		if e.by == "" {
-			after = firstRefreshAfter
-		}
-		e.by, e.given = BySigning, nil
 		m.speedUpLocked()
-		m.clearNoticeLocked(e)
-		m.trustLocked(e, i, roots)
-		left := life(i)
-		e.late = e.lastEnd.Add(left * 3 / 4)
-		// The next answer takes as long, and must arrive while this certificate is good: certificates of ten seconds
-		// from a CA that needs three would otherwise be replaced as they end.
-		m.restLocked(e, after(max(left-took, left/4)), Background)
+		m.restLocked(e, m.signedLocked(e, i, roots, took), Background)
 		m.mergeLocked(e)
 	} else {
+		if i != nil {
+			m.keepEarlyLocked(e, &early{i: i, given: roots})
+		}
 		e.failures++
 		m.failedLocked(e, err)
 	}
 	e.tellLocked()
 	return err
+}
+
+// signedLocked puts a Signer's answer to use and says when to ask for the next.
+func (m *Manager) signedLocked(e *entry, i *mtls.Identity, roots []*x509.Certificate, took time.Duration) time.Duration {
+	after := refreshAfter
+	if e.by == "" {
+		after = firstRefreshAfter
+	}
+	e.by, e.given = BySigning, nil
+	m.clearNoticeLocked(e)
+	m.dropEarlyLocked(e)
+	m.trustLocked(e, i, roots)
+	left := life(i)
+	e.late = time.Now().Add(left * 3 / 4)
+	// The next answer takes as long, and must arrive while this certificate is good: certificates of ten seconds from a CA
+	// that needs three would otherwise be replaced as they end.
+	return after(max(left-took, left/4))
 }
 
 // landedLocked notes the end of a call, and reports whether anybody still wants its result.
@@ -128,6 +142,7 @@ func (m *Manager) landedLocked(e *entry, err error) bool {
 		m.restLocked(e, 0, max(e.prio, WarmUp))
 		return false
 	}
+	m.heardLocked(e, err)
 	e.attempts++
 	e.lastEnd = time.Now()
 	e.lastErr = err

@@ -142,7 +142,9 @@ func lies(t testing.TB) map[string]func(c *x509.Certificate, pub *any) {
 			c.NotBefore, c.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(-time.Second)
 		},
 		"about to expire": func(c *x509.Certificate, _ *any) { c.NotAfter = time.Now().Add(2 * time.Second) },
-		"of the future":   func(c *x509.Certificate, _ *any) { c.NotBefore = time.Now().Add(time.Minute) },
+		"of the future": func(c *x509.Certificate, _ *any) {
+			c.NotBefore, c.NotAfter = time.Now().Add(20*time.Minute), time.Now().Add(40*time.Minute)
+		},
 		"another key":     func(_ *x509.Certificate, pub *any) { *pub = &other.PublicKey },
 		"a CA":            func(c *x509.Certificate, _ *any) { c.IsCA = true },
 		"may sign":        func(c *x509.Certificate, _ *any) { c.KeyUsage |= x509.KeyUsageCertSign },

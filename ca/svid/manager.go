@@ -41,6 +41,8 @@ type Manager struct {
 	epoch     int // of src
 	groups    map[spiffeid.ID]*group
 	noticed   map[*entry]struct{}
+	parked    map[*entry]struct{} // those with something early
+	silence   silence             // of src
 	trust     map[spiffeid.TrustDomain]*trust
 	extra     bundles   // what is trusted whatever the source says
 	former    []former  // roots of sources of before
@@ -70,6 +72,7 @@ func New(cfg Config) *Manager {
 		bucket:  rate.NewLimiter(rate.Limit(cfg.PerSecond), cfg.Burst),
 		groups:  map[spiffeid.ID]*group{},
 		noticed: map[*entry]struct{}{},
+		parked:  map[*entry]struct{}{},
 		wall:    func() time.Time { return time.Now().Round(0) },
 		wake:    make(chan struct{}, 1),
 		entries: map[key]*entry{},
@@ -243,6 +246,7 @@ func (m *Manager) dropLocked(e *entry, why error) {
 	}
 	e.phase = gone
 	delete(m.noticed, e)
+	m.dropEarlyLocked(e)
 	if e.stream != nil {
 		e.stream.cancel()
 		e.stream = nil

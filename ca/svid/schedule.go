@@ -4,6 +4,8 @@ import (
 	"context"
 	"math/rand/v2"
 	"time"
+
+	"golang.org/x/time/rate"
 )
 
 const (
@@ -23,6 +25,9 @@ const (
 	refreshSpread = 0.10
 	firstFrom     = 0.10 // of the first certificate: those of a node that starts are all of one moment
 	firstSpread   = 0.45
+
+	podRate  = 1 // streams a second of one pod
+	podBurst = 3
 )
 
 // step starts what can start and says how long nothing else will be due.
@@ -32,6 +37,7 @@ func (m *Manager) step(ctx context.Context, now time.Time) time.Duration {
 	m.checkClocksLocked(now)
 	m.dropFormerLocked(now)
 	next := m.checkNoticesLocked(now, clockCheck)
+	next = m.checkEarlyLocked(m.wall(), next)
 	for e := m.timers.first(); e != nil && !e.at.After(now); e = m.timers.first() {
 		m.timers.take()
 		e.phase = due
@@ -58,10 +64,21 @@ func (m *Manager) startDueLocked(ctx context.Context, now time.Time, next time.D
 				break
 			}
 		}
+		if wait := m.heldLocked(e, now); wait > 0 {
+			// Those that have not failed come first within a priority, and may be let through.
+			if e = m.due.freshest(); e == nil {
+				return min(next, wait)
+			}
+		}
 		does := m.roleLocked(e)
 		if does == waits || m.flying[e.key] != nil { // of a forgotten predecessor: never two calls for one identity
 			m.due.remove(e)
 			e.phase = parked
+			continue
+		}
+		if wait := m.ownPaceLocked(e, does, now); wait > 0 {
+			m.due.remove(e)
+			m.restLocked(e, wait, e.prio)
 			continue
 		}
 		if does == asks {
@@ -73,6 +90,22 @@ func (m *Manager) startDueLocked(ctx context.Context, now time.Time, next time.D
 		m.startLocked(ctx, e, does)
 	}
 	return next
+}
+
+// ownPaceLocked says how long a pod must wait that has had a Watcher asked about it often: it can make that necessary by
+// ending its processes, and an attestation is dear.
+func (m *Manager) ownPaceLocked(e *entry, does role, now time.Time) time.Duration {
+	if m.src.Watcher == nil || does != asks {
+		return 0
+	}
+	if e.asked == nil {
+		e.asked = rate.NewLimiter(podRate, podBurst)
+	}
+	if have := e.asked.TokensAt(now); have < 1 {
+		return max(time.Duration((1-have)/podRate*float64(time.Second)), time.Millisecond)
+	}
+	e.asked.AllowN(now, 1)
+	return 0
 }
 
 // tokenLocked takes a token of the bucket, or says when there will be one for that priority.
@@ -104,7 +137,11 @@ func (m *Manager) hurryLocked(now time.Time) {
 }
 
 func (m *Manager) startLocked(run context.Context, e *entry, does role) {
-	ctx, cancel := context.WithTimeout(run, m.cfg.CallTimeout)
+	timeout := m.cfg.CallTimeout
+	if m.src.Watcher != nil {
+		timeout = timeout * 4 / 3 // SPIRE looks for a pod's container for thirty seconds, and says then what it lacks
+	}
+	ctx, cancel := context.WithTimeout(run, timeout)
 	e.cancel = cancel
 	e.phase = flying
 	e.epoch = m.epoch

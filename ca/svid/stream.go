@@ -83,7 +83,7 @@ func (s *stream) open(ctx, run context.Context, src Source, p Priority) {
 	case <-ctx.Done():
 		cancel()
 		<-ended // its place is taken until then
-		v.err = fmt.Errorf("the source did not answer in time: %w", ctx.Err())
+		v.err = fmt.Errorf("%w: %w", errSilent, ctx.Err())
 	}
 	took := time.Since(start)
 	m.finished(e, p, took, v.i, s.land(v))
@@ -152,9 +152,14 @@ func (s *stream) takeLocked(i *mtls.Identity, given []*x509.Certificate, proof P
 		return // superseded
 	}
 	s.last = time.Now()
-	if err == nil {
+	m.dropEarlyLocked(e)
+	switch {
+	case err == nil:
 		i = s.useLocked(i, given, proof)
-	} else {
+	case errors.Is(err, errEarly):
+		m.keepEarlyLocked(e, &early{i: i, given: given, proof: proof, s: s})
+		i = nil
+	default:
 		s.refusedLocked(err)
 	}
 	if !s.follows {
@@ -262,6 +267,7 @@ func (m *Manager) withdrawnLocked(e *entry, err error) {
 
 func (m *Manager) dropCertLocked(e *entry, why error) {
 	m.clearNoticeLocked(e)
+	m.dropEarlyLocked(e)
 	e.by, e.proof, e.given = "", Proof{}, nil
 	if e.current.Swap(nil) != nil && m.cfg.Withdrawn != nil {
 		pod, id := e.pod, e.id
@@ -276,7 +282,7 @@ func (e *entry) listensLocked(now time.Time) bool {
 }
 
 // choose takes the identity that is wanted out of a message, and checks it. What is expired, not yet valid, or not
-// its key's is an error and leaves the one in use alone.
+// its key's is an error and leaves the one in use alone; with errEarly it is returned.
 func (m *Manager) choose(id spiffeid.ID, u Update) (i *mtls.Identity, given []*x509.Certificate, err error) {
 	var others []string
 	for _, s := range u.SVIDs {
@@ -284,15 +290,16 @@ func (m *Manager) choose(id spiffeid.ID, u Update) (i *mtls.Identity, given []*x
 			others = append(others, s.ID.String())
 			continue
 		}
-		i, err := mtls.NewIdentity(id, s.Key, s.Chain, s.Roots, time.Now())
-		if err != nil {
+		i, err := m.inTime(id, s.Chain, func(at time.Time) (*mtls.Identity, error) {
+			return mtls.NewIdentity(id, s.Key, s.Chain, s.Roots, at)
+		})
+		if i == nil {
 			err = errors.Join(err, u.Refused[id.TrustDomain().Name()])
-			m.noteValidity(id, s.Chain)
 			return nil, nil, fmt.Errorf("svid: %w", err)
 		}
 		f, unusable := mtls.NewFederation(u.Federated)
 		m.noteBundles(id, f, unusable, u.Refused)
-		return i.WithFederation(f).WithRevocations(m.cfg.Revoked), s.Roots, nil
+		return i.WithFederation(f).WithRevocations(m.cfg.Revoked), s.Roots, err
 	}
 	if len(others) > 0 {
 		return nil, nil, fmt.Errorf("svid: %s: %w: %s", id, ErrNotEntitled, strings.Join(others[:min(len(others), 4)], ", "))

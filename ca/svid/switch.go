@@ -46,9 +46,12 @@ func (m *Manager) Switch(to Source, overlap time.Duration) error {
 		m.former = append(m.former, former{roots, now.Add(overlap)})
 		m.former = m.former[max(len(m.former)-maxFormer, 0):]
 	}
-	m.src, m.paused = to.complete(), time.Time{}
+	m.src, m.paused, m.silence = to.complete(), time.Time{}, silence{}
 	m.epoch++
 	clear(m.groups)
+	for e := range m.parked {
+		m.dropEarlyLocked(e)
+	}
 	within := min(switchWithin, time.Duration(len(m.entries))*switchEach)
 	for _, e := range slices.Collect(maps.Values(m.entries)) {
 		m.rehomeLocked(e)

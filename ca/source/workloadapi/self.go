@@ -29,6 +29,7 @@ type Self struct {
 
 	mu      sync.Mutex
 	current *mtls.Identity
+	next    *mtls.Identity // came before its time
 	err     error
 	changed chan struct{}
 }
@@ -75,7 +76,9 @@ func (s *Self) choose(u svid.Update) (*mtls.Identity, error) {
 	}
 	switch {
 	case chosen != nil:
-		return mtls.NewIdentity(chosen.ID, chosen.Key, chosen.Chain, chosen.Roots, time.Now())
+		return svid.InTime(chosen.Chain, time.Now(), func(at time.Time) (*mtls.Identity, error) {
+			return mtls.NewIdentity(chosen.ID, chosen.Key, chosen.Chain, chosen.Roots, at)
+		})
 	case len(names) == 0:
 		return nil, errors.New("the agent has no identity for this process: register one for it")
 	case s.want.IsZero():
@@ -86,19 +89,37 @@ func (s *Self) choose(u svid.Update) (*mtls.Identity, error) {
 }
 
 // take puts an identity to use; a message without a usable one leaves what is still valid alone, unless there is none
-// in it at all.
+// in it at all. One that comes with an error is for later.
 func (s *Self) take(i *mtls.Identity, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.err = err
-	if err == nil {
+	s.takeLocked(i, err)
+}
+
+func (s *Self) takeLocked(i *mtls.Identity, err error) {
+	s.err, s.next = err, nil
+	switch {
+	case err == nil:
 		s.current = i
 		s.log.Info("own identity received", "identity", i.String())
-	} else {
+	case i != nil:
+		s.next = i
+		time.AfterFunc(time.Until(i.NotBefore()), func() { s.mature(i) })
+		s.log.Warn("own identity received before its time", "err", err)
+	default:
 		s.log.Warn("own identity not received", "err", err)
 	}
 	close(s.changed)
 	s.changed = make(chan struct{})
+}
+
+// mature is when the time of an identity has come, unless another word has come before.
+func (s *Self) mature(i *mtls.Identity) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.next == i {
+		s.takeLocked(i, nil)
+	}
 }
 
 func (s *Self) lost(err error, withdrawn bool) {
@@ -106,7 +127,7 @@ func (s *Self) lost(err error, withdrawn bool) {
 	defer s.mu.Unlock()
 	s.err = err
 	if withdrawn {
-		s.current = nil
+		s.current, s.next = nil, nil
 	}
 	s.log.Warn("own identity is not watched", "err", err)
 }

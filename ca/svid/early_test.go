@@ -1,0 +1,109 @@
+package svid_test
+
+import (
+	"crypto/x509"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/warren-mesh/warren/ca/svid"
+)
+
+// ahead is a CA whose clock is ahead of ours.
+func ahead(by time.Duration) func(*x509.Certificate, *any) {
+	return func(c *x509.Certificate, _ *any) {
+		c.NotBefore, c.NotAfter = time.Now().Add(by), time.Now().Add(by+10*time.Minute)
+	}
+}
+
+// A certificate that comes before its time is used when that comes, whatever the source sends meanwhile; one that comes
+// far before it is not. The one in use stays in use until then.
+func TestEarlyCertificatesWait(t *testing.T) {
+	for kind, config := range map[string]func(l *liar) svid.Config{
+		"signer":  func(l *liar) svid.Config { return svid.Config{Signer: l} },
+		"watcher": func(l *liar) svid.Config { return svid.Config{Watcher: l} },
+	} {
+		t.Run(kind+": the first one", func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := newLiar(t)
+				cfg := config(l)
+				cfg.Wait = time.Minute
+				m, stop := run(t, cfg)
+				defer stop()
+				l.lie(ahead(30 * time.Second))
+				start := time.Now()
+				lease := m.Acquire(pod(0), sa("a"))
+				synctest.Wait()
+				if i := lease.Current(); i != nil {
+					t.Fatalf("in use before its time: %v", i)
+				}
+				i := mustIdentity(t, lease) // a connection waits
+				if took := time.Since(start); took < 30*time.Second || took > 31*time.Second {
+					t.Errorf("in use after %s", took)
+				}
+				if i.NotBefore().After(time.Now()) {
+					t.Errorf("not valid before %s", i.NotBefore())
+				}
+				if s := m.Dump()[0]; s.Condition != svid.Available || s.LastErr != nil || s.Failures != 0 {
+					t.Errorf("%+v", s)
+				}
+			})
+		})
+		t.Run(kind+": a renewal", func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := newLiar(t)
+				m, stop := run(t, config(l))
+				defer stop()
+				lease := m.Acquire(pod(0), sa("a"))
+				first := mustIdentity(t, lease)
+				l.lie(ahead(time.Minute))
+				for time.Now().Before(first.NotAfter().Add(time.Hour)) {
+					time.Sleep(500 * time.Millisecond)
+					switch i := lease.Current(); {
+					case i == nil:
+						t.Fatal("there was a good one, and now there is none")
+					case i.NotBefore().After(time.Now()):
+						t.Fatalf("in use before its time: %v", i)
+					}
+				}
+			})
+		})
+		t.Run(kind+": far too early", func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := newLiar(t)
+				m, stop := run(t, config(l))
+				defer stop()
+				l.lie(func(c *x509.Certificate, _ *any) {
+					c.NotBefore, c.NotAfter = time.Now().Add(time.Hour), time.Now().Add(2*time.Hour)
+				})
+				lease := m.Acquire(pod(0), sa("a"))
+				time.Sleep(90 * time.Minute) // the first is valid by now
+				if i := lease.Current(); i != nil {
+					t.Errorf("kept for an hour: %v", i)
+				}
+			})
+		})
+	}
+}
+
+// What is taken back, or belongs to a source of before, does not come into use later.
+func TestEarlyCertificatesAreForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLiar(t)
+		m, stop := run(t, svid.Config{Signer: l})
+		defer stop()
+		l.lie(ahead(30 * time.Second))
+		lease := m.Acquire(pod(0), sa("a"))
+		time.Sleep(time.Second)
+		good := newLiar(t)
+		if err := m.Switch(svid.Source{Signer: good}, 0); err != nil {
+			t.Fatal(err)
+		}
+		mustIdentity(t, lease)
+		before := lease.Current()
+		time.Sleep(45 * time.Second)
+		if got := lease.Current(); got != before || !got.Chain()[0].NotAfter.Equal(before.NotAfter()) || got.Chain()[0].CheckSignatureFrom(good.root) != nil {
+			t.Errorf("%v came into use, of the source of before", got)
+		}
+	})
+}

@@ -1,0 +1,71 @@
+package svid
+
+import (
+	"errors"
+	"time"
+)
+
+const (
+	// silentCalls without an answer, in a row and for as many identities as that if there are so many, say that the source
+	// answers nobody.
+	silentCalls = 3
+	// probeEvery is how often what has failed is tried again then.
+	probeEvery = 10 * time.Second
+)
+
+// errSilent is of a call that got no answer in its time.
+var errSilent = errors.New("the source did not answer in time")
+
+// silence is what is known of a source that takes calls and does not answer. An agent of SPIRE's that has stopped so does
+// not recover by itself, and every call more is one more that hangs in it.
+type silence struct {
+	calls int // in a row
+	who   map[key]struct{}
+	since time.Time // zero: it answers
+	probe time.Time // the last one
+}
+
+// heardLocked notes how a call has ended: an error is an answer, too.
+func (m *Manager) heardLocked(e *entry, err error) {
+	q := &m.silence
+	if !errors.Is(err, errSilent) {
+		if !q.since.IsZero() {
+			m.cfg.Log.Warn("the source of certificates answers again", "after", time.Since(q.since).Round(time.Second).String())
+		}
+		*q = silence{}
+		return
+	}
+	if q.who == nil {
+		q.who = map[key]struct{}{}
+	}
+	q.calls++
+	q.who[e.key] = struct{}{}
+	if q.since.IsZero() && q.calls >= silentCalls && len(q.who) >= min(silentCalls, len(m.entries)) {
+		q.since = time.Now()
+		m.cfg.Log.Error("the source of certificates takes calls and answers none; it is asked now and then", "err", err)
+	}
+}
+
+// heldLocked says for how long e must not ask because the source answers nobody. What has failed is asked for one call at a
+// time then; what has not is asked for once: that may be somebody whom it does answer.
+func (m *Manager) heldLocked(e *entry, now time.Time) time.Duration {
+	q := &m.silence
+	switch {
+	case q.since.IsZero() || e.failures == 0:
+		return 0
+	case m.failing > 0:
+		return clockCheck // its end wakes us
+	}
+	if wait := q.probe.Add(probeEvery).Sub(now); wait > 0 {
+		return wait
+	}
+	q.probe = now
+	return 0
+}
+
+// Silent says since when the source has answered nobody, the zero time while it does.
+func (m *Manager) Silent() time.Time {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.silence.since.Round(0)
+}

@@ -1,0 +1,122 @@
+package svid_test
+
+import (
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/warren-mesh/warren/ca/svid"
+)
+
+// An agent that takes calls and answers none is found out, is left alone but for a call now and then, and is used again as
+// soon as it answers.
+func TestASilentSource(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAgent(t)
+		m, stop := run(t, svid.Config{Watcher: a})
+		defer stop()
+		for n := range 20 {
+			a.give(pod(n).UID, sa("a"))
+			m.Acquire(pod(n), sa("a"))
+		}
+		time.Sleep(time.Second)
+		if !m.Silent().IsZero() {
+			t.Error("silent from the start")
+		}
+		deaf := func(is bool) {
+			a.mu.Lock()
+			defer a.mu.Unlock()
+			for n := range 40 {
+				a.deaf[pod(n).UID] = is
+			}
+		}
+		deaf(true)
+		leases := make([]*svid.Lease, 0, 20)
+		for n := range 20 {
+			a.give(pod(20+n).UID, sa("b"))
+			leases = append(leases, m.Acquire(pod(20+n), sa("b")))
+		}
+		time.Sleep(5 * time.Minute) // each was asked for once
+		since := m.Silent()
+		if since.IsZero() {
+			t.Fatal("nobody noticed")
+		}
+		before := len(a.calls())
+		time.Sleep(10 * time.Minute)
+		if n := len(a.calls()) - before; n < 5 || n > 20 { // each takes forty seconds
+			t.Errorf("%d calls in ten minutes to a source that answers none", n)
+		}
+		if m.Silent() != since {
+			t.Error("it did not stay silent")
+		}
+		for n := range 20 {
+			if mustIdentity(t, m.Acquire(pod(n), sa("a"))) == nil {
+				t.Error("what is in use was touched")
+			}
+		}
+		deaf(false)
+		time.Sleep(2 * time.Minute)
+		if !m.Silent().IsZero() {
+			t.Error("still said to be silent")
+		}
+		for _, l := range leases {
+			if l.Current() == nil {
+				t.Fatal("a pod has no certificate though the source answers")
+			}
+		}
+	})
+}
+
+// Errors are answers, and one pod for which there is none is not all of them.
+func TestWhatIsNoSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAgent(t)
+		m, stop := run(t, svid.Config{Watcher: a})
+		defer stop()
+		for n := range 4 {
+			a.give(pod(n).UID, sa("a"))
+			m.Acquire(pod(n), sa("a"))
+		}
+		a.mu.Lock()
+		a.deaf[pod(9).UID] = true
+		a.mu.Unlock()
+		m.Acquire(pod(9), sa("a"))
+		time.Sleep(30 * time.Minute)
+		if n := len(slices.DeleteFunc(a.calls(), func(uid string) bool { return uid != pod(9).UID })); n < 5 {
+			t.Fatalf("%d calls for the pod that gets no answer", n)
+		}
+		if !m.Silent().IsZero() {
+			t.Error("one pod made the source silent")
+		}
+	})
+}
+
+// A pod whose processes end all the time does not have the source attest it all the time.
+func TestAPodsOwnPace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAgent(t)
+		m, stop := run(t, svid.Config{Watcher: a})
+		defer stop()
+		a.give(pod(0).UID, sa("a"))
+		a.give(pod(1).UID, sa("a"))
+		l := m.Acquire(pod(0), sa("a"))
+		mustIdentity(t, l)
+		for range 1000 {
+			a.end(pod(0).UID, svid.ErrProcessEnded)
+			synctest.Wait()
+			a.mu.Lock()
+			clear(a.ends)
+			a.mu.Unlock()
+			time.Sleep(100 * time.Millisecond)
+		}
+		if n := len(a.calls()); n > 105 || n < 50 {
+			t.Errorf("%d attestations in 100 seconds", n)
+		}
+		start := time.Now()
+		mustIdentity(t, m.Acquire(pod(1), sa("a"))) // it is nobody else's
+		if took := time.Since(start); took > time.Second {
+			t.Errorf("another pod waited %s", took)
+		}
+	})
+}
