@@ -156,6 +156,10 @@ func TestAgentNumbers(t *testing.T) {
 			t.Errorf("%s shows the node's %s", in, on)
 		}
 	}
+	// Where Istio's agent is looked for, which must not be changed.
+	if dir := filepath.Dir(nodeagent.IstioSocket); mounts[filepath.Join(cfg.HostRoot, dir)] != dir || !mountOf(t, c, "istio").ReadOnly {
+		t.Errorf("%s cannot be looked at: %v", nodeagent.IstioSocket, mounts)
+	}
 	if m := mountOf(t, c, "netns"); m.MountPropagation == nil || *m.MountPropagation != corev1.MountPropagationHostToContainer {
 		t.Error("namespaces that are made later do not show")
 	}

@@ -9,8 +9,10 @@ import (
 	"time"
 )
 
+// IstioSocket is where Istio's node agent listens for its plugin, on the host.
+const IstioSocket = "/var/run/istio-cni/pluginevent.sock"
+
 const (
-	rivalSocket = "/var/run/istio-cni/pluginevent.sock" // of Istio's node agent, on the host
 	rivalLooks  = 2 * time.Second
 	rivalWithin = 500 * time.Millisecond
 )
@@ -24,7 +26,7 @@ type rival struct {
 }
 
 func newRival(cfg *Config) *rival {
-	r := &rival{path: filepath.Join(cfg.HostRoot, rivalSocket), own: filepath.Join(cfg.RunDir, pluginSocket)}
+	r := &rival{path: filepath.Join(cfg.HostRoot, IstioSocket), own: filepath.Join(cfg.RunDir, pluginSocket)}
 	none := ""
 	r.says.Store(&none)
 	return r
@@ -50,7 +52,7 @@ func (r *rival) run(ctx context.Context) error {
 func (r *rival) look(ctx context.Context) {
 	says := ""
 	if !sameFile(r.path, r.own) && answersAt(ctx, r.path) {
-		says = "socket " + rivalSocket
+		says = "socket " + IstioSocket
 	}
 	r.says.Store(&says)
 }

@@ -13,7 +13,7 @@ func TestRivalBySocket(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	cfg := Defaults()
 	cfg.HostRoot, cfg.RunDir = t.TempDir(), t.TempDir()
-	path := filepath.Join(cfg.HostRoot, rivalSocket)
+	path := filepath.Join(cfg.HostRoot, IstioSocket)
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -27,7 +27,7 @@ func TestRivalBySocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.SetUnlinkOnClose(false)
-	if got := says(); got != "socket "+rivalSocket {
+	if got := says(); got != "socket "+IstioSocket {
 		t.Errorf("with Istio's agent: %q", got)
 	}
 	if err := os.Link(path, r.own); err != nil { // Istio's plugin has been told of our folder
