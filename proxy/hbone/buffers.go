@@ -31,8 +31,10 @@ var (
 
 // buffer is a pooled slice; length 0, capacity as made.
 type buffer struct {
-	b     []byte
-	large bool // it counts as one
+	b      []byte
+	large  bool    // it counts as one
+	budget *Budget // which has given taken
+	taken  int64
 }
 
 func newBuffer(plain int) *buffer {
@@ -44,16 +46,33 @@ func newBuffer(plain int) *buffer {
 // many the round would be long.
 const fewStreams = 8
 
-// bulkSize is the size of the buffers for a read or a write of bulk, on a tunnel with
-// so many streams.
-func bulkSize(streams int) int {
+// getBulk returns a buffer for a read or a write of bulk, on a tunnel with so many
+// streams, and for how much plaintext it is: as large as is worth it and budget allows.
+// Whoever stops reading keeps a tunnel's writer waiting with its buffer for hours, and
+// no number of such peers shall take more memory than there is.
+func getBulk(streams int, budget *Budget) (*buffer, int) {
 	if streams <= fewStreams && largeUsed.Load() < maxLarge {
-		return largePlain
+		if b := reserve(largePlain, budget); b != nil {
+			return b, largePlain
+		}
 	}
-	return bulkPlain
+	if b := reserve(bulkPlain, budget); b != nil {
+		return b, bulkPlain
+	}
+	return getBuffer(smallPlain), smallPlain
 }
 
-// getBuffer returns a buffer for plain bytes of plaintext, at most largePlain.
+func reserve(plain int, budget *Budget) *buffer {
+	if !budget.Take(int64(plain)) {
+		return nil
+	}
+	b := getBuffer(plain)
+	b.budget, b.taken = budget, int64(plain)
+	return b
+}
+
+// getBuffer returns a buffer for plain bytes of plaintext, at most largePlain, for who
+// gives it back without waiting for anything.
 func getBuffer(plain int) *buffer {
 	switch {
 	case plain <= smallPlain:
@@ -68,11 +87,11 @@ func getBuffer(plain int) *buffer {
 }
 
 func putBuffer(b *buffer) {
-	b.b = b.b[:0]
+	b.budget.Put(b.taken)
 	if b.large {
 		largeUsed.Add(-1)
-		b.large = false
 	}
+	*b = buffer{b: b.b[:0]}
 	switch n := cap(b.b); {
 	case n > 2*largePlain: // grown by a burst of control frames
 	case n > largePlain:
@@ -80,6 +99,7 @@ func putBuffer(b *buffer) {
 	case n > 2*bulkPlain: // likewise
 	case n > bulkPlain:
 		bulkBuffers.Put(b)
+	case n > 4*smallPlain: // likewise
 	default:
 		smallBuffers.Put(b)
 	}

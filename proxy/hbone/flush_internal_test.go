@@ -156,6 +156,7 @@ func TestGrownBuffersAreNotKept(t *testing.T) {
 	for range 100 {
 		putBuffer(&buffer{b: make([]byte, 0, 3*bulkPlain)})
 		putBuffer(&buffer{b: make([]byte, 0, 3*largePlain)})
+		putBuffer(&buffer{b: make([]byte, 0, bulkPlain/2)})
 		for _, size := range []int{smallPlain, bulkPlain, largePlain} {
 			b := getBuffer(size)
 			if cap(b.b) > 2*size+1024 {
@@ -170,26 +171,59 @@ func TestGrownBuffersAreNotKept(t *testing.T) {
 // and they come back.
 func TestLargeBuffersAreFew(t *testing.T) {
 	before := largeUsed.Load()
-	if bulkSize(fewStreams+1) != bulkPlain {
+	if b, size := getBulk(fewStreams+1, nil); size != bulkPlain || b.large {
 		t.Error("a large buffer for many streams")
 	}
 	var held []*buffer
-	for bulkSize(fewStreams) == largePlain {
-		b := getBuffer(largePlain)
+	for {
+		b, size := getBulk(fewStreams, nil)
+		held = append(held, b)
+		if size != largePlain {
+			if b.large {
+				t.Error("one more")
+			}
+			break
+		}
 		if cap(b.b) < largePlain {
 			t.Fatalf("one of %d", cap(b.b))
 		}
-		if held = append(held, b); len(held) > maxLarge {
+		if len(held) > maxLarge {
 			t.Fatal("they are without end")
 		}
-	}
-	if b := getBuffer(bulkSize(fewStreams)); b.large {
-		t.Error("one more")
 	}
 	for _, b := range held {
 		putBuffer(b)
 	}
-	if n := largeUsed.Load(); n != before || bulkSize(fewStreams) != largePlain {
+	b, size := getBulk(fewStreams, nil)
+	putBuffer(b)
+	if n := largeUsed.Load(); n != before || size != largePlain {
 		t.Errorf("%d are in use, were %d", n, before)
+	}
+}
+
+// TestBuffersKeepToTheBudget: they are as large as it allows, and give back what they took.
+func TestBuffersKeepToTheBudget(t *testing.T) {
+	for _, tc := range []struct {
+		budget int64
+		sizes  []int
+	}{
+		{largePlain + 2*bulkPlain, []int{largePlain, bulkPlain, bulkPlain, smallPlain, smallPlain}},
+		{bulkPlain, []int{bulkPlain, smallPlain}},
+		{0, []int{smallPlain, smallPlain}},
+	} {
+		budget := NewBudget(tc.budget)
+		var held []*buffer
+		for i, want := range tc.sizes {
+			b, size := getBulk(1, budget)
+			if held = append(held, b); size != want || cap(b.b) < size {
+				t.Errorf("with %d: buffer %d is for %d, want %d", tc.budget, i, size, want)
+			}
+		}
+		for _, b := range held {
+			putBuffer(b)
+		}
+		if n := budget.Used(); n != 0 {
+			t.Errorf("with %d: %d are not given back", tc.budget, n)
+		}
 	}
 }

@@ -73,15 +73,10 @@ func (t *tunnel) readOnce() bool {
 	r := &t.reader
 	t.mu.Lock()
 	r.changed = false
-	size, all := smallPlain, r.hangup
-	if r.bulk {
-		size = bulkSize(t.h2.Streams())
-	}
-	if r.turn != nil { // on a loop, which others wait for
-		size = min(size, bulkPlain)
-	}
+	all, bulk, streams := r.hangup, r.bulk, t.h2.Streams()
+	loop := r.turn != nil
 	t.mu.Unlock()
-	buf := getBuffer(size)
+	buf, size := t.readBuffer(bulk, loop, streams)
 	n, again, err := t.wire.sock.Read(buf.b[:size])
 	if n > 0 {
 		err = t.opened(buf.b[:n])
@@ -104,6 +99,18 @@ func (t *tunnel) readOnce() bool {
 	r.turn = nil
 	r.busy = false
 	return false
+}
+
+// readBuffer returns a buffer for a read of size bytes. A loop reads no more than a
+// tunnel of many streams does, for others wait for it.
+func (t *tunnel) readBuffer(bulk, loop bool, streams int) (*buffer, int) {
+	switch {
+	case !bulk:
+		return getBuffer(smallPlain), smallPlain
+	case loop:
+		streams = fewStreams + 1
+	}
+	return getBulk(streams, t.cfg.Budget)
 }
 
 // adapt chooses the next buffer by what a read of size found.

@@ -81,7 +81,7 @@ func (t *tunnel) Flush() {
 	n, err := t.wire.sock.Write(b.out.b)
 	b.sent += n
 	switch {
-	case len(b.plain.b) == 0, err == nil && b.sent < len(b.out.b):
+	case b.empty, err == nil && b.sent < len(b.out.b):
 		go func() {
 			if err == nil {
 				err = b.write(&t.wire)
@@ -97,23 +97,29 @@ func (t *tunnel) Flush() {
 
 // batch is one write on its way.
 type batch struct {
-	plain, out *buffer // frames, and the records that they became
-	sent       int     // of out
-	err        error   // of sealing: out is an alert at most
+	out   *buffer // records
+	sent  int     // of out
+	empty bool    // there is no frame in them
+	err   error   // of sealing: out is an alert at most
 }
 
 // build makes a batch of what there is to send.
 func (t *tunnel) build() *batch {
 	t.mu.Lock()
-	size := smallPlain
-	if t.bulk {
-		size = bulkSize(t.h2.Streams())
-	}
+	bulk, streams := t.bulk, t.h2.Streams()
 	t.mu.Unlock()
 	b := &t.batch
-	*b = batch{plain: getBuffer(size), out: getBuffer(size)}
-	b.plain.b = t.fill(b.plain.b, size)
-	b.out.b, b.err = t.rec.Seal(b.out.b, b.plain.b)
+	size := smallPlain
+	if bulk {
+		b.out, size = getBulk(streams, t.cfg.Budget)
+	} else {
+		b.out = getBuffer(size)
+	}
+	plain := getBuffer(size)
+	plain.b = t.fill(plain.b, size)
+	b.empty = len(plain.b) == 0
+	b.out.b, b.err = t.rec.Seal(b.out.b, plain.b)
+	putBuffer(plain)
 	return b
 }
 
@@ -128,8 +134,7 @@ func (b *batch) write(w *wire) error {
 // written settles a batch; err is the write's. It returns false when it has given
 // the writer role back.
 func (t *tunnel) written(b *batch, err error) bool {
-	empty, sealing := len(b.plain.b) == 0, b.err
-	putBuffer(b.plain)
+	empty, sealing := b.empty, b.err
 	putBuffer(b.out)
 	*b = batch{}
 	switch {

@@ -5,9 +5,9 @@ import (
 	"sync/atomic"
 )
 
-// Budget caps the sum of what receive windows have grown by, over all
-// connections that share it. It is safe for concurrent use; a nil Budget has
-// no cap.
+// Budget caps the sum of what receive windows have grown by and of what the owners of
+// connections hold for peers, over all that share it. It is safe for concurrent use; a
+// nil Budget has no cap.
 type Budget struct {
 	limit atomic.Int64
 	used  atomic.Int64
@@ -48,20 +48,29 @@ func (b *Budget) Used() int64 {
 	return b.used.Load()
 }
 
-// take reserves n bytes, or nothing when they would go over the cap.
-func (b *Budget) take(n int64) bool {
+// Take reserves n bytes, or nothing when they would go over the cap.
+func (b *Budget) Take(n int64) bool { return b.takeUpTo(b.Limit(), n) }
+
+// grow is Take for windows. They leave an eighth, for buffers: each of those saves more
+// than the last of many windows does.
+func (b *Budget) grow(n int64) bool {
+	limit := b.Limit()
+	return b.takeUpTo(limit-limit/8, n)
+}
+
+func (b *Budget) takeUpTo(limit, n int64) bool {
 	if b == nil {
 		return true
 	}
-	if b.used.Add(n) > b.limit.Load() {
+	if b.used.Add(n) > limit {
 		b.used.Add(-n)
 		return false
 	}
 	return true
 }
 
-// put returns n bytes taken earlier.
-func (b *Budget) put(n int64) {
+// Put returns n bytes taken earlier.
+func (b *Budget) Put(n int64) {
 	if b != nil {
 		b.used.Add(-n)
 	}

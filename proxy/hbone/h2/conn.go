@@ -53,6 +53,7 @@ type Conn struct {
 	goneNext int
 
 	recv    recvWindow
+	initial initialRecv
 	updates []*Stream // streams whose window is to be returned
 	send    int64     // connection credit to send
 
@@ -85,13 +86,12 @@ const assumedStreams = 100
 // NewClient returns the side that opens streams.
 func NewClient(cfg Config) *Conn {
 	c := newConn(cfg)
-	cfg = c.cfg
 	c.client = true
 	c.nextID = 1
 	c.out.ctl = append(c.out.ctl, http2.ClientPreface...)
 	c.appendSettings(
 		http2.Setting{ID: http2.SettingEnablePush, Val: 0},
-		http2.Setting{ID: http2.SettingInitialWindowSize, Val: cfg.InitialWindow},
+		http2.Setting{ID: http2.SettingInitialWindowSize, Val: uint32(c.initial.said)},
 		http2.Setting{ID: http2.SettingMaxFrameSize, Val: cfg.MaxFrame},
 		http2.Setting{ID: http2.SettingMaxHeaderListSize, Val: cfg.MaxHeaderList},
 	)
@@ -101,11 +101,10 @@ func NewClient(cfg Config) *Conn {
 // NewServer returns the side that answers.
 func NewServer(cfg Config) *Conn {
 	c := newConn(cfg)
-	cfg = c.cfg
 	c.in.preface = len(http2.ClientPreface)
 	c.appendSettings(
 		http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: cfg.MaxStreams},
-		http2.Setting{ID: http2.SettingInitialWindowSize, Val: cfg.InitialWindow},
+		http2.Setting{ID: http2.SettingInitialWindowSize, Val: uint32(c.initial.said)},
 		http2.Setting{ID: http2.SettingMaxFrameSize, Val: cfg.MaxFrame},
 		http2.Setting{ID: http2.SettingMaxHeaderListSize, Val: cfg.MaxHeaderList},
 	)
@@ -113,9 +112,6 @@ func NewServer(cfg Config) *Conn {
 }
 
 func newConn(cfg Config) *Conn {
-	if cfg.Budget.tight() {
-		cfg.InitialWindow = min(cfg.InitialWindow, initialWindow)
-	}
 	c := &Conn{
 		cfg:     cfg,
 		limits:  newLimits(),
@@ -129,7 +125,10 @@ func newConn(cfg Config) *Conn {
 		},
 	}
 	size := max(int64(cfg.ConnWindow), initialWindow)
+	first := c.wantedWindow()
+	c.initial = initialRecv{said: first, agreed: first}
 	c.recv = recvWindow{size: size, avail: initialWindow, pending: size - initialWindow}
+	c.out.connUpdate = c.recv.pending > 0
 	c.dec = hpack.NewDecoder(tableSize, nil)
 	c.dec.SetMaxStringLength(int(cfg.MaxHeaderList))
 	c.enc = hpack.NewEncoder(&c.encBuf)
@@ -158,7 +157,7 @@ func (c *Conn) Each(f func(*Stream)) {
 
 // newStream adds a stream under id.
 func (c *Conn) newStream(id uint32) *Stream {
-	s := &Stream{ID: id, recv: newRecvWindow(int64(c.cfg.InitialWindow), c.now), send: c.peer.initialWindow}
+	s := &Stream{ID: id, recv: newRecvWindow(c.initial.agreed, c.now), send: c.peer.initialWindow}
 	c.streams[id] = s
 	return s
 }

@@ -35,6 +35,7 @@ func (c *Conn) endSettings() error {
 			return connError(http2.ErrCodeProtocol, "acknowledgement of SETTINGS we did not send")
 		}
 		c.unacked--
+		c.agree()
 		return nil
 	}
 	for b := c.in.buf; len(b) > 0; b = b[settingLen:] {
@@ -105,6 +106,9 @@ func (c *Conn) onPing() error {
 	if c.in.f.has(http2.FlagPingAck) {
 		e.Kind = Pong
 		c.emit(e)
+		if err := c.ponged(); err != nil {
+			return err
+		}
 		return c.takeControl()
 	}
 	c.appendFrame(http2.FramePing, http2.FlagPingAck, 0, e.Ping[:])

@@ -29,9 +29,10 @@ func newRecvWindow(size int64, now time.Duration) recvWindow {
 	return recvWindow{size: size, avail: size, since: now}
 }
 
-// arrive accounts for n bytes from the peer; false: more than it may send.
+// arrive accounts for n bytes from the peer; false: more than it may send. Nothing may
+// be sent also where a change of SETTINGS has left less than no credit (§6.9.2).
 func (w *recvWindow) arrive(n int64) bool {
-	if n > w.avail {
+	if n > max(0, w.avail) {
 		return false
 	}
 	w.avail -= n
@@ -63,7 +64,7 @@ func (w *recvWindow) grow(now time.Duration, limit int64, budget *Budget) {
 		return
 	}
 	n := min(w.size, limit-w.size)
-	if !budget.take(n) {
+	if !budget.grow(n) {
 		return
 	}
 	w.size += n
@@ -89,8 +90,19 @@ func (w *recvWindow) shrink(budget *Budget) bool {
 	w.pending -= n
 	back := min(n, w.grown)
 	w.grown -= back
-	budget.put(back)
+	budget.Put(back)
 	return true
+}
+
+// move applies a change of the initial window, as the peer does (§6.9.2). A window that
+// would be too small to be of use, having shrunk before, gets what is missing as credit.
+func (w *recvWindow) move(delta int64) {
+	w.size += delta
+	w.avail += delta
+	if low := initialWindow - w.size; low > 0 {
+		w.size += low
+		w.pending += low
+	}
 }
 
 // refill returns the credit to announce and counts it as given.
@@ -103,6 +115,6 @@ func (w *recvWindow) refill() int64 {
 
 // release gives the budget back what the window grew by.
 func (w *recvWindow) release(budget *Budget) {
-	budget.put(w.grown)
+	budget.Put(w.grown)
 	w.grown = 0
 }

@@ -33,7 +33,8 @@ func TestWindowsGrowWhileTheReaderKeepsUp(t *testing.T) {
 	}{
 		"fast reader":            {pause: 10 * time.Millisecond, take: true, want: 4 << 20},
 		"little traffic":         {pause: time.Second, take: true, want: 256 << 10},
-		"budget for one":         {pause: 0, take: true, budget: NewBudget(256 << 10), want: 512 << 10},
+		"budget for one":         {pause: 0, take: true, budget: NewBudget(300 << 10), want: 512 << 10},
+		"an eighth is others'":   {pause: 0, take: true, budget: NewBudget(256 << 10), want: 256 << 10},
 		"budget for nothing":     {pause: 0, take: true, budget: NewBudget(1), want: 256 << 10},
 		"budget for all but one": {pause: 0, take: true, budget: NewBudget(2 << 20), want: 2 << 20},
 	} {

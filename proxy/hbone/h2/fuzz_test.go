@@ -17,9 +17,11 @@ type verdict struct {
 
 // run feeds input to a fresh Conn in chunks of at most max bytes.
 func run(t *testing.T, client bool, input []byte, max int, r *rand.Rand) verdict {
-	c := NewServer(testConfig)
+	cfg := testConfig
+	cfg.Budget = NewBudget(1 << 30)
+	c := NewServer(cfg)
 	if client {
-		c = NewClient(testConfig)
+		c = NewClient(cfg)
 		for range 3 { // something to answer
 			s, err := c.Open("10.0.0.1:80", nil)
 			if err != nil {
@@ -49,6 +51,9 @@ func run(t *testing.T, client bool, input []byte, max int, r *rand.Rand) verdict
 			fmt.Fprintf(&log, "\n%v %v %d %v %v", e.Kind, e.Header, e.Status, e.Code, e.Ping)
 			if e.Stream != nil {
 				fmt.Fprint(&log, " ", e.Stream.ID)
+			}
+			if e.Kind == Pong || e.Kind == Settings { // memory runs short, or is enough again
+				cfg.Budget.Resize(int64(e.Ping[0]&1) << 30)
 			}
 			if e.Kind == Request && e.Stream.ID%3 > 0 {
 				c.Accept(e.Stream, nil)

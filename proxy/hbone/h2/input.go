@@ -61,6 +61,7 @@ func (c *Conn) Receive(now time.Duration, b []byte, evs []Event) ([]Event, error
 	err := c.parse(b)
 	evs, c.evs = c.evs, nil
 	if err == nil {
+		c.fit()
 		err = c.out.err
 	}
 	if err != nil {

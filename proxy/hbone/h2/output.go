@@ -48,7 +48,6 @@ func (c *Conn) appendSettings(settings ...http2.Setting) {
 	}
 	c.appendFrame(http2.FrameSettings, 0, 0, p)
 	c.unacked++
-	c.out.connUpdate = c.recv.pending > 0
 }
 
 func (c *Conn) appendWindowUpdate(id uint32, n int64) {
@@ -127,6 +126,7 @@ func (c *Conn) GoAway(final bool, code http2.ErrCode) {
 // Ping queues a PING; its answer is a Pong event.
 func (c *Conn) Ping(data [8]byte) {
 	if c.err == nil {
+		c.fit() // of idle connections too
 		c.appendFrame(http2.FramePing, 0, 0, data[:])
 	}
 }

@@ -1,0 +1,77 @@
+package hbone_test
+
+import (
+	"net"
+	"sync"
+	"testing"
+
+	"golang.org/x/net/http2"
+
+	"github.com/warren-mesh/warren/proxy/hbone"
+)
+
+// manyWords is an application that always has more to say; its address is returned.
+func manyWords(t *testing.T) string {
+	buf := make([]byte, 1<<20)
+	return serveApp(t, func(c *net.TCPConn) {
+		for {
+			if _, err := c.Write(buf); err != nil {
+				return
+			}
+		}
+	})
+}
+
+// stop makes a peer that asks for all that app has, on a tunnel of its own, and stops
+// reading once it comes.
+func (r *rig) stop(app string) {
+	r.tb.Helper()
+	c := dial(r.tb, r.hbone.Addr().String())
+	f := (&oneTunnel{peer: c}).framed(r.tb, r.pki)
+	if err := f.fr.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1<<31 - 1}); err != nil {
+		r.tb.Fatal(err)
+	}
+	if err := f.fr.WriteWindowUpdate(0, 1<<30); err != nil {
+		r.tb.Fatal(err)
+	}
+	if err := f.connect(1, app); err != nil {
+		r.tb.Fatal(err)
+	}
+	for got := 0; got < 1<<20; {
+		if d, ok := f.next().(*http2.DataFrame); ok {
+			got += len(d.Data())
+		}
+	}
+}
+
+// TestStalledTunnels: a peer that stops reading in the middle of bulk keeps one buffer
+// with its tunnel's writer, however many tunnels it does that on no more of them than the
+// budget has, and all come back.
+func TestStalledTunnels(t *testing.T) {
+	const (
+		tunnels = 24
+		limit   = 2 << 20
+		small   = 96 << 10 // a tunnel beyond the budget: its state, a small buffer, the peer's own in this process
+	)
+	budget := hbone.NewBudget(limit)
+	r := newRig(t, "", func(r *rig) { r.cfg = hbone.Config{Budget: budget} })
+	app := manyWords(t)
+	r.stop(app) // what all others use as well is there now
+	before := heapInUse()
+	var wg sync.WaitGroup
+	for range tunnels {
+		wg.Go(func() { r.stop(app) })
+	}
+	wg.Wait()
+	waitUntil(t, "all writers wait with as much as there is", func() bool { return budget.Used() > limit-256<<10 })
+	if n := budget.Used(); n > limit {
+		t.Errorf("%d of %d are taken", n, limit)
+	}
+	n := heapInUse()
+	t.Logf("%d KiB in use, were %d", n>>10, before>>10)
+	if n > before+limit+tunnels*small {
+		t.Error("more is held than the budget gave")
+	}
+	r.killTunnels()
+	waitUntil(t, "all is given back", func() bool { return budget.Used() == 0 })
+}
