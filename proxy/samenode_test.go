@@ -145,9 +145,17 @@ func TestSameNodeForgedSource(t *testing.T) {
 		saw, _, err = talk(c.(*net.TCPConn), "x")
 		return saw, err
 	}
+	at := n.logs.mark()
 	saw, err := forged()
 	if err == nil && saw != client.IP4.String() {
 		t.Errorf("the application sees %s; the caller is %s", saw, client.IP4)
+	}
+	own := map[string]string{"src.workload": "client", "src.identity": client.w.Identity().String(), "via": ""}
+	own["direction"] = "outbound"
+	n.logs.access(t, at, own) // it was the proxy that it reached, as itself
+	own["direction"] = "inbound"
+	if line := n.logs.access(t, at, own); strings.HasPrefix(fmt.Sprint(line["src.addr"]), other.IP4.String()) {
+		t.Errorf("the server's side was shown the forged address: %v", line)
 	}
 	if got := sameNodeCount(t, n); got != 0 {
 		t.Errorf("a connection from a forged address was spliced")
@@ -157,9 +165,12 @@ func TestSameNodeForgedSource(t *testing.T) {
 		Rules: []workload.Rule{{Clauses: []workload.Clause{{Matches: []workload.Match{{SourceIPs: []netip.Prefix{netip.PrefixFrom(other.IP4, 32)}}}}}}},
 	}}})
 	other.mustCall(server.addr(8080))
+	at = n.logs.mark()
 	if saw, err := forged(); err == nil {
 		t.Errorf("the forged address was let in; the application saw %s", saw)
 	}
+	own["error"] = "allow policies exist, but none allowed"
+	n.logs.access(t, at, own)
 }
 
 // A pod of the same name has ended, and its successor is not served yet: what

@@ -12,7 +12,7 @@ func BenchmarkReceive(b *testing.B) {
 	for name, size := range map[string]int{"16KiB": 16 << 10, "1B": 1} {
 		b.Run(name, func(b *testing.B) {
 			p := newPeer(b, false, testConfig)
-			p.c.limits.small = newBucket(0, 1<<62)
+			p.c.limits.small = newBucket(0, 1<<60)
 			s := p.connect(1)
 			for range 8 {
 				p.must(p.fr.WriteData(1, false, make([]byte, size)))

@@ -15,15 +15,21 @@ func newBucket(perSecond, burst int64) bucket {
 }
 
 // take removes a token; false: there is none.
-func (b *bucket) take(now time.Duration) bool {
-	if n := int64(now-b.last) * b.perSecond / int64(time.Second); n > 0 {
-		b.tokens = min(b.burst, b.tokens+n)
+func (b *bucket) take(now time.Duration) bool { return b.spend(now, 1) }
+
+// spend removes n tokens; false: there are not as many.
+func (b *bucket) spend(now time.Duration, n int64) bool {
+	// What a day earns is more than fits in.
+	if idle := now - b.last; idle > time.Hour {
+		b.tokens, b.last = b.burst, now
+	} else if got := int64(idle) * b.perSecond / int64(time.Second); got > 0 {
+		b.tokens = min(b.burst, b.tokens+got)
 		b.last = now
 	}
-	if b.tokens == 0 {
+	if b.tokens < n {
 		return false
 	}
-	b.tokens--
+	b.tokens -= n
 	return true
 }
 
@@ -42,9 +48,12 @@ type limits struct {
 	control bucket
 	// empty: DATA frames without payload and without END_STREAM (CVE-2019-9518).
 	empty bucket
-	// small: DATA frames, by number. What they carry and what we send earn tokens, so
-	// that neither bulk nor small messages which are answered are ever refused; a peer
-	// that has each byte of its own from a socket's read sends fewer than this lets.
+	// small: what DATA frames cost beside what they carry, in bytes. What they carry
+	// pays for it, and so does each frame that we send, so that neither bulk nor small
+	// messages which are answered are ever refused. What is left are bytes by ones and
+	// twos, one way: 20,000 frames a second for ever are a tenth of a core if each has
+	// a record of its own, and more than comes of a peer that reads an application
+	// which writes so.
 	small bucket
 	// strays: DATA and RST_STREAM for streams that are closed, and stream errors.
 	strays bucket
@@ -56,7 +65,8 @@ type limits struct {
 const (
 	// sentPerUpdate is how many bytes we must send to earn one WINDOW_UPDATE.
 	sentPerUpdate = 256
-	// bytesPerData is how many bytes pay for a DATA frame.
+	// bytesPerData is how many bytes pay for a DATA frame: with its header, a record's
+	// and the tag it is as long on the wire.
 	bytesPerData = 32
 )
 
@@ -65,7 +75,7 @@ func newLimits() limits {
 		early:   newBucket(200, 1000),
 		control: newBucket(50, 1000),
 		empty:   newBucket(10, 200),
-		small:   newBucket(100_000, 100_000),
+		small:   newBucket(20_000*bytesPerData, 200_000*bytesPerData),
 		strays:  newBucket(200, 2000),
 		updates: newBucket(2000, 20000),
 	}

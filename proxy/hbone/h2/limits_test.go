@@ -1,6 +1,7 @@
 package h2
 
 import (
+	"bytes"
 	"errors"
 	"strings"
 	"testing"
@@ -28,8 +29,8 @@ var floods = []flood{
 	{name: "unknown frames", once: func(p *peer, _ int) { raw(p, 99, 0, 0, 1000) }, honest: 500, pace: 40, reason: "UNKNOWN"},
 	{name: "goaway", client: true, once: func(p *peer, _ int) { p.must(p.fr.WriteGoAway(0, no, nil)) }, honest: 2, pace: 1, reason: "GOAWAY"},
 	{name: "empty data", prep: func(p *peer) { p.connect(1) }, once: func(p *peer, _ int) { p.must(p.fr.WriteData(1, false, nil)) }, honest: 100, pace: 5, reason: "empty DATA"},
-	{name: "small data", prep: func(p *peer) { p.connect(1) }, once: func(p *peer, _ int) { p.must(p.fr.WriteData(1, false, []byte("x"))) }, honest: 50_000, pace: 5000, reason: "small DATA"},
-	{name: "small data, padded", prep: func(p *peer) { p.connect(1) }, once: func(p *peer, _ int) { p.must(p.fr.WriteRawFrame(http2.FrameData, http2.FlagDataPadded, 1, []byte{0})) }, honest: 50_000, pace: 5000, reason: "small DATA"},
+	{name: "small data", prep: func(p *peer) { p.connect(1) }, once: func(p *peer, _ int) { p.must(p.fr.WriteData(1, false, []byte("x"))) }, honest: 150_000, pace: 3000, reason: "small DATA"},
+	{name: "small data, padded", prep: func(p *peer) { p.connect(1) }, once: func(p *peer, _ int) { p.must(p.fr.WriteRawFrame(http2.FrameData, http2.FlagDataPadded, 1, []byte{0})) }, honest: 150_000, pace: 3000, reason: "small DATA"},
 	{name: "settings, as many as there may be", once: func(p *peer, i int) { p.must(p.fr.WriteSettings(tableSizes(32, i)...)) }, honest: 50, pace: 10, reason: "SETTINGS"},
 	{name: "window updates", prep: func(p *peer) { p.connect(1) }, once: func(p *peer, _ int) { p.must(p.fr.WriteWindowUpdate(1, 1)) }, honest: 10000, pace: 1000, reason: "window updates"},
 	{name: "rapid reset", once: func(p *peer, i int) {
@@ -94,7 +95,7 @@ func TestFloods(t *testing.T) {
 			}
 			// Without pause it ends the connection.
 			p = start()
-			for i = 0; p.err == nil && i < 200000; i++ {
+			for i = 0; p.err == nil && i < 400000; i++ {
 				f.once(p, i)
 				p.send()
 				p.c.AppendControl(nil)
@@ -157,6 +158,50 @@ func TestAnsweredMessagesAreNoFlood(t *testing.T) {
 				p.must(p.fr.WriteWindowUpdate(0, 1000))
 			}
 		})
+	}
+}
+
+// TestOverheadIsPaidFor: a peer that sends its bytes by ones, between streams that are
+// answered and not too fast to be told from somebody honest at once, is found out all the
+// same; one whose messages are half as long as they cost may send twice as many.
+func TestOverheadIsPaidFor(t *testing.T) {
+	for _, tc := range []struct {
+		size, pace int
+		ends       bool
+	}{{1, 19_000, false}, {1, 40_000, true}, {16, 38_000, false}, {16, 80_000, true}} {
+		p := newPeer(t, false, testConfig)
+		s := p.connect(1)
+		other := p.connect(3)
+		for range tc.pace / 1000 {
+			p.must(p.fr.WriteData(1, false, make([]byte, tc.size)))
+		}
+		p.must(p.fr.WriteData(3, false, []byte("x"))) // is answered
+		wire := bytes.Clone(p.out.Bytes())
+		n := 0
+		for ; n < 12_000 && p.err == nil; n++ { // each a millisecond
+			p.now += time.Millisecond
+			_, p.err = p.c.Receive(p.now, wire, nil)
+			p.c.Consumed(s, tc.pace/1000*tc.size)
+			p.c.Consumed(other, 1)
+			p.c.Ready(other)
+			if x, _ := p.c.Next(1); x != nil {
+				p.c.Sent(x, make([]byte, frameHeaderLen), 1, false, false)
+			}
+			p.c.AppendControl(nil)
+		}
+		if ended := p.err != nil; ended != tc.ends {
+			t.Errorf("%d a second of %d B: after %d ms: %v", tc.pace, tc.size, n, p.err)
+		}
+	}
+}
+
+// TestLongIdle: time that does not fit into the sums of a bucket is enough.
+func TestLongIdle(t *testing.T) {
+	b := newBucket(1_000_000, 10)
+	for b.take(0) {
+	}
+	if !b.take(40 * 24 * time.Hour) {
+		t.Error("nothing after forty days")
 	}
 }
 

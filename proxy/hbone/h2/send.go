@@ -136,7 +136,7 @@ func (c *Conn) Sent(s *Stream, hdr []byte, n int, end, more bool) bool {
 		return false
 	}
 	var flags http2.Flags
-	c.limits.small.earn(1)
+	c.limits.small.earn(bytesPerData)
 	if end {
 		flags = http2.FlagDataEndStream
 		s.localEnd = true
