@@ -61,9 +61,9 @@ func (c *cluster) run(ctx context.Context, group *errgroup.Group, only bool) {
 	}
 	if c.owner != nil {
 		group.Go(func() error {
-			if err := c.owner.Look(ctx); err != nil && ctx.Err() == nil {
-				c.log.Warn("cannot look at the agent's DaemonSet: at its end it will not be known whether a successor comes, and everything stays", "err", err)
-			}
+			c.owner.Look(ctx, func(err error) {
+				c.log.Warn("cannot look at the agent's DaemonSet yet: until then it is not known at its end whether a successor comes, and everything stays", "err", err)
+			})
 			return nil
 		})
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -95,17 +96,40 @@ type Owner struct {
 	Namespace, Name string
 	Node            string
 
-	seen bool
+	seen atomic.Bool
 }
 
-// Look asks for the DaemonSet once while all is well: what is refused later, and was
-// not at first, was taken away together with it.
-func (o *Owner) Look(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+// ownerWait is before DaemonSet is asked for again.
+const ownerWait = 5 * time.Second
+
+// Look asks for the DaemonSet until it is there, while all is well: what is refused
+// later, and was not before, was taken away together with it. It returns when it knows,
+// or ctx ends; failed is told of the first error.
+func (o *Owner) Look(ctx context.Context, failed func(error)) {
+	told := false
+	for !o.look(ctx, func(err error) {
+		if !told {
+			failed(err)
+		}
+		told = true
+	}) {
+		if !sleep(ctx, ownerWait) {
+			return
+		}
+	}
+}
+
+func (o *Owner) look(ctx context.Context, failed func(error)) bool {
+	asked, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	_, err := o.Client.AppsV1().DaemonSets(o.Namespace).Get(ctx, o.Name, metav1.GetOptions{})
-	o.seen = o.seen || err == nil
-	return err
+	_, err := o.Client.AppsV1().DaemonSets(o.Namespace).Get(asked, o.Name, metav1.GetOptions{})
+	if err != nil && ctx.Err() == nil {
+		failed(err)
+	}
+	if err == nil {
+		o.seen.Store(true)
+	}
+	return err == nil
 }
 
 // Gone says whether the agent is leaving this node for good, rather than making room
@@ -118,7 +142,7 @@ func (o *Owner) Gone(ctx context.Context) (gone bool, why string, err error) {
 	switch {
 	case apierrors.IsNotFound(err):
 		return true, name + " is gone", nil
-	case (apierrors.IsUnauthorized(err) || apierrors.IsForbidden(err)) && o.seen:
+	case (apierrors.IsUnauthorized(err) || apierrors.IsForbidden(err)) && o.seen.Load():
 		return true, "the right to see " + name + " has been taken away", nil
 	case err != nil:
 		return false, "", fmt.Errorf("%s: %w", name, err)

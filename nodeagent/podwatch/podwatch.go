@@ -1,8 +1,8 @@
 // Package podwatch follows the objects that say which pods of this node belong
 // into the mesh, and makes enroll's View of them.
 //
-// The objects come from a Source, which xds/file's Feeder is: a folder of
-// Kubernetes YAML. From an API server they do not come yet.
+// The objects come from a Source: a folder of Kubernetes YAML, which is xds/file's
+// Feeder, or an API server, by xds/kube's.
 //
 // Kind: adapter. Used by nodeagent.
 package podwatch
@@ -17,7 +17,7 @@ import (
 )
 
 // ErrNoSource is returned where no source of objects is given.
-var ErrNoSource = errors.New("podwatch: no source of objects: following the pods of an API server is not there yet, give a folder of Kubernetes YAML")
+var ErrNoSource = errors.New("podwatch: no source of objects: give a folder of Kubernetes YAML or an API server")
 
 // Source feeds objects.
 type Source interface {

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -345,11 +346,31 @@ func TestOwner(t *testing.T) {
 			if c.err != nil {
 				failing(client, "get", "daemonsets", 100, c.err)
 			}
-			o := &Owner{Client: client, Namespace: "warren-system", Name: "agent", Node: "n1", seen: c.seen}
+			o := &Owner{Client: client, Namespace: "warren-system", Name: "agent", Node: "n1"}
+			o.seen.Store(c.seen)
 			gone, why, err := o.Gone(t.Context())
 			if gone != c.gone || (err != nil) != c.unknown || err == nil && why == "" {
 				t.Errorf("gone %t (%s), %v", gone, why, err)
 			}
 		})
 	}
+}
+
+// An agent that starts while the API server is away asks until it has seen its DaemonSet:
+// that the right is taken away later says that the mesh leaves.
+func TestOwnerIsLookedForUntilItIsSeen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client := fake.NewClientset(&appsv1.DaemonSet{ObjectMeta: metav1.ObjectMeta{Namespace: "warren-system", Name: "agent"}})
+		failing(client, "get", "daemonsets", 3, errors.New("connection refused"))
+		o := &Owner{Client: client, Namespace: "warren-system", Name: "agent", Node: "n1"}
+		told := 0
+		o.Look(t.Context(), func(error) { told++ })
+		if !o.seen.Load() || told != 1 {
+			t.Errorf("seen %t, told %d times", o.seen.Load(), told)
+		}
+		ended, cancel := context.WithCancel(t.Context())
+		cancel()
+		failing(client, "get", "daemonsets", 100, errors.New("connection refused"))
+		o.Look(ended, func(err error) { t.Errorf("told at the agent's end: %v", err) })
+	})
 }
