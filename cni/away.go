@@ -26,7 +26,7 @@ func (c *call) awayMode() known {
 	if err != nil {
 		return known{why: err}
 	}
-	if mode := away.Namespaces[c.pod.namespace]; mode != "" {
+	if mode := away.Mode(c.pod.namespace); mode != "" {
 		return known{mode: mode}
 	}
 	return known{why: fmt.Errorf("namespace %s is newer than the decisions that it left", c.pod.namespace)}

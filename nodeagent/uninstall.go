@@ -126,17 +126,10 @@ func (a *Agent) unmarked(ctx context.Context) error {
 	}
 }
 
-// openDoors makes a plugin that could not be taken away let every pod pass.
+// openDoors makes a plugin that could not be taken away let every pod pass, those of
+// namespaces that are yet to be made as well.
 func (a *Agent) openDoors() error {
-	view, _ := a.watch.View()
-	if view == nil {
-		return nil
-	}
-	away := view.Away()
-	for ns := range away.Namespaces {
-		away.Namespaces[ns] = event.NSOut
-	}
-	return event.WriteAway(filepath.Join(a.cfg.StateDir, event.AwayName), away)
+	return event.WriteAway(filepath.Join(a.cfg.StateDir, event.AwayName), event.Away{Others: event.NSOut})
 }
 
 // forget empties the state directory.

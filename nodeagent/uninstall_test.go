@@ -132,6 +132,27 @@ func TestAddWhileLeaving(t *testing.T) {
 	}
 }
 
+// TestPluginThatStays: where it cannot be taken away it keeps no pod from starting, of
+// whatever namespace, and whether or not the agent has ever heard of the cluster.
+func TestPluginThatStays(t *testing.T) {
+	w := newClusterWorld(t, nil)
+	a, err := newAgent(w.cfg, w.client, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(w.cfg.StateDir, event.AwayName)
+	if err := event.WriteAway(path, event.Away{Namespaces: map[string]string{"meshed": event.NSIn}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.openDoors(); err != nil {
+		t.Fatal(err)
+	}
+	left, err := event.ReadAway(path)
+	if err != nil || left.Mode("meshed") != event.NSOut || left.Mode("newer") != event.NSOut {
+		t.Errorf("%+v, %v", left, err)
+	}
+}
+
 // TestInstallIsPartOfReadiness, and its files go with the agent.
 func TestInstallIsPartOfReadiness(t *testing.T) {
 	nstest.LeakCheck(t)

@@ -27,12 +27,23 @@ type Away struct {
 	// Namespaces has the mode of every namespace of the cluster. One that is
 	// missing is not known: it may be newer than the file.
 	Namespaces map[string]string
+	// Others is the mode of those that are missing; empty: they are not known.
+	Others string
+}
+
+// Mode is what is known of a namespace; empty: nothing.
+func (a Away) Mode(namespace string) string {
+	if mode := a.Namespaces[namespace]; mode != "" {
+		return mode
+	}
+	return a.Others
 }
 
 // awayFile is its form on disk.
 type awayFile struct {
 	Version    int               `json:"version"`
 	Namespaces map[string]string `json:"namespaces"`
+	Others     string            `json:"others,omitempty"`
 }
 
 // ReadAway reads the away file. Its error matches os.ErrNotExist if there is
@@ -61,11 +72,16 @@ func parseAway(data []byte) (Away, error) {
 	if f.Namespaces == nil {
 		return Away{}, errors.New("no namespaces")
 	}
-	a := Away{Namespaces: f.Namespaces}
+	a := Away{Namespaces: f.Namespaces, Others: f.Others}
 	return a, a.validate()
 }
 
 func (a Away) validate() error {
+	if a.Others != "" {
+		if err := oneOf("mode of others", a.Others, NSOut, NSIn, NSMixed); err != nil {
+			return err
+		}
+	}
 	for ns, mode := range a.Namespaces {
 		if err := errors.Join(checkName("namespace", ns), oneOf("mode", mode, NSOut, NSIn, NSMixed)); err != nil {
 			return fmt.Errorf("namespace %.64q: %s", ns, strings.ReplaceAll(err.Error(), "\n", ", "))
@@ -83,7 +99,7 @@ func WriteAway(path string, a Away) error {
 	if a.Namespaces == nil {
 		a.Namespaces = map[string]string{}
 	}
-	data, err := json.Marshal(awayFile{Version: awayVersion, Namespaces: a.Namespaces})
+	data, err := json.Marshal(awayFile{Version: awayVersion, Namespaces: a.Namespaces, Others: a.Others})
 	if err != nil {
 		return fmt.Errorf("event: away file: %w", err)
 	}

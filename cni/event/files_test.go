@@ -21,6 +21,7 @@ func TestAwayFile(t *testing.T) {
 	for _, want := range []Away{
 		{Namespaces: map[string]string{}},
 		{Namespaces: map[string]string{"app": NSIn, "kube-system": NSOut, "x": NSMixed}},
+		{Namespaces: map[string]string{"app": NSIn}, Others: NSOut},
 	} {
 		if err := WriteAway(path, want); err != nil {
 			t.Fatal(err)
@@ -36,8 +37,13 @@ func TestAwayFile(t *testing.T) {
 	if names, _ := os.ReadDir(filepath.Dir(path)); len(names) != 1 {
 		t.Errorf("left in the directory: %v", names)
 	}
-	if err := WriteAway(path, Away{Namespaces: map[string]string{"app": "perhaps"}}); err == nil {
-		t.Error("a mode that is none was written")
+	if a, err := ReadAway(path); err != nil || a.Mode("app") != NSIn || a.Mode("newer") != NSOut {
+		t.Errorf("app %q, newer %q, %v", a.Mode("app"), a.Mode("newer"), err)
+	}
+	for _, bad := range []Away{{Namespaces: map[string]string{"app": "perhaps"}}, {Others: "perhaps"}} {
+		if err := WriteAway(path, bad); err == nil {
+			t.Errorf("a mode that is none was written: %+v", bad)
+		}
 	}
 }
 

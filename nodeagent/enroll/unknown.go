@@ -20,7 +20,7 @@ func (e *Enroller) outside(namespace string) string {
 	view, _ := e.cfg.World.View()
 	if view == nil {
 		away, err := event.ReadAway(filepath.Join(e.cfg.StateDir, event.AwayName))
-		if err != nil || away.Namespaces[namespace] != event.NSOut {
+		if err != nil || away.Mode(namespace) != event.NSOut {
 			return ""
 		}
 		return "no pod of its namespace was in the mesh when an earlier agent last heard of the cluster, of which this one has not heard yet"
