@@ -2,6 +2,7 @@ package nodeagent
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"net/http"
@@ -87,6 +88,22 @@ func TestProblemsOfAPod(t *testing.T) {
 		got := problem(p, r, moment())
 		if (got == "") != (c.want == "") || !strings.Contains(got, c.want) {
 			t.Errorf("%s: %q, want %q", c.name, got, c.want)
+		}
+	}
+}
+
+// On a node with hundreds of pods there is no time for a look at each; what the audit
+// found counts then.
+func TestRedirectionByAudit(t *testing.T) {
+	late, cancel := context.WithCancel(t.Context())
+	cancel()
+	for proof, want := range map[enroll.Proof]string{
+		enroll.ProofWhole: redirectionOK, enroll.ProofSilent: redirectionOK, enroll.ProofListeners: redirectionOK,
+		enroll.ProofRules: "differs: a rule is missing", enroll.ProofNone: "not checked: no time left",
+	} {
+		r := enroll.Report{Redirect: &event.Redirect{}, Proof: proof, Flaw: "a rule is missing"}
+		if got := (&Agent{}).verifyOne(late, r); got != want {
+			t.Errorf("%s: %q, want %q", proof, got, want)
 		}
 	}
 }
