@@ -33,7 +33,7 @@ func (e *Enroller) decide(ctx context.Context, add event.Add, source Source, ns 
 			ns.Close()
 		}
 		if err != nil {
-			e.refused(name, err)
+			e.refused(name, add.PodUID, err)
 		}
 	}()
 	view, _ := e.cfg.World.View()
@@ -248,7 +248,7 @@ func (s *addition) Programmed(ctx context.Context, how string) error {
 	s.e.cfg.Observe("add", time.Since(began), err)
 	if err != nil {
 		s.failed()
-		return s.e.refused(s.pod.PodName, explain(err))
+		return s.e.refused(s.pod.PodName, s.attachment.add.PodUID, explain(err))
 	}
 	if s.again {
 		s.closeNS()
@@ -336,7 +336,7 @@ func (s *addition) closeNS() {
 func (s *addition) Abort(reason error) {
 	e, m := s.e, s.m
 	e.log.Info("an ADD was given up", "pod", s.pod.PodName.String(), "uid", m.uid, "err", reason)
-	_ = e.refused(s.pod.PodName, fmt.Errorf("the plugin gave up: %w", reason))
+	_ = e.refused(s.pod.PodName, s.attachment.add.PodUID, fmt.Errorf("the plugin gave up: %w", reason))
 	if s.box == nil { // before Programmed, so that busy is ours
 		if !s.again {
 			// A plugin that was killed takes nothing away.

@@ -22,14 +22,14 @@ type IstioAdd struct {
 func (e *Enroller) AddForIstio(ctx context.Context, a IstioAdd) error {
 	pod, err := e.findPod(ctx, a.Pod, "")
 	if err != nil {
-		return e.refused(a.Pod, err)
+		return e.refused(a.Pod, "", err)
 	}
 	if !pod.Eligible.InMesh {
 		return fmt.Errorf("enroll: pod %s is not to be in the mesh: %s", a.Pod, pod.Eligible.Reason)
 	}
 	ns, err := netns.Open(e.hostPath(a.Netns))
 	if err != nil {
-		return e.refused(a.Pod, fmt.Errorf("enroll: %w", err))
+		return e.refused(a.Pod, "", fmt.Errorf("enroll: %w", err))
 	}
 	uid := firstOf(pod.UID, a.Pod.Namespace+"."+a.Pod.Name)
 	s, answer, err := e.decide(ctx, event.Add{

@@ -22,9 +22,10 @@ type Refusal struct {
 	Reason string
 }
 
-// refused remembers why an ADD failed, and returns err.
-func (e *Enroller) refused(name PodName, err error) error {
-	e.tell(name, "", NoticeRefused, err.Error())
+// refused remembers why the ADD of a pod failed, and returns err. Its UID, as the runtime
+// has it, may be empty.
+func (e *Enroller) refused(name PodName, uid string, err error) error {
+	e.tell(name, e.objectUID(name, uid), NoticeRefused, err.Error())
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if len(e.refusals) >= maxRefusals {

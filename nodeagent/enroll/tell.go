@@ -34,6 +34,17 @@ func (e *Enroller) tell(pod PodName, uid string, kind NoticeKind, text string) {
 	e.cfg.Tell(Notice{pod, uid, kind, text})
 }
 
+// objectUID is that of the object of a pod whose UID the runtime says: an Event with a
+// predecessor's is shown with nobody's. Only a static pod has another one.
+func (e *Enroller) objectUID(name PodName, uid string) string {
+	if view, _ := e.cfg.World.View(); view != nil {
+		if p, ok := view.Pod(name, uid); ok && p.ObjectUID != "" {
+			return p.ObjectUID
+		}
+	}
+	return uid
+}
+
 // markEnabled is the annotation's word for a pod in the mesh.
 const markEnabled = "enabled"
 
