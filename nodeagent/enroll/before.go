@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/warren-mesh/warren/cni/event"
 	"github.com/warren-mesh/warren/internal/netns"
 )
 
@@ -21,8 +22,8 @@ type Conn struct {
 
 // Connections are those of a namespace.
 type Connections interface {
-	// List returns those that are alive, but for the proxy's own, and how many more
-	// there are beyond a bound.
+	// List returns those that are alive, but for the proxy's and those that it carries,
+	// and how many more there are beyond a bound.
 	List(ns *netns.NS) (all []Conn, more int, err error)
 	// Alive returns those that have not ended.
 	Alive(ns *netns.NS, conns []Conn) ([]Conn, error)
@@ -49,7 +50,8 @@ const (
 // enroller's mutex.
 type before struct {
 	conns   []Conn
-	more    int             // beyond the bound
+	more    int             // not in conns: the kernel has to be asked for them
+	anew    bool            // and is, as conns are not all that could be had
 	carried map[uint64]bool // those of the proxy's, since the pod leaves
 	next    time.Time
 	note    string // why it is not known whether policies allow them
@@ -135,16 +137,26 @@ func (e *Enroller) tend(ctx context.Context) {
 func (e *Enroller) tendTo(ctx context.Context, m *member) {
 	e.mu.Lock()
 	var ns *netns.NS
+	var r event.Redirect
 	err := errGone
 	if m.box != nil && m.box.ns != nil {
 		ns, err = m.box.ns.Dup() // the pod may go meanwhile
+		if m.box.redirect != nil {
+			r = *m.box.redirect
+		}
 	}
-	conns := m.before.conns
+	conns, anew := m.before.conns, m.before.anew
 	e.mu.Unlock()
 	if err != nil {
 		return
 	}
 	defer ns.Close()
+	if anew {
+		if conns, err = e.listAnew(m, ns, r); err != nil {
+			e.log.Warn("cannot look at a pod's connections", "pod", m.name.String(), "uid", m.uid, "err", err)
+			return
+		}
+	}
 	alive, err := e.cfg.Connections.Alive(ns, conns)
 	if err != nil {
 		e.beforeIs(m, conns, alive, err.Error())
@@ -178,6 +190,26 @@ func suffix(note string) string {
 	return "; " + note
 }
 
+// listAnew asks the kernel for a pod's connections of before, of which a record holds some
+// only. By now there are others that are no business of the mesh's: what its rules let
+// through.
+func (e *Enroller) listAnew(m *member, ns *netns.NS, r event.Redirect) ([]Conn, error) {
+	all, more, err := e.cfg.Connections.List(ns)
+	if err != nil {
+		return nil, err
+	}
+	all = slices.DeleteFunc(all, func(c Conn) bool {
+		peer := c.Remote.Addr()
+		return peer == r.ProbeIP4 || peer == r.ProbeIP6 || c.Inbound && r.BypassInbound
+	})
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if m.before.anew { // it has not been captured anew meanwhile
+		m.before.conns, m.before.more, m.before.anew = all, more, false
+	}
+	return m.before.conns, nil
+}
+
 // denied asks about the connections that somebody has made to the pod. What the pod
 // has made to others is for those to forbid.
 func (e *Enroller) denied(ctx context.Context, m *member, alive []Conn) ([]Conn, error) {
@@ -198,7 +230,5 @@ func (e *Enroller) beforeIs(m *member, was, now []Conn, note string) {
 		return
 	}
 	m.before.conns, m.before.note = now, note
-	if len(now) == 0 { // those beyond the bound are not known one by one
-		m.before.more = 0
-	}
+	m.before.anew = len(now) == 0 && m.before.more > 0 // those beyond the bound
 }

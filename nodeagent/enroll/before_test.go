@@ -3,6 +3,7 @@ package enroll_test
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -109,6 +110,46 @@ func TestConnectionsOfBefore(t *testing.T) {
 	}
 	c.set(func() { c.all = nil })
 	n.until("they have ended by themselves", func() bool { return n.report("uid-p").Before == 0 })
+}
+
+// TestManyConnectionsOfBefore: an agent that has written down some of many knows all of
+// them after a restart, and ends those that a policy forbids; those that the rules let
+// through are none.
+func TestManyConnectionsOfBefore(t *testing.T) {
+	nstest.LeakCheck(t)
+	c := &conns{denied: map[uint64]bool{}}
+	const many = 300
+	for i := range uint64(many) {
+		c.all = append(c.all, enroll.Conn{Cookie: i + 1, Inbound: true, Local: netip.MustParseAddrPort("10.1.2.3:80"), Remote: netip.MustParseAddrPort("10.1.9.9:1000")})
+	}
+	n := newNode(t)
+	n.withConns(c)
+	n.start()
+	n.proxy()
+	n.outside("p", "uid-p", "c1")
+	n.world.pod("plain", "p", "uid-p", labelled("ambient"))
+	n.until("they are counted", func() bool { return n.report("uid-p").Before == many })
+	n.stop()
+	c.set(func() {
+		c.all = append(c.all, enroll.Conn{Cookie: 4711, Inbound: true, Remote: netip.AddrPortFrom(redirect.ProbeIP4(), 1000)})
+	})
+	n.start()
+	n.until("the kernel was asked again", func() (asked bool) {
+		c.set(func() { asked = c.lists > 1 })
+		return asked
+	})
+	n.until("they are counted still", func() bool { return n.report("uid-p").Before == many })
+	c.set(func() {
+		for i := range uint64(5000) {
+			c.denied[i+1] = true
+		}
+	})
+	n.until("all are ended", func() bool { return n.report("uid-p").Before == 0 })
+	c.set(func() {
+		if len(c.ended) != many || slices.Contains(c.ended, 4711) {
+			t.Errorf("%d ended, kubelet's probe among them: %t", len(c.ended), slices.Contains(c.ended, 4711))
+		}
+	})
 }
 
 // TestConnectionsThatCannotBeJudged: it is said so, and none is ended.

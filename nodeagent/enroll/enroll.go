@@ -144,6 +144,7 @@ type member struct {
 	suspect        time.Time    // until then the rules are looked at in every sweep
 	probed         []netip.Addr // that the host lets kubelet's probes through to
 	probeErr       string       // why it does not
+	saidIPs        []netip.Addr // what its object said last
 	unmark         bool         // its mark has to go, whoever else is at work here
 	audit          audited
 	before         before
@@ -164,6 +165,7 @@ type Enroller struct {
 	refusals   map[PodName]Refusal
 	burying    bool               // a sweep applies tombstones
 	listening  bool               // a sweep looks at listeners
+	digesting  bool               // a sweep looks at tables of the legacy variant
 	tending    bool               // a sweep looks after connections of before
 	nudge      chan struct{}      // capacity 1: a pod is to be looked at
 	inspecting chan struct{}      // full while as many pods are looked at as may be at once
@@ -255,7 +257,7 @@ func (e *Enroller) recordsLocked(m *member) (records []record) {
 			PodUID: m.uid, PodNamespace: m.name.Namespace, PodName: m.name.Name, ServiceAccount: m.serviceAccount,
 			IPs: a.add.IPs, Netns: m.box.path, NetnsID: m.box.id, BootID: e.cfg.BootID,
 			Phase: m.phase, Redirect: m.box.redirect, Reason: m.reason, Added: a.added,
-			Before: m.before.kept(), Theirs: m.box.theirs,
+			Before: m.before.kept(), BeforeMore: m.before.count() - len(m.before.kept()), Theirs: m.box.theirs,
 		})
 	}
 	return records

@@ -41,6 +41,7 @@ type record struct {
 	Reason         string          `json:"reason,omitempty"`
 	Added          time.Time       `json:"added"`
 	Before         []Conn          `json:"before,omitempty"` // some of the connections that are outside the mesh
+	BeforeMore     int             `json:"beforeMore,omitempty"`
 	Theirs         string          `json:"theirs,omitempty"` // see sandbox
 }
 

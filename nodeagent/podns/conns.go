@@ -27,9 +27,8 @@ type Conn struct {
 	V6      bool           `json:"v6,omitempty"` // the socket's family; its addresses may be IPv4's all the same
 }
 
-// Connections lists those that are alive, but for the proxy's. Looked at before a
-// pod is redirected, it is those that stay outside the mesh, to be told by Alive
-// from then on. more is how many there are beyond a bound.
+// Connections lists those that are alive, but for the proxy's and what it carries: those
+// that are outside of the mesh. more is how many there are beyond a bound.
 func Connections(ns *netns.NS) (all []Conn, more int, err error) {
 	d, err := openDiag(ns)
 	if err != nil {
@@ -48,19 +47,38 @@ func Connections(ns *netns.NS) (all []Conn, more int, err error) {
 	if err != nil {
 		return nil, 0, err
 	}
+	proxys := carried{ends: map[[2]netip.AddrPort]bool{}, from: map[netip.AddrPort]bool{}}
 	err = d.dump(underWay, func(s socket) bool {
 		peer := s.remote.Addr()
-		if s.mark&redirect.MarkMask == redirect.MarkProxy || peer.IsLoopback() || own[peer] {
-			return true
-		}
-		if len(all) == maxConns {
+		switch {
+		case s.mark&redirect.MarkMask == redirect.MarkProxy:
+			proxys.note(s)
+		case peer.IsLoopback() || own[peer]:
+		case len(all) == maxConns:
 			more++
-			return true
+		default:
+			all = append(all, Conn{s.cookie, s.local, s.remote, listening[s.local.Port()], s.v6})
 		}
-		all = append(all, Conn{s.cookie, s.local, s.remote, listening[s.local.Port()], s.v6})
 		return true
 	})
-	return all, more, err
+	return slices.DeleteFunc(all, proxys.has), more, err
+}
+
+// carried are the connections of a pod's application with the proxy, by the proxy's ends.
+type carried struct {
+	ends map[[2]netip.AddrPort]bool // local and remote
+	from map[netip.AddrPort]bool    // the application's, of what was captured on its way out
+}
+
+func (c carried) note(s socket) {
+	c.ends[[2]netip.AddrPort{s.local, s.remote}] = true
+	if s.local.Port() == redirect.PortOutbound { // the application's end says another address
+		c.from[s.remote] = true
+	}
+}
+
+func (c carried) has(conn Conn) bool {
+	return c.ends[[2]netip.AddrPort{conn.Remote, conn.Local}] || !conn.Inbound && c.from[conn.Local]
 }
 
 // Alive returns those of the connections that have not ended.

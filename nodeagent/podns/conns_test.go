@@ -127,6 +127,76 @@ func TestConnections(t *testing.T) {
 	}
 }
 
+// TestCarriedConnections: with rules in place, what the proxy has accepted or made is
+// not outside of the mesh, on the application's side either.
+func TestCarriedConnections(t *testing.T) {
+	nstest.LeakCheck(t)
+	node := nstest.New(t).Node("n")
+	pod, peer := node.Pod("pod"), node.Pod("peer")
+	app := listenIn(t, pod.NS, "[::]:8080", 0)
+	theirs := listenIn(t, peer.NS, "[::]:8080", 0)
+	outbound := listenIn(t, pod.NS, "[::]:15001", redirect.MarkProxy)
+	before := []pair{connect(t, peer, app, pod.IP4), connect(t, pod, theirs, peer.IP4)}
+	b, err := redirect.Named(redirect.NameNFTables)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Apply(pod.NS, redirect.Defaults()); err != nil {
+		t.Fatal(err)
+	}
+	for _, to := range []netip.Addr{peer.IP4, peer.IP6} { // captured on its way out
+		dialled, err := pod.Dial(t.Context(), "tcp", netip.AddrPortFrom(to, 8080).String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { dialled.Close() })
+		accepted, err := outbound.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { accepted.Close() })
+	}
+	// Brought in by the proxy, which has the client's address.
+	var in net.Conn
+	err = pod.NS.Do(func() (err error) {
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: peer.IP4.AsSlice(), Port: 4711}, Control: func(_, _ string, raw syscall.RawConn) error {
+			var err error
+			return errors.Join(raw.Control(func(fd uintptr) {
+				err = errors.Join(unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, redirect.MarkProxy),
+					unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_TRANSPARENT, 1))
+			}), err)
+		}}
+		in, err = d.DialContext(t.Context(), "tcp4", netip.AddrPortFrom(pod.IP4, 8080).String())
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	accepted, err := app.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer accepted.Close()
+	if got := addrOf(accepted.RemoteAddr()); got != netip.AddrPortFrom(peer.IP4, 4711) {
+		t.Fatalf("the application sees %s", got)
+	}
+
+	all, _, err := Connections(pod.NS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[[2]netip.AddrPort]bool{ends(before[0].accepted): true, ends(before[1].dialled): true}
+	for _, c := range all {
+		if !want[[2]netip.AddrPort{c.Local, c.Remote}] {
+			t.Errorf("%+v is carried", c)
+		}
+	}
+	if len(all) != len(want) {
+		t.Errorf("%d are outside, want %d", len(all), len(want))
+	}
+}
+
 // Another connection of the same ends is another.
 func TestAliveGoesByTheSocket(t *testing.T) {
 	nstest.LeakCheck(t)
