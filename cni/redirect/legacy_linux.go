@@ -4,7 +4,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"os"
+	"slices"
 	"strings"
 	"unsafe"
 
@@ -28,6 +30,7 @@ const (
 	targetNameLen            = 29
 	entryV4Next, entryV4Size = 90, 112 // struct ipt_entry: next_offset, its end
 	entryV6Next, entryV6Size = 142, 168
+	countersSize             = 16 // struct xt_counters, the last field of an entry
 )
 
 // legacyChain is a chain that somebody made with the legacy variant.
@@ -61,6 +64,55 @@ func legacyChains(ns *netns.NS) (chains []legacyChain, err error) {
 		return nil
 	})
 	return chains, err
+}
+
+// LegacyDigest is what a namespace's tables of the legacy variant are known by: another
+// one says that somebody has changed them. The kernel tells nobody of that.
+func LegacyDigest(ns *netns.NS) (uint64, error) {
+	h := fnv.New64a()
+	err := ns.Do(func() error {
+		for _, family := range []struct {
+			f     Family
+			names string
+		}{{IPv4, legacyTables}, {IPv6, legacyTables6}} {
+			names, err := os.ReadFile(family.names)
+			if err != nil && !errors.Is(err, os.ErrNotExist) {
+				return err
+			}
+			tables := strings.Fields(string(names))
+			slices.Sort(tables)
+			for _, table := range tables {
+				entries, err := legacyEntries(family.f, table)
+				if err != nil {
+					return fmt.Errorf("legacy %s table %s: %w", family.f, shown(table), err)
+				}
+				forgetCounters(family.f, entries)
+				h.Write([]byte(table + "\x00"))
+				h.Write(entries)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return 0, fmt.Errorf("redirect: %w", err)
+	}
+	return h.Sum64() | 1, nil // 0 is none's
+}
+
+// forgetCounters zeroes what traffic changes in a table's entries.
+func forgetCounters(f Family, entries []byte) {
+	next, head := entryV4Next, entryV4Size
+	if f == IPv6 {
+		next, head = entryV6Next, entryV6Size
+	}
+	for len(entries) >= head {
+		clear(entries[head-countersSize : head])
+		size := int(binary.NativeEndian.Uint16(entries[next:]))
+		if size < head || size > len(entries) {
+			return
+		}
+		entries = entries[size:]
+	}
 }
 
 // legacyEntries reads a table of the thread's namespace.

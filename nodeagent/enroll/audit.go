@@ -57,6 +57,7 @@ type audited struct {
 	dirty     bool     // something has changed in it
 	again     time.Time
 	gap       time.Duration
+	digest    uint64    // of the legacy variant's tables as they were then; 0: not known
 	down      time.Time // since when the loopback is; zero: it is up, as far as is known
 	looking   bool
 	inspected time.Time // when rules and answer were last looked at
@@ -84,6 +85,11 @@ func (e *Enroller) Changed(uid string) {
 		m.audit.dirty = true
 	}
 	e.mu.Unlock()
+	e.nudgeInspection()
+}
+
+// nudgeInspection has pods looked at in which something has changed.
+func (e *Enroller) nudgeInspection() {
 	select {
 	case e.nudge <- struct{}{}:
 	default:
@@ -102,6 +108,11 @@ func (e *Enroller) audit() {
 		e.listening = true
 		ctx := e.ctx
 		e.workers.Go(func() { e.listen(ctx) })
+	}
+	if !e.digesting {
+		e.digesting = true
+		ctx := e.ctx
+		e.workers.Go(func() { e.compareDigests(ctx) })
 	}
 	if e.cfg.Connections != nil && !e.tending {
 		e.tending = true
@@ -165,7 +176,7 @@ func (e *Enroller) dueLocked(now time.Time) (due []*member) {
 
 // every is how often a pod's turn comes when nothing is heard of it.
 func (e *Enroller) every(m *member) time.Duration {
-	if m.audit.watched.IsZero() || m.box.redirect != nil && m.box.redirect.Backend == redirect.NameLegacy {
+	if m.audit.watched.IsZero() {
 		return e.times.Sweep // as often as there are turns: nobody tells of changes
 	}
 	return e.times.Inspect
@@ -199,11 +210,16 @@ func (e *Enroller) inspect(ctx context.Context, m *member) {
 	if e.beingTakenDown(m) {
 		return
 	}
+	digest := e.digest(m)
 	proof, flaw, repaired := e.examine(ctx, m, going)
+	if repaired || proof == ProofRules {
+		digest = 0 // it has changed since, or is to
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	now := time.Now()
 	a := &m.audit
+	a.digest = digest
 	if dirty {
 		if repaired || now.Sub(a.inspected) > calm {
 			a.gap = 0

@@ -2,8 +2,10 @@ package enroll_test
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -12,6 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/warren-mesh/warren/cni/redirect"
 	"github.com/warren-mesh/warren/internal/nstest"
 	"github.com/warren-mesh/warren/internal/nswatch"
 	"github.com/warren-mesh/warren/nodeagent/enroll"
@@ -131,6 +134,82 @@ func TestAudit(t *testing.T) {
 		defer socks.mu.Unlock()
 		return len(socks.list) == 3 && !missing
 	})
+}
+
+// TestAuditOfLegacy: the kernel tells nobody of changes there, and no pod's turn comes.
+func TestAuditOfLegacy(t *testing.T) {
+	nstest.LeakCheck(t)
+	n := newNode(t)
+	n.times.Inspect = 1 << 40
+	b, err := redirect.Named(redirect.NameLegacy)
+	nstest.Need(t, err)
+	n.backend = b
+	w := n.withAudit()
+	n.proxy()
+	t.Cleanup(func() { n.stop(); w.Close() })
+	var pods []*sandbox
+	for i := range 5 {
+		name := fmt.Sprint("p", i)
+		s := n.sandbox("app", name, "uid-"+name, "c"+name)
+		inPod(t, s.netns, "ip", "link", "set", "lo", "up")
+		n.world.pod("app", name, "uid-"+name)
+		n.mustAdd(s)
+		pods = append(pods, s)
+	}
+	for round := range 2 {
+		for i, s := range pods {
+			n.until("it was looked at", func() bool { return n.proof(fmt.Sprint("uid-p", i)) == enroll.ProofSilent && n.captured(s) })
+			inPod(t, s.netns, "iptables-legacy", "-t", "nat", "-F")
+		}
+		for _, s := range pods {
+			n.until(fmt.Sprintf("the rules are back, the %d. time", round+1), func() bool { return n.captured(s) })
+		}
+	}
+}
+
+// TestAddressIsPublishedLate: the object says a pod's new address after the kernel has
+// told of it, and kubelet's probes reach it then, and no address that the pod has lost.
+func TestAddressIsPublishedLate(t *testing.T) {
+	nstest.LeakCheck(t)
+	n := newNode(t)
+	n.times.Inspect = 1 << 40
+	probed := &probes{of: map[string][]netip.Addr{}}
+	n.config = func(c *enroll.Config) { c.Probes = probed }
+	n.start()
+	n.proxy()
+	s := n.sandbox("app", "a", "uid-a", "c1")
+	inPod(t, s.netns, "ip", "link", "set", "lo", "up")
+	inPod(t, s.netns, "ip", "addr", "add", "10.1.2.3/32", "dev", "lo")
+	n.world.pod("app", "a", "uid-a", address("10.1.2.3"))
+	n.mustAdd(s)
+	n.until("it is probed", func() bool {
+		return fmt.Sprint(probed.ips("uid-a")) == "[10.1.2.3]" && n.proof("uid-a") == enroll.ProofWhole
+	})
+	inPod(t, s.netns, "ip", "addr", "add", "10.1.2.4/32", "dev", "lo")
+	inPod(t, s.netns, "ip", "addr", "del", "10.1.2.3/32", "dev", "lo")
+	n.world.pod("app", "a", "uid-a", address("10.1.2.4"))
+	n.until("it is probed there", func() bool { return fmt.Sprint(probed.ips("uid-a")) == "[10.1.2.4]" })
+}
+
+// probes are what the host lets kubelet's probes through to.
+type probes struct {
+	mu sync.Mutex
+	of map[string][]netip.Addr // by UID
+}
+
+func (p *probes) Add(_ context.Context, uid string, ips []netip.Addr) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.of[uid] = ips
+	return nil
+}
+
+func (p *probes) Del(_ context.Context, uid string) error { return p.Add(nil, uid, nil) }
+
+func (p *probes) ips(uid string) []netip.Addr {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.of[uid]
 }
 
 // TestSilentProxy: it listens and does not answer.

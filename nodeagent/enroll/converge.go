@@ -3,6 +3,7 @@ package enroll
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"time"
 )
@@ -64,8 +65,20 @@ func (e *Enroller) compare(view *View) {
 		}
 		if view != nil {
 			e.warnLocked(view, m)
+			e.addressedLocked(view, m)
 		}
 	}
+}
+
+// addressedLocked has a pod looked at whose object says other addresses than before: they
+// are published after the kernel has told of them.
+func (e *Enroller) addressedLocked(view *View, m *member) {
+	p, ok := view.Pod(m.name, m.uid)
+	if !ok || m.phase != PhaseEnrolled || slices.Equal(m.saidIPs, p.IPs) {
+		return
+	}
+	m.saidIPs, m.audit.dirty = p.IPs, true
+	e.nudgeInspection()
 }
 
 // tellRival tells of running pods that are outside because another mesh's agent is at

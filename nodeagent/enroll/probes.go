@@ -44,24 +44,33 @@ func (e *Enroller) stopProbes(ctx context.Context, m *member) {
 }
 
 // probeIPs are the addresses of a pod that kubelet may probe: those that the runtime
-// gave it, and of those that its object has, the ones that it really has.
+// gave it or its object has, and that it really has.
 func (e *Enroller) probeIPs(m *member, p Pod) []netip.Addr {
 	e.mu.Lock()
 	ips := addresses(m.box)
 	e.mu.Unlock()
-	if slices.ContainsFunc(p.IPs, func(ip netip.Addr) bool { return !slices.Contains(ips, ip) }) && m.box.ns != nil {
-		own, err := ownIPs(m.box.ns, p.IPs)
-		if err != nil {
-			e.log.Warn("cannot look at a pod's addresses", "pod", m.name.String(), "uid", m.uid, "err", err)
-		}
-		for _, prefix := range own {
-			if !slices.Contains(ips, prefix.Addr()) {
-				ips = append(ips, prefix.Addr())
-			}
+	if m.box.ns == nil {
+		return ips
+	}
+	for _, ip := range p.IPs {
+		if !slices.Contains(ips, ip) {
+			ips = append(ips, ip)
 		}
 	}
+	own, err := ownIPs(m.box.ns, ips)
+	if err != nil {
+		e.log.Warn("cannot look at a pod's addresses", "pod", m.name.String(), "uid", m.uid, "err", err)
+		return addresses(m.box)
+	}
+	if len(own) == 0 { // it is only being made, or taken down
+		return addresses(m.box)
+	}
+	ips = nil
+	for _, prefix := range own {
+		ips = append(ips, prefix.Addr())
+	}
 	slices.SortFunc(ips, netip.Addr.Compare)
-	return ips
+	return slices.Compact(ips)
 }
 
 // Probed is what kubelet's probes are to be let through to: for one who makes that
