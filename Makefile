@@ -76,10 +76,10 @@ e2e: deps build plugins ## the whole-mesh tests alone
 e2e-spire: ## the sources of certificates against a real SPIRE (SPIRE_SERVER_BIN, SPIRE_AGENT_BIN: its programs; as root)
 	$(GO) test -tags spire -count=1 -timeout 15m $(TESTFLAGS) ./e2e/spire
 
-e2e-kube: e2e-kube-where e2e-kube-images render ## the mesh on the cluster of $$KUBECONFIG, whose nodes get the images by E2E_LOAD='a command' (unset: they are there); TESTFLAGS='-run TestPaths'
+e2e-kube: e2e-kube-where e2e-kube-images render helm ## the mesh on the cluster of $$KUBECONFIG, whose nodes get the images by E2E_LOAD='a command' (unset: they are there); TESTFLAGS='-run TestPaths'
 	$(E2E_KUBE) ./e2e/kube/run.sh $(TESTFLAGS)
 
-e2e-kind: e2e-kube-images render ## the same on a cluster that kind makes (KIND_IMAGE, KIND, E2E_KEEP=1)
+e2e-kind: e2e-kube-images render helm ## the same on a cluster that kind makes (KIND_IMAGE, KIND, E2E_KEEP=1)
 	$(E2E_KUBE) ./e2e/kube/kind.sh $(TESTFLAGS)
 
 # The application of the cluster tests has an image as well, which is not released.

@@ -5,6 +5,7 @@
 //
 //	KUBECONFIG            the cluster; its user must be an administrator
 //	E2E_RENDER            the program that `make render` builds
+//	E2E_HELM              helm itself, which `make helm` builds
 //	E2E_MANIFESTS_DIR     the folder with the chart and the kustomize folders
 //	E2E_VALUES            values of the chart that the cluster needs, name=value
 //	E2E_MANIFESTS         rendered manifests to install instead, a file of YAML

@@ -8,11 +8,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
 // Renderer makes manifests out of this tree's chart and kustomize folders.
 type Renderer struct {
+	Helm string // $E2E_HELM, helm itself
+
 	program string   // $E2E_RENDER
 	folder  string   // with the manifests
 	values  []string // name=value, that this cluster needs
@@ -21,7 +24,7 @@ type Renderer struct {
 // NewRenderer is for $E2E_RENDER, the program that renders, which looks for the
 // manifests in $E2E_MANIFESTS_DIR, and sets $E2E_VALUES, separated by spaces.
 func NewRenderer() (*Renderer, error) {
-	r := &Renderer{program: os.Getenv("E2E_RENDER"), folder: os.Getenv("E2E_MANIFESTS_DIR"), values: strings.Fields(os.Getenv("E2E_VALUES"))}
+	r := &Renderer{Helm: os.Getenv("E2E_HELM"), program: os.Getenv("E2E_RENDER"), folder: os.Getenv("E2E_MANIFESTS_DIR"), values: strings.Fields(os.Getenv("E2E_VALUES"))}
 	if r.program == "" {
 		return nil, errors.New("E2E_RENDER is not set: name the program that `make render` builds, as `make e2e-kube` does")
 	}
@@ -42,6 +45,19 @@ func (r *Renderer) Chart(ctx context.Context, args ...string) (Objects, error) {
 
 // Hooks are what helm runs beside what it installs, in order.
 func (r *Renderer) Hooks(ctx context.Context) (Objects, error) { return r.Chart(ctx, "-hooks") }
+
+// HelmRelease is the name that Release gives.
+const HelmRelease = "warren"
+
+// Release are the arguments by which helm installs or upgrades the chart as this cluster
+// has it, with further values, and waits.
+func (r *Renderer) Release(command string, values ...string) []string {
+	args := []string{command, HelmRelease, filepath.Join(r.folder, "charts", "warren"), "--namespace", SystemNamespace, "--wait", "--timeout", "5m"}
+	for _, v := range slices.Concat(r.values, values) {
+		args = append(args, "--set", v)
+	}
+	return args
+}
 
 // Set are the arguments that set values.
 func Set(values ...string) (args []string) {

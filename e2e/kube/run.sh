@@ -20,6 +20,6 @@ if [ -n "${E2E_LOAD:-}" ]; then
 	done
 fi
 export E2E_APP_IMAGE="${E2E_APP_IMAGE:-warren-e2e-app:$VERSION}"
-export E2E_RENDER="${E2E_RENDER:-$here/bin/render}" E2E_MANIFESTS_DIR="${E2E_MANIFESTS_DIR:-$here/manifests}"
+export E2E_RENDER="${E2E_RENDER:-$here/bin/render}" E2E_HELM="${E2E_HELM:-$here/bin/helm}" E2E_MANIFESTS_DIR="${E2E_MANIFESTS_DIR:-$here/manifests}"
 export E2E_VALUES="${E2E_VALUES:-image.tag=$VERSION image.pullPolicy=Never namespace.create=true}"
 $GO test -tags kube -count=1 -timeout 120m -v ./e2e/kube "$@"
