@@ -30,6 +30,7 @@ type builder struct {
 	policies   *policyIndex
 	peers      *peerIndex
 	owners     map[netip.Addr]*workload.Workload // pods that are ready, by address
+	given      map[netip.Addr]string             // addresses that hosts of ServiceEntries were given, by whose they are
 }
 
 // reporter notes a problem with one object.

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/fnv"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -37,18 +38,19 @@ type HostAddress struct {
 // Allocate gives an IPv4 and an IPv6 address to every host of a ServiceEntry that has no
 // address of its own, and returns the entries whose status does not say so yet. What is
 // said stays, so that clients which resolved a name go on: unless two say the same, and
-// then it is the older one's; or somebody wrote the address into a spec, which counts
-// more. A host's address is looked for from a place that its name decides: who comes
-// again gets the one from before, and one that becomes free is not at once another's.
+// then it is the older one's. What somebody writes into a spec keeps hosts to come from
+// being given it, and takes nothing away: it could be anybody's entry. A host's address
+// is looked for from a place that its name decides: who comes again gets the one from
+// before, and one that becomes free is not at once another's.
 func Allocate(entries []*networkingv1.ServiceEntry) ([]Allocation, []Problem) {
-	a := allocator{owners: make(map[netip.Addr]string)}
 	entries = oldestFirst(entries)
-	for _, se := range entries {
-		a.reserve(se)
-	}
+	a := allocator{owners: make(map[netip.Addr]string), blocks: make(map[netip.Prefix]bool)}
 	said := make([]map[hostFamily]netip.Addr, len(entries))
 	for i, se := range entries {
 		said[i] = a.keep(se)
+	}
+	for _, se := range entries {
+		a.reserve(se)
 	}
 	var out []Allocation
 	for i, se := range entries {
@@ -58,6 +60,7 @@ func Allocate(entries []*networkingv1.ServiceEntry) ([]Allocation, []Problem) {
 			}
 		}
 	}
+	a.tellCrowding(entries)
 	return out, a.problems
 }
 
@@ -97,22 +100,74 @@ type hostFamily struct {
 // allocator is one run of Allocate.
 type allocator struct {
 	owners   map[netip.Addr]string // who has an address: namespace/name, or a spec
-	blocks   []netip.Prefix        // that specs have
-	full     [2]bool               // by family: nothing is left
+	blocks   map[netip.Prefix]bool // that specs have
+	blocked  [2]places             // by family: in such a block
+	crowded  [2]bool               // by family: nothing is left outside of blocks
+	full     [2]bool               // by family: nothing is left at all
 	problems []Problem
 }
 
-// reserve notes addresses that somebody wrote down.
+// places are some of the addresses that a block has to give out, by nth.
+type places [1 << 16]bool
+
+// autoBlocks are the blocks, in the order of what is kept by family.
+var autoBlocks = [2]netip.Prefix{autoV4, autoV6}
+
+// reserve notes addresses that somebody wrote down. One that a host was given stays the
+// host's: All leaves it out of the entry that has it in its spec.
 func (a *allocator) reserve(se *networkingv1.ServiceEntry) {
 	list := se.Spec.GetAddresses()
 	for _, text := range list[:min(len(list), maxEndpoints)] {
 		p, err := block(text)
 		switch {
-		case err != nil || !p.Overlaps(autoV4) && !p.Overlaps(autoV6):
-		case p.IsSingleIP():
+		case err != nil || a.blocks[p]:
+		case !p.IsSingleIP():
+			a.blocks[p] = true
+			for f, family := range autoBlocks {
+				a.blocked[f].add(family, p)
+			}
+		case a.owners[p.Addr()] == "" && givenOut(p.Addr()):
 			a.owners[p.Addr()] = "spec.addresses of " + objectName(se.Namespace, se.Name)
-		case !slices.Contains(a.blocks, p):
-			a.blocks = append(a.blocks, p)
+		}
+	}
+}
+
+// add takes in what a block has of a family.
+func (in *places) add(family, p netip.Prefix) {
+	first := nth(family, 0)
+	outer := netip.PrefixFrom(first, first.BitLen()-16) // what is given out is in it
+	switch {
+	case !p.Overlaps(outer):
+	case p.Bits() <= outer.Bits():
+		for i := range in {
+			in[i] = true
+		}
+	default:
+		begin := place(p.Addr())
+		for i := range uint32(1) << (first.BitLen() - p.Bits()) {
+			in[begin+i] = true
+		}
+	}
+}
+
+// givenOut reports whether an address is of the blocks that hosts are given theirs from.
+func givenOut(ip netip.Addr) bool { return autoV4.Contains(ip) || autoV6.Contains(ip) }
+
+// tellCrowding tells those whose blocks leave nothing for hosts without an address.
+func (a *allocator) tellCrowding(entries []*networkingv1.ServiceEntry) {
+	for _, se := range entries {
+		list := se.Spec.GetAddresses()
+		for f, family := range autoBlocks {
+			if !a.crowded[f] {
+				continue
+			}
+			for i, text := range list[:min(len(list), maxEndpoints)] {
+				if p, err := block(text); err == nil && !p.IsSingleIP() && p.Overlaps(family) {
+					a.problems = append(a.problems, Problem{Kind: "ServiceEntry", Namespace: se.Namespace, Name: se.Name, Field: fmt.Sprintf("spec.addresses[%d]", i),
+						Reason: fmt.Sprintf("such blocks leave nothing of %s, which hosts without addresses are given theirs from: they are given some that are in it, and to those it does not lead", family)})
+					break
+				}
+			}
 		}
 	}
 }
@@ -125,7 +180,7 @@ func (a *allocator) keep(se *networkingv1.ServiceEntry) map[hostFamily]netip.Add
 	list := se.Status.GetAddresses()
 	for _, said := range list[:min(len(list), 2*maxHosts)] {
 		ip, err := address(said.GetValue())
-		if err != nil || !a.free(ip) {
+		if err != nil || a.owners[ip] != "" {
 			continue
 		}
 		host, err := hostPattern(said.GetHost())
@@ -138,21 +193,16 @@ func (a *allocator) keep(se *networkingv1.ServiceEntry) map[hostFamily]netip.Add
 	return out
 }
 
-func (a *allocator) free(ip netip.Addr) bool {
-	return a.owners[ip] == "" && !slices.ContainsFunc(a.blocks, func(p netip.Prefix) bool { return p.Contains(ip) })
-}
-
 // give returns the addresses of all hosts of an entry.
 func (a *allocator) give(se *networkingv1.ServiceEntry, hosts []string, said map[hostFamily]netip.Addr) []HostAddress {
 	owner := objectName(se.Namespace, se.Name)
 	var out []HostAddress
 	for _, text := range hosts {
 		host, _ := hostPattern(text) // it was read before
-		for _, family := range []netip.Prefix{autoV4, autoV6} {
-			six := family.Addr().Is6()
-			ip, ok := said[hostFamily{host, six}]
+		for f, family := range autoBlocks {
+			ip, ok := said[hostFamily{host, family.Addr().Is6()}]
 			if !ok {
-				ip, ok = a.next(family, owner+"/"+host)
+				ip, ok = a.next(f, owner+"/"+host)
 			}
 			if !ok {
 				a.problems = append(a.problems, Problem{Kind: "ServiceEntry", Namespace: se.Namespace, Name: se.Name, Field: "spec.hosts",
@@ -166,24 +216,35 @@ func (a *allocator) give(se *networkingv1.ServiceEntry, hosts []string, said map
 	return out
 }
 
-// next is the first free address of a block from where a name begins.
-func (a *allocator) next(family netip.Prefix, name string) (netip.Addr, bool) {
-	full := &a.full[0]
-	if family.Addr().Is6() {
-		full = &a.full[1]
-	}
-	if *full {
-		return netip.Addr{}, false
-	}
+// next is the first free address of a family from where a name begins; of those that are
+// in somebody's block only when there are no others.
+func (a *allocator) next(f int, name string) (netip.Addr, bool) {
 	h := fnv.New32a()
 	_, _ = h.Write([]byte(name)) // never fails
 	begin := h.Sum32() % autoSize
+	if !a.crowded[f] {
+		if ip, ok := a.free(f, begin, &a.blocked[f]); ok {
+			return ip, true
+		}
+		a.crowded[f] = true
+	}
+	if !a.full[f] {
+		if ip, ok := a.free(f, begin, new(places)); ok {
+			return ip, true
+		}
+		a.full[f] = true
+	}
+	return netip.Addr{}, false
+}
+
+// free is the first address from a place on that nobody has, without some.
+func (a *allocator) free(f int, begin uint32, without *places) (netip.Addr, bool) {
 	for i := range uint32(autoSize) {
-		if ip := nth(family, 1+(begin+i)%autoSize); a.free(ip) {
+		n := 1 + (begin+i)%autoSize
+		if ip := nth(autoBlocks[f], n); !without[n] && a.owners[ip] == "" {
 			return ip, true
 		}
 	}
-	*full = true
 	return netip.Addr{}, false
 }
 
@@ -197,6 +258,24 @@ func nth(p netip.Prefix, n uint32) netip.Addr {
 	b := p.Addr().As16()
 	binary.BigEndian.PutUint16(b[14:], uint16(n))
 	return netip.AddrFrom16(b)
+}
+
+// place is nth's n of an address.
+func place(ip netip.Addr) uint32 {
+	b := ip.AsSlice()
+	return uint32(binary.BigEndian.Uint16(b[len(b)-2:]))
+}
+
+// given are the addresses that hosts were given, by what has them: namespace/name.
+func given(entries []*networkingv1.ServiceEntry) map[netip.Addr]string {
+	a := allocator{owners: make(map[netip.Addr]string)}
+	for _, se := range oldestFirst(entries) {
+		if len(autoHosts(se)) > 0 {
+			a.keep(se)
+		}
+	}
+	maps.DeleteFunc(a.owners, func(ip netip.Addr, _ string) bool { return !givenOut(ip) })
+	return a.owners
 }
 
 // saysAddresses reports whether a status says these addresses and no others, in any order.

@@ -142,7 +142,7 @@ func TestAllocateWho(t *testing.T) {
 	}
 }
 
-// What is said stays, and what two say is the older one's.
+// What is said stays, whatever others write into their specs, and what two say is the older one's.
 func TestAllocateKeeps(t *testing.T) {
 	se := says(autoEntry(5, "kept", "a.example"), "a.example", "240.240.0.9", "a.example", "2001:2::9")
 	old := says(autoEntry(1, "old", "b.example"), "b.example", "240.240.0.9", "b.example", "2001:2::8")
@@ -171,8 +171,8 @@ func TestAllocateKeeps(t *testing.T) {
 		{"younger", value(se, false), "", "240.240.0.9"},
 		{"younger's other", value(se, true), "2001:2::9", ""},
 		{"of another block", value(elsewhere, false), "10.9.9.9", ""},
-		{"that a spec has", value(elsewhere, true), "", "2001:2::7"},
-		{"that a spec's block has", value(low, false), "", "240.240.0.3"},
+		{"that a spec has, too", value(elsewhere, true), "2001:2::7", ""},
+		{"that a spec's block has, too", value(low, false), "240.240.0.3", ""},
 		{"beside it", value(low, true), "2001:2::5", ""},
 		{"of one that is switched off", value(off, false), "240.240.0.44", ""},
 		{"that it has", value(taken, false), "", "240.240.0.44"},
@@ -202,12 +202,90 @@ func TestAllocateKeeps(t *testing.T) {
 	}
 }
 
-// When a block is used up the hosts that get nothing are told of, and the others go on.
+// Whoever may write a ServiceEntry somewhere takes no address from others' hosts: not by a
+// block that has them all, and not by writing down the one that a host was given.
+func TestAllocateAgainstSpecs(t *testing.T) {
+	good := says(autoEntry(1, "good", "a.example"), "a.example", "240.240.210.184", "a.example", "2001:2::d2b8")
+	evil := autoEntry(0, "evil", "evil.example")
+	evil.Namespace, evil.Spec.Resolution = "aaa", apinetworking.ServiceEntry_STATIC
+	evil.Spec.Addresses = []string{"240.0.0.0/4", "2001:2::/32", "240.240.210.184", "192.0.2.7"}
+	if list := allocate(t, good, evil); len(list) > 0 {
+		t.Errorf("a host that has addresses is given %v", list[0].Addresses)
+	}
+	// Where blocks leave nothing, hosts are given what is in them, and the blocks' owner is told.
+	late := autoEntry(2, "late", "late.example")
+	list, problems := Allocate([]*networkingv1.ServiceEntry{good, evil, late})
+	if len(list) != 1 || list[0].Entry != late || len(list[0].Addresses) != 2 {
+		t.Fatalf("given: %+v", list)
+	}
+	if len(problems) != 2 || problems[0].Name != "evil" || problems[0].Field != "spec.addresses[0]" || problems[1].Field != "spec.addresses[1]" {
+		t.Errorf("problems %v", problems)
+	}
+	apply(t, list)
+	unique(t, good, late)
+	r, err := All(Objects{ServiceEntries: []*networkingv1.ServiceEntry{good, evil, late}}, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range r.Services {
+		for _, vip := range s.VIPs {
+			if s.Name == "evil" && vip.Addr.String() != "192.0.2.7" {
+				t.Errorf("evil has %s", vip.Addr)
+			}
+		}
+	}
+	if len(r.Problems) != 1 || r.Problems[0].Field != "spec.addresses[2]" || !strings.Contains(r.Problems[0].Reason, "app/good") {
+		t.Errorf("problems %v", r.Problems)
+	}
+	// One's own may be written down.
+	good.Spec.Addresses = []string{"240.240.210.184"}
+	if r, err = All(Objects{ServiceEntries: []*networkingv1.ServiceEntry{good}}, Options{}); err != nil || len(r.Problems) > 0 || len(r.Services[0].VIPs) != 1 {
+		t.Errorf("%v, %v", r, err)
+	}
+}
+
+// Blocks that are no more than some of an address's bits apart are seen as what they are.
+func TestPlaces(t *testing.T) {
+	for _, c := range []struct {
+		block    string
+		in, not  []uint32
+		fam, all int
+	}{
+		{"240.240.1.0/24", []uint32{256, 511}, []uint32{255, 512}, 0, 256},
+		{"240.240.0.0/15", []uint32{0, 65535}, nil, 0, 65536},
+		{"240.241.0.0/16", nil, []uint32{0, 65535}, 0, 0},
+		{"2001:2::8000/113", []uint32{32768, 65535}, []uint32{32767}, 1, 32768},
+		{"2001:2:0:1::/64", nil, []uint32{0}, 1, 0}, // of the block, and of nothing that is given out
+		{"2001:2::/48", []uint32{0, 65535}, nil, 1, 65536},
+	} {
+		var in places
+		in.add(autoBlocks[c.fam], netip.MustParsePrefix(c.block))
+		n := 0
+		for _, b := range in {
+			if b {
+				n++
+			}
+		}
+		if n != c.all || slices.ContainsFunc(c.in, func(n uint32) bool { return !in[n] }) || slices.ContainsFunc(c.not, func(n uint32) bool { return in[n] }) {
+			t.Errorf("%s: %d", c.block, n)
+		}
+	}
+}
+
+// When nothing is left the hosts that get nothing are told of, and the others go on.
 func TestAllocateNothingLeft(t *testing.T) {
-	spec := autoEntry(0, "spec", "d.example")
-	spec.Spec.Addresses = []string{"240.240.0.0/17", "240.240.128.0/18", "240.240.192.0/19", "240.240.224.0/20", "240.240.240.0/21", "240.240.248.0/22", "240.240.252.0/23", "240.240.254.0/24", "240.240.255.0/25", "240.240.255.128/26", "240.240.255.192/27", "240.240.255.224/28", "240.240.255.240/29", "240.240.255.248/30", "240.240.255.252/31"}
+	var all []*networkingv1.ServiceEntry
+	for i := range 16 { // every address but 240.240.255.254, one by one, in specs
+		se := autoEntry(0, fmt.Sprint("spec", i), fmt.Sprintf("s%d.example", i))
+		for n := range uint32(4096) {
+			if ip := nth(autoV4, uint32(i)*4096+n); ip.String() != "240.240.255.254" {
+				se.Spec.Addresses = append(se.Spec.Addresses, ip.String())
+			}
+		}
+		all = append(all, se)
+	}
 	one, two := autoEntry(1, "one", "a.example"), autoEntry(2, "two", "b.example")
-	got, problems := Allocate([]*networkingv1.ServiceEntry{two, one, spec})
+	got, problems := Allocate(append([]*networkingv1.ServiceEntry{two, one}, all...))
 	if len(got) != 2 || len(got[0].Addresses) != 2 || got[0].Addresses[0].Address.String() != "240.240.255.254" || len(got[1].Addresses) != 1 {
 		t.Fatalf("%+v", got)
 	}

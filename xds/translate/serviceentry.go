@@ -39,6 +39,7 @@ type entry struct {
 // of their own, by namespace and name.
 func (b *builder) entries(list []*networkingv1.ServiceEntry, h *hosts) []*entry {
 	var out []*entry
+	b.given = given(list)
 	for _, se := range oldestFirst(list) {
 		if e := b.entry(se, h); e != nil {
 			out = append(out, e)
@@ -211,6 +212,9 @@ func (b *builder) entryAddresses(e *entry) (vips []workload.NetworkAddr, blocks 
 			e.report(fmt.Sprintf("spec.addresses[%d]", i), err.Error()+": left out")
 		case p.IsSingleIP() && p.Addr().IsUnspecified():
 			e.report(fmt.Sprintf("spec.addresses[%d]", i), fmt.Sprintf("%q is not an address to reach something at: left out", text))
+		case p.IsSingleIP() && b.given[p.Addr()] != "" && b.given[p.Addr()] != objectName(e.se.Namespace, e.se.Name):
+			e.report(fmt.Sprintf("spec.addresses[%d]", i), fmt.Sprintf("%s was given to a host of ServiceEntry %s, which has none of its own, and stays its: left out, take one that is in neither %s nor %s",
+				text, b.given[p.Addr()], autoV4, autoV6))
 		case p.IsSingleIP():
 			vips = append(vips, workload.NetworkAddr{Network: b.network, Addr: p.Addr()})
 		default:
