@@ -39,6 +39,8 @@ type model struct {
 	waiting chan struct{} // a slot for each request that waits
 	told    time.Time     // when the log was told of a change; update's
 
+	complained map[translate.Problem]bool // what the log was told of; update's
+
 	mu       sync.Mutex
 	objects  translate.Objects
 	result   translate.Result
@@ -113,7 +115,7 @@ func (m *model) update(objects translate.Objects) error {
 	if err != nil {
 		return err
 	}
-	before, previous, _ := m.current()
+	_, previous, _ := m.current()
 	snapshot, err := server.NewSnapshot(previous, server.Model{Workloads: result.Workloads, Services: result.Services, Policies: result.Policies})
 	if err != nil { // the rest of it is good
 		m.log.Error("not everything can be served", "err", err)
@@ -136,22 +138,32 @@ func (m *model) update(objects translate.Objects) error {
 		m.log.Log(context.Background(), level, "model changed", "version", snapshot.Version(), "workloads", len(result.Workloads),
 			"services", len(result.Services), "policies", len(result.Policies), "problems", len(result.Problems))
 	}
-	m.complain(before.Problems, result.Problems)
+	m.complain(result.Problems)
 	return nil
 }
 
-func (m *model) complain(before, now []translate.Problem) {
-	lines := 0
+// complain logs problems, each once while it lasts, and a bounded number at a time: the
+// rest with the changes that come.
+func (m *model) complain(now []translate.Problem) {
+	told := make(map[translate.Problem]bool, len(now))
+	lines, untold := 0, 0
 	for _, p := range now {
-		if slices.Contains(before, p) {
+		if m.complained[p] || told[p] {
+			told[p] = true
 			continue
 		}
-		if lines++; lines > maxProblemLines {
-			m.log.Warn("further problems are not logged", "problems", len(now))
-			return
+		if lines == maxProblemLines {
+			untold++
+			continue
 		}
+		lines++
+		told[p] = true
 		m.log.Warn("not translated as written", "kind", p.Kind, "namespace", p.Namespace, "name", p.Name, "field", p.Field, "err", p.Reason)
 	}
+	if untold > 0 {
+		m.log.Warn("further problems are logged after the next change", "problems", untold)
+	}
+	m.complained = told
 }
 
 func (m *model) current() (translate.Result, *server.Snapshot, <-chan struct{}) {

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -142,4 +143,47 @@ func TestStartBesideABrokenFile(t *testing.T) {
 	p.write("another.yaml", "broken: [") // nothing is known to be missing for it
 	p.write("policy.yaml", "# none any more\n")
 	c.until(webWorkload, webService)
+}
+
+// The log is told of each problem once, of some at a time, and of none never; and many
+// problems, which anybody's objects can have, hold up the mesh for no time that is felt:
+// comparing each with each would take minutes for these.
+func TestComplaints(t *testing.T) {
+	var log strings.Builder
+	m := newModel(translate.Options{}, func(*server.Snapshot) {}, slog.New(slog.NewTextHandler(&log, nil)))
+	list := make([]translate.Problem, 250)
+	for i := range list {
+		list[i] = translate.Problem{Kind: "ServiceEntry", Namespace: "app", Name: "e", Field: strconv.Itoa(i), Reason: "bad"}
+	}
+	lines := func() int {
+		defer log.Reset()
+		return strings.Count(log.String(), "not translated as written")
+	}
+	for i, want := range []int{100, 100, 50, 0, 0} {
+		if m.complain(list); lines() != want {
+			t.Errorf("change %d: not %d lines", i, want)
+		}
+	}
+	m.complain(nil)
+	if m.complain(list[:3]); lines() != 3 {
+		t.Error("what was wrong before and is again is not told")
+	}
+
+	m = newModel(translate.Options{}, func(*server.Snapshot) {}, slog.New(slog.DiscardHandler))
+	list = make([]translate.Problem, 300_000)
+	for i := range list {
+		list[i] = translate.Problem{Kind: "ServiceEntry", Namespace: "app", Name: "e", Field: strconv.Itoa(i), Reason: "bad"}
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for range 3 {
+			m.complain(list)
+		}
+	}()
+	select {
+	case <-done:
+	case <-time.After(time.Minute):
+		t.Fatal("a change is held up")
+	}
 }

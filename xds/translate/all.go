@@ -13,6 +13,9 @@ import (
 	"github.com/warren-mesh/warren/xds/workload"
 )
 
+// maxProblems is how many problems of one object are told.
+const maxProblems = 32
+
 // builder is one run of All.
 type builder struct {
 	opts     Options
@@ -95,8 +98,32 @@ func All(o Objects, opts Options) (Result, error) {
 		}
 	}
 	slices.SortFunc(out.Workloads, func(a, b *workload.Workload) int { return cmp.Compare(a.UID, b.UID) })
-	out.Problems, out.Bindings = b.problems, b.bindings
+	out.Problems, out.Bindings = bounded(b.problems), b.bindings
 	return out, nil
+}
+
+// bounded leaves out what one object has beyond its share. It comes from anybody, in a list
+// of thousands, and whoever logs or writes it goes through all of it with every change.
+func bounded(problems []Problem) []Problem {
+	of := func(p Problem) Problem { return Problem{Kind: p.Kind, Namespace: p.Namespace, Name: p.Name} }
+	count := make(map[Problem]int)
+	for _, p := range problems {
+		count[of(p)]++
+	}
+	seen := make(map[Problem]int, len(count))
+	kept := problems[:0]
+	for _, p := range problems {
+		key := of(p)
+		seen[key]++
+		switch n := seen[key]; {
+		case n <= maxProblems:
+			kept = append(kept, p)
+		case n == maxProblems+1:
+			key.Reason = fmt.Sprintf("and %d more", count[key]-maxProblems)
+			kept = append(kept, key)
+		}
+	}
+	return kept
 }
 
 func (b *builder) identity(pod *corev1.Pod) (spiffeid.ID, error) {

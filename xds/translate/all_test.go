@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	apinetworking "istio.io/api/networking/v1alpha3"
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 )
 
 func TestPlacements(t *testing.T) {
@@ -159,5 +161,28 @@ status: {phase: Running, podIPs: [{ip: %s}], conditions: [{type: Ready, status: 
 				t.Errorf("%s: %v", name, r.Problems)
 			}
 		}
+	}
+}
+
+// One object's mistakes are told up to a number, and the others' all the same.
+func TestBoundedProblems(t *testing.T) {
+	var entries []*networkingv1.ServiceEntry
+	for i := range 3 {
+		se := entryWith(1, 1, 0)
+		se.Namespace, se.Name, se.Spec.Hosts = "app", fmt.Sprint("e", i), []string{fmt.Sprintf("h%d.example", i)}
+		for range 1000 {
+			se.Spec.Endpoints = append(se.Spec.Endpoints, &apinetworking.WorkloadEntry{Address: "999.1.1.1"})
+		}
+		entries = append(entries, se)
+	}
+	r, err := All(Objects{ServiceEntries: entries}, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(r.Problems) != 3*(maxProblems+1) {
+		t.Errorf("%d problems", len(r.Problems))
+	}
+	if last := r.Problems[maxProblems]; last.Name != "e0" || last.Reason != "and 968 more" || last.Field != "" {
+		t.Errorf("the last is %v", last)
 	}
 }
