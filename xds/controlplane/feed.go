@@ -53,7 +53,8 @@ func (f fileFeed) Stale() []string { return nil }
 // kubeFeed is an API server.
 type kubeFeed struct{ *kube.Feeder }
 
-// Untaken implements feed: nothing is handed out before everything was read.
+// Untaken implements feed: nothing is handed out before everything was read, and for
+// policies that cannot be read the feeder has something to stand in.
 func (f kubeFeed) Untaken() []string { return nil }
 
 // Unsynced implements feed.

@@ -66,8 +66,10 @@ func setCondition(kind string, want condition) func(*unstructured.Unstructured) 
 // waypoints are not ours to judge.
 func conditionsOf(objects translate.Objects, result translate.Result, unread []kube.Problem) map[string]condition {
 	problems := make(map[string][]string)
+	refused := make(map[string]bool)
 	for _, p := range unread {
 		if p.Kind == policyKind && p.Name != "" {
+			refused[p.Namespace+"/"+p.Name] = p.Unread
 			problems[p.Namespace+"/"+p.Name] = append(problems[p.Namespace+"/"+p.Name], p.Reason)
 		}
 	}
@@ -87,7 +89,7 @@ func conditionsOf(objects translate.Objects, result translate.Result, unread []k
 		if p.Spec.GetTargetRef() != nil || len(p.Spec.GetTargetRefs()) > 0 {
 			continue
 		}
-		c := condition{accepted: sent[name], reason: reasonUnsupported, message: joined(slices.Compact(problems[name]))}
+		c := condition{accepted: sent[name] && !refused[name], reason: reasonUnsupported, message: joined(slices.Compact(problems[name]))}
 		switch {
 		case c.accepted && c.message == "":
 			c.reason, c.message = reasonAccepted, messageAccepted

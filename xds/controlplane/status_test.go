@@ -287,3 +287,22 @@ func addressTexts(e *networkingv1.ServiceEntry) (out []string) {
 	}
 	return out
 }
+
+// A control plane that starts and cannot read a policy serves one that denies, and says so
+// in the policy's status: its proxies had one, and would be told that it is gone.
+func TestUnreadablePolicy(t *testing.T) {
+	w := newWorld(t)
+	p := authorizationPolicy("p", "LIMIT")
+	p.SetGeneration(7)
+	w.create(policyGVR, p)
+	m, feeder := w.follows()
+	begin(t, policyStatus(w.dynamic, m, feeder.Problems, slog.New(slog.DiscardHandler)).run)
+	eventually(t, "the policy", func() bool {
+		_, r, _ := m.policies()
+		return len(r.Policies) == 1 && r.Policies[0].Action == workload.Deny && len(r.Policies[0].Rules) == 1
+	})
+	eventually(t, "refusal", func() bool {
+		c := conditionOf(w, "p")
+		return c["status"] == "False" && observed(c) == 7 && strings.Contains(fmt.Sprint(c["message"]), "LIMIT")
+	})
+}

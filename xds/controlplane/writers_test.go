@@ -175,6 +175,7 @@ func TestConditions(t *testing.T) {
 		"dry run":      {typedPolicy("p", func(p *securityv1.AuthorizationPolicy) { p.Annotations = map[string]string{"istio.io/dry-run": "true"} }), nil, "False", reasonUnsupported, "istio.io/dry-run"},
 		"for waypoint": {typedPolicy("p", func(p *securityv1.AuthorizationPolicy) { p.Spec.TargetRefs = append(p.Spec.TargetRefs, nil) }), nil, "", "", ""},
 		"not readable": {typedPolicy("p", nil), []kube.Problem{{Kind: policyKind, Namespace: "app", Name: "p", Reason: "newer"}, {Kind: policyKind, Reason: "API server gone"}}, "True", reasonUnsupported, "newer"},
+		"not read":     {typedPolicy("p", nil), []kube.Problem{{Kind: policyKind, Namespace: "app", Name: "p", Reason: "newer", Unread: true}}, "False", reasonUnsupported, "newer"},
 		"very wrong":   {typedPolicy("p", nil), []kube.Problem{{Kind: policyKind, Namespace: "app", Name: "p", Reason: strings.Repeat("ö", maxMessage)}}, "True", reasonUnsupported, "..."},
 	} {
 		t.Run(name, func(t *testing.T) {

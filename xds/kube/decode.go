@@ -21,35 +21,39 @@ import (
 // addCustom adds the kinds of Istio and of the Gateway API. Their objects are decoded
 // one by one, so that one that cannot be does not take a whole list with it.
 func (f *Feeder) addCustom() {
-	add(f, "security.istio.io", "authorizationpolicies", "AuthorizationPolicy", keepAuthorization,
+	add(f, "security.istio.io", "authorizationpolicies", "AuthorizationPolicy", keepAuthorization, standInAuthorization,
 		func(a, b *securityv1.AuthorizationPolicy) bool {
 			return sameVersion(a, b) && proto.Equal(&a.Status, &b.Status)
 		},
 		func(to *translate.Objects, l []*securityv1.AuthorizationPolicy) { to.AuthorizationPolicies = l })
-	add(f, "security.istio.io", "peerauthentications", "PeerAuthentication", keepPeerAuthentication,
+	add(f, "security.istio.io", "peerauthentications", "PeerAuthentication", keepPeerAuthentication, standInPeerAuthentication,
 		func(a, b *securityv1.PeerAuthentication) bool { return sameVersion(a, b) },
 		func(to *translate.Objects, l []*securityv1.PeerAuthentication) { to.PeerAuthentications = l })
-	add(f, "networking.istio.io", "serviceentries", "ServiceEntry", decode[networkingv1.ServiceEntry],
+	add(f, "networking.istio.io", "serviceentries", "ServiceEntry", decode[networkingv1.ServiceEntry], nil,
 		func(a, b *networkingv1.ServiceEntry) bool {
 			return sameVersion(a, b) && proto.Equal(&a.Status, &b.Status)
 		},
 		func(to *translate.Objects, l []*networkingv1.ServiceEntry) { to.ServiceEntries = l })
-	add(f, "networking.istio.io", "workloadentries", "WorkloadEntry", decode[networkingv1.WorkloadEntry],
+	add(f, "networking.istio.io", "workloadentries", "WorkloadEntry", decode[networkingv1.WorkloadEntry], nil,
 		func(a, b *networkingv1.WorkloadEntry) bool { return sameVersion(a, b) },
 		func(to *translate.Objects, l []*networkingv1.WorkloadEntry) { to.WorkloadEntries = l })
-	add(f, "gateway.networking.k8s.io", "gateways", "Gateway", decode[gatewayv1.Gateway],
+	add(f, "gateway.networking.k8s.io", "gateways", "Gateway", decode[gatewayv1.Gateway], nil,
 		func(a, b *gatewayv1.Gateway) bool {
 			return sameVersion(a, b) && equality.Semantic.DeepEqual(&a.Status, &b.Status)
 		},
 		func(to *translate.Objects, l []*gatewayv1.Gateway) { to.Gateways = l })
-	add(f, "gateway.networking.k8s.io", "gatewayclasses", "GatewayClass", decode[gatewayv1.GatewayClass],
+	add(f, "gateway.networking.k8s.io", "gatewayclasses", "GatewayClass", decode[gatewayv1.GatewayClass], nil,
 		func(a, b *gatewayv1.GatewayClass) bool { return sameVersion(a, b) },
 		func(to *translate.Objects, l []*gatewayv1.GatewayClass) { to.GatewayClasses = l })
 }
 
-func add[T metav1.Object](f *Feeder, group, resource, name string, keep func(metav1.Object) (T, error), same func(a, b T) bool, put func(*translate.Objects, []T)) {
+func add[T metav1.Object](f *Feeder, group, resource, name string, keep func(metav1.Object) (T, error), standIn func(metav1.Object, T) (T, string),
+	same func(a, b T) bool, put func(*translate.Objects, []T),
+) {
+	t := newTable(keep, same, f.touch)
+	t.standIn = standIn
 	f.kinds = append(f.kinds, &custom[T]{
-		table: newTable(keep, same, f.touch), contact: f.contact(name), put: put,
+		table: t, contact: f.contact(name), put: put,
 		group: group, resource: resource, name: name, versions: []string{"v1", "v1beta1"},
 		served: f.served, client: f.dynamic, poll: f.poll,
 	})

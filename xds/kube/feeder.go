@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -43,6 +44,10 @@ type Problem struct {
 	Kind            string
 	Namespace, Name string // empty when it is about the whole kind
 	Reason          string
+
+	APIVersion string // of the object
+	UID        types.UID
+	Unread     bool // nothing of the object is understood, as it is now
 }
 
 // String is one line for a log.

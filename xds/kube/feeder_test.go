@@ -345,7 +345,7 @@ func TestAway(t *testing.T) {
 	}
 }
 
-// One object that cannot be read is reported and keeps what it was; the others go on.
+// One policy that cannot be read is reported and keeps what it was, or forbids; the others go on.
 func TestBadObject(t *testing.T) {
 	c := newCluster(t)
 	c.define(authorizations.GroupVersion(), "authorizationpolicies")
@@ -356,7 +356,7 @@ func TestBadObject(t *testing.T) {
 	}
 	f := c.run("")
 	synced(t, f)
-	if o, _ := f.Read(); len(o.AuthorizationPolicies) != 2 {
+	if o, _ := f.Read(); len(o.AuthorizationPolicies) != 3 {
 		t.Errorf("policies = %v", o.AuthorizationPolicies)
 	}
 	if p := f.Problems(); len(p) != 1 || p[0].Name != "bad" || !strings.Contains(p[0].String(), "AuthorizationPolicy app/bad: cannot be read") {
@@ -371,13 +371,13 @@ func TestBadObject(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "second problem", func() bool { return len(f.Problems()) == 2 })
-	if o, _ := f.Read(); len(o.AuthorizationPolicies) != 2 {
+	if o, _ := f.Read(); len(o.AuthorizationPolicies) != 3 {
 		t.Errorf("policies = %v, want the last that could be read", o.AuthorizationPolicies)
 	}
 	if err := policies.Delete(t.Context(), "later", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	await(t, f, "its end", func(o translate.Objects) bool { return len(o.AuthorizationPolicies) == 1 && len(f.Problems()) == 1 })
+	await(t, f, "its end", func(o translate.Objects) bool { return len(o.AuthorizationPolicies) == 2 && len(f.Problems()) == 1 })
 	if _, err := policies.Update(t.Context(), policy("bad", "DENY", nil), metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}

@@ -8,6 +8,8 @@ import (
 	"sync"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 )
 
 // key is an object's identity within its kind. Its strings are those of the object.
@@ -32,15 +34,28 @@ func keyOf(o metav1.Object) key { return key{o.GetNamespace(), o.GetName()} }
 type table[T metav1.Object] struct {
 	// keep makes what is kept of an object; an error is about the object alone. Both can
 	// be: an object of which some part is not understood. Keeping twice is keeping once.
-	keep    func(raw metav1.Object) (T, error)
+	keep func(raw metav1.Object) (T, error)
+	// standIn makes what is kept of an object that cannot be read at all, and says what
+	// that is: of what it was before, which is none for one that never could be read. Nil
+	// for a kind whose objects stay as they were then, or are not there.
+	standIn func(raw metav1.Object, before T) (T, string)
 	same    func(a, b T) bool
 	changed func() // called after a change, without locks
 
 	mu      sync.Mutex
 	objects map[key]T
-	bad     map[key]string // what keep said
-	list    []T            // of objects; nil when it is out of date
+	bad     map[key]complaint
+	list    []T // of objects; nil when it is out of date
 	synced  bool
+}
+
+// complaint is what is wrong with an object.
+type complaint struct {
+	reason     string
+	apiVersion string
+	uid        types.UID
+	unread     bool // nothing of it is understood
+	never      bool // and never was: a stand-in is all that there is
 }
 
 // Add implements cache.ReflectorStore.
@@ -54,7 +69,7 @@ func (t *table[T]) Update(obj any) error {
 	}
 	kept, err := t.keep(raw)
 	t.mu.Lock()
-	changed := t.putLocked(keyOf(raw), kept, err)
+	changed := t.putLocked(raw, kept, err)
 	t.mu.Unlock()
 	if changed {
 		t.changed()
@@ -63,9 +78,30 @@ func (t *table[T]) Update(obj any) error {
 }
 
 // putLocked takes what keep made of an object. Of one that cannot be read at all, what
-// it was when it last could stays: a policy with a mistake is still a policy.
-func (t *table[T]) putLocked(k key, kept T, err error) (changed bool) {
-	changed = t.noteLocked(k, err)
+// it was when it last could stays: a policy with a mistake is still a policy. One that
+// never could be is not as if it were not there, either, where that allows more.
+func (t *table[T]) putLocked(raw metav1.Object, kept T, err error) (changed bool) {
+	k := keyOf(raw)
+	var none T
+	if any(kept) != any(none) || err == nil {
+		return t.setLocked(k, kept, complaintOf(raw, err))
+	}
+	c := complaintOf(raw, err)
+	c.unread = true
+	before, had := t.objects[k]
+	if !had || t.bad[k].never || before.GetUID() != raw.GetUID() {
+		before, c.never = none, true
+	}
+	if t.standIn != nil {
+		var what string
+		kept, what = t.standIn(raw, before)
+		c.reason += ": " + what
+	}
+	return t.setLocked(k, kept, c)
+}
+
+func (t *table[T]) setLocked(k key, kept T, c complaint) (changed bool) {
+	changed = t.noteLocked(k, c)
 	var none T
 	if any(kept) == any(none) {
 		return changed
@@ -78,18 +114,26 @@ func (t *table[T]) putLocked(k key, kept T, err error) (changed bool) {
 	return true
 }
 
-// noteLocked remembers what is wrong with an object.
-func (t *table[T]) noteLocked(k key, err error) (changed bool) {
-	before, had := t.bad[k]
-	switch {
-	case err == nil:
-		delete(t.bad, k)
-		return had
-	case had && before == err.Error():
-		return false
+func complaintOf(raw metav1.Object, err error) (c complaint) {
+	if err == nil {
+		return complaint{}
 	}
-	t.bad[k] = err.Error()
-	return true
+	if typed, ok := raw.(runtime.Object); ok {
+		c.apiVersion = typed.GetObjectKind().GroupVersionKind().GroupVersion().String()
+	}
+	c.reason, c.uid = err.Error(), raw.GetUID()
+	return c
+}
+
+// noteLocked remembers what is wrong with an object; the zero complaint is nothing.
+func (t *table[T]) noteLocked(k key, c complaint) (changed bool) {
+	before := t.bad[k]
+	if c == (complaint{}) {
+		delete(t.bad, k)
+	} else {
+		t.bad[k] = c
+	}
+	return before != c
 }
 
 // Delete implements cache.ReflectorStore.
@@ -117,10 +161,11 @@ func (t *table[T]) Delete(obj any) error {
 // Replace implements cache.ReflectorStore: items is everything that there is.
 func (t *table[T]) Replace(items []any, _ string) error {
 	type entry struct {
-		key  key
+		raw  metav1.Object
 		kept T
 		err  error
 	}
+	var none T
 	entries := make([]entry, 0, len(items))
 	there := make(map[key]bool, len(items))
 	for i, item := range items {
@@ -129,19 +174,25 @@ func (t *table[T]) Replace(items []any, _ string) error {
 			return fmt.Errorf("kube: %T has no metadata", item)
 		}
 		kept, err := t.keep(raw)
-		entries = append(entries, entry{keyOf(raw), kept, err})
+		e := entry{nil, kept, err}
+		if err != nil || any(kept) == any(none) {
+			e.raw = raw
+		} else {
+			e.raw = kept // much smaller
+		}
+		entries = append(entries, e)
 		there[keyOf(raw)] = true
-		items[i] = nil // ours; what was kept of it is much smaller
+		items[i] = nil // ours
 	}
 	t.mu.Lock()
 	changed := !t.synced
 	t.synced = true
 	for _, e := range entries {
-		changed = t.putLocked(e.key, e.kept, e.err) || changed
+		changed = t.putLocked(e.raw, e.kept, e.err) || changed
 	}
 	before := len(t.objects) + len(t.bad)
 	maps.DeleteFunc(t.objects, func(k key, _ T) bool { return !there[k] })
-	maps.DeleteFunc(t.bad, func(k key, _ string) bool { return !there[k] })
+	maps.DeleteFunc(t.bad, func(k key, _ complaint) bool { return !there[k] })
 	if len(t.objects)+len(t.bad) != before {
 		t.list, changed = nil, true
 	}
@@ -156,7 +207,7 @@ func (t *table[T]) Replace(items []any, _ string) error {
 func (t *table[T]) Resync() error { return nil }
 
 func newTable[T metav1.Object](keep func(metav1.Object) (T, error), same func(a, b T) bool, changed func()) *table[T] {
-	return &table[T]{keep: keep, same: same, changed: changed, objects: make(map[key]T), bad: make(map[key]string)}
+	return &table[T]{keep: keep, same: same, changed: changed, objects: make(map[key]T), bad: make(map[key]complaint)}
 }
 
 // all returns the objects, which nobody may change, in no order.
@@ -182,7 +233,8 @@ func (t *table[T]) complaints(kind string) []Problem {
 	defer t.mu.Unlock()
 	var out []Problem
 	for _, k := range slices.SortedFunc(maps.Keys(t.bad), key.compare) {
-		out = append(out, Problem{Kind: kind, Namespace: k.namespace, Name: k.name, Reason: t.bad[k]})
+		c := t.bad[k]
+		out = append(out, Problem{Kind: kind, Namespace: k.namespace, Name: k.name, Reason: c.reason, APIVersion: c.apiVersion, UID: c.uid, Unread: c.unread})
 	}
 	return out
 }
