@@ -3,6 +3,7 @@ package controlplane
 import (
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -63,9 +64,27 @@ func (a *addresses) wanted() (map[string]wantedStatus, <-chan struct{}) {
 			continue
 		}
 		e := entry.Entry
-		out[e.Namespace+"/"+e.Name] = wantedStatus{gv.WithResource(entryResource), e.Namespace, e.Name, e.Generation, a.change(entry), func() { a.note(entry) }}
+		out[e.Namespace+"/"+e.Name] = a.wantedOf(gv.WithResource(entryResource), entry)
 	}
 	return out, changed
+}
+
+func (a *addresses) wantedOf(resource schema.GroupVersionResource, to translate.Allocation) wantedStatus {
+	e, status := to.Entry, statusOf(to)
+	return wantedStatus{
+		resource: resource, namespace: e.Namespace, name: e.Name, generation: e.Generation, change: a.change(to),
+		says: func(now *unstructured.Unstructured) bool { return sameAddresses(now, status) },
+		mark: string(e.UID) + addressText(e.Status.GetAddresses()) + " to" + addressText(status),
+		done: func() { a.note(to) },
+	}
+}
+
+func addressText(list []*apinetworking.ServiceEntryAddress) string {
+	var b strings.Builder
+	for _, a := range list {
+		b.WriteString(" " + a.GetHost() + "=" + a.GetValue())
+	}
+	return b.String()
 }
 
 // withWritten returns the entries with what was written into them.

@@ -1,12 +1,14 @@
 package controlplane
 
 import (
+	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
 	"time"
 
 	metav1alpha1 "istio.io/api/meta/v1alpha1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
@@ -49,16 +51,21 @@ func policiesUntold(objects translate.Objects, result translate.Result, problems
 		if err != nil || said(p.Status.GetConditions(), conditionType, p.Generation, want) {
 			continue // it came from an API server, which knows its own versions
 		}
-		out[name] = wantedStatus{gv.WithResource(policyResource), p.Namespace, p.Name, p.Generation, setCondition(conditionType, want), nil}
+		out[name] = conditionWanted(gv.WithResource(policyResource), p, conditionType, want)
 	}
 	return out
 }
 
-// setCondition is the change that makes a status say something.
-func setCondition(kind string, want condition) func(*unstructured.Unstructured) (map[string]any, bool) {
-	return func(now *unstructured.Unstructured) (map[string]any, bool) {
+// conditionWanted is an object whose status is to say something.
+func conditionWanted(resource schema.GroupVersionResource, o metav1.Object, kind string, want condition) wantedStatus {
+	change := func(now *unstructured.Unstructured) (map[string]any, bool) {
 		conditions, changed := withCondition(now, kind, want, time.Now())
 		return map[string]any{"conditions": conditions}, changed
+	}
+	return wantedStatus{
+		resource: resource, namespace: o.GetNamespace(), name: o.GetName(), generation: o.GetGeneration(), change: change,
+		says: func(now *unstructured.Unstructured) bool { _, changed := change(now); return !changed },
+		mark: fmt.Sprintf("%s %+v", kind, want),
 	}
 }
 

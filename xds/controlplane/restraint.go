@@ -6,7 +6,8 @@ import (
 )
 
 // A thing that somebody else writes as often as we do is left alone for longer each
-// time, so that two control planes in a cluster do not keep its API server busy.
+// time, so that two control planes in a cluster do not keep its API server busy. What we
+// write because something changed is no such case: nobody counts it.
 const (
 	freeWrites  = 3
 	firstPause  = 5 * time.Second
@@ -36,8 +37,8 @@ func (r *restraint) wait(what string, now time.Time) time.Duration {
 	return 0
 }
 
-// wrote counts that it was written.
-func (r *restraint) wrote(what string, now time.Time) {
+// wrote counts that it was written again, and says for how long it is left alone now.
+func (r *restraint) wrote(what string, now time.Time) time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	w := r.seen[what]
@@ -53,6 +54,7 @@ func (r *restraint) wrote(what string, now time.Time) {
 	if over := w.times - freeWrites; over >= 0 {
 		w.next = now.Add(min(firstPause<<min(over, 10), longestStop))
 	}
+	return max(w.next.Sub(now), 0)
 }
 
 // forget ends what is known of a thing that is no more.

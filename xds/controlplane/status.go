@@ -19,7 +19,10 @@ import (
 	"k8s.io/client-go/util/workqueue"
 )
 
-const statusWriters = 4
+const (
+	statusWriters = 4
+	maxWrote      = 50_000 // objects, of which is known what was written last
+)
 
 // statusWriter keeps a part of the status of objects as it should be.
 type statusWriter struct {
@@ -43,7 +46,15 @@ type wantedStatus struct {
 	// change returns fields of a status in place of those that an object has, false for
 	// one that needs no change.
 	change func(now *unstructured.Unstructured) (fields map[string]any, changed bool)
-	done   func() // called after it was written; nil for nothing
+	// says reports whether an object's status is as this has it be.
+	says func(now *unstructured.Unstructured) bool
+	mark string // what it is to be, in a word: equal for what is equal
+	done func() // called after it was written; nil for nothing
+}
+
+// same reports whether two want the same of one object.
+func (w wantedStatus) same(o wantedStatus) bool {
+	return w.resource == o.resource && w.generation == o.generation && w.mark == o.mark
 }
 
 // statusRun is a statusWriter at work.
@@ -53,21 +64,23 @@ type statusRun struct {
 
 	mu    sync.Mutex
 	until map[string]wantedStatus
+	// waits are those that are in the queue, or will be: to be tried again after a failure,
+	// or after a pause. A change of something else is no reason to do that earlier.
+	waits map[string]bool
+	// wrote is what was written last, of those that had it before.
+	wrote map[string]wantedStatus
 }
 
 // run writes until ctx ends.
 func (s *statusWriter) run(ctx context.Context) {
-	run := &statusRun{statusWriter: s, queue: newRetries()}
+	run := &statusRun{statusWriter: s, queue: newRetries(), waits: make(map[string]bool), wrote: make(map[string]wantedStatus)}
 	work(ctx, run.queue, cmp.Or(s.workers, statusWriters), run.follow, run.process)
 }
 
 func (s *statusRun) follow(ctx context.Context) {
 	for {
 		wanted, changed := s.wanted()
-		s.mu.Lock()
-		s.until = wanted
-		s.mu.Unlock()
-		for key := range wanted {
+		for _, key := range s.take(wanted) {
 			s.queue.Add(key)
 		}
 		select {
@@ -78,31 +91,66 @@ func (s *statusRun) follow(ctx context.Context) {
 	}
 }
 
+// take notes what is wanted now, and returns what is to be looked at.
+func (s *statusRun) take(wanted map[string]wantedStatus) (due []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for key, want := range wanted {
+		if before, ok := s.until[key]; !ok || !s.waits[key] || !want.same(before) {
+			s.waits[key] = true
+			due = append(due, key)
+		}
+	}
+	s.until = wanted
+	return due
+}
+
 // process writes one object's status.
 func (s *statusRun) process(ctx context.Context, key string) error {
 	s.mu.Lock()
 	want, ok := s.until[key]
+	delete(s.waits, key) // what is wanted from here on is another turn's
 	s.mu.Unlock()
 	if !ok {
+		return nil
+	}
+	if wait := s.restraint.wait(key, time.Now()); wait > 0 {
+		s.again(key)
+		s.queue.AddAfter(key, wait)
 		return nil
 	}
 	wrote, err := s.write(ctx, key, want)
 	switch {
 	case apierrors.IsNotFound(err):
-		s.restraint.forget(key) // it is gone, or its kind is
+		s.forget(key) // it is gone, or its kind is
 		return nil
 	case apierrors.IsConflict(err):
+		s.again(key)
 		return err // somebody changed it: again
 	case err != nil && ctx.Err() == nil:
+		s.again(key)
 		s.writes.failedWith(ctx, s.log, "cannot write the status of an object", "what", s.what, "object", key, "err", err)
 	case wrote:
-		s.restraint.wrote(key, time.Now())
 		s.writes.succeeded()
 		if want.done != nil {
 			want.done()
 		}
 	}
 	return err
+}
+
+// again notes that an object comes again without being asked for.
+func (s *statusRun) again(key string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.waits[key] = true
+}
+
+func (s *statusRun) forget(key string) {
+	s.restraint.forget(key)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.wrote, key)
 }
 
 // write puts our part beside those of others, unless it is there.
@@ -118,11 +166,6 @@ func (s *statusRun) write(ctx context.Context, key string, want wantedStatus) (w
 	if !changed || now.GetGeneration() != want.generation { // news of the latter is on its way
 		return false, nil
 	}
-	if wait := s.restraint.wait(key, time.Now()); wait > 0 {
-		s.log.Warn("somebody else writes the status of an object, too: it is left as it is for a while", "what", s.what, "object", key, "for", wait)
-		s.queue.AddAfter(key, wait)
-		return false, nil
-	}
 	patch, err := json.Marshal(map[string]any{
 		"metadata": map[string]any{"resourceVersion": now.GetResourceVersion()}, // a conflict, if it changes meanwhile
 		"status":   fields,
@@ -130,8 +173,29 @@ func (s *statusRun) write(ctx context.Context, key string, want wantedStatus) (w
 	if err != nil {
 		return false, err
 	}
-	_, err = client.Patch(ctx, want.name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: fieldManager}, "status")
-	return err == nil, err
+	if _, err = client.Patch(ctx, want.name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: fieldManager}, "status"); err != nil {
+		return false, err
+	}
+	s.note(key, want, now)
+	return true, nil
+}
+
+// note counts a write that answers somebody else's: where what we had written last into
+// this generation of the object was not there any more.
+func (s *statusRun) note(key string, want wantedStatus, found *unstructured.Unstructured) {
+	s.mu.Lock()
+	before, ok := s.wrote[key]
+	if len(s.wrote) >= maxWrote {
+		clear(s.wrote) // whoever is written against is there again soon
+	}
+	s.wrote[key] = want
+	s.mu.Unlock()
+	if !ok || before.generation != want.generation || before.says(found) {
+		return
+	}
+	if pause := s.restraint.wrote(key, time.Now()); pause > 0 {
+		s.log.Warn("somebody else writes the status of an object, too: it is left as it is for a while", "what", s.what, "object", key, "for", pause)
+	}
 }
 
 // condition is what a status should say of one matter; the zero value is nothing.

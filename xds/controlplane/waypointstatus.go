@@ -40,7 +40,7 @@ func bindingsUntold(objects translate.Objects, result translate.Result) map[stri
 	for _, s := range objects.Services {
 		key := serviceKind + " " + s.Namespace + "/" + s.Name
 		if want := conditions[key]; !serviceSays(s, want) {
-			out[key] = wantedStatus{services, s.Namespace, s.Name, s.Generation, setCondition(conditionBound, want), nil}
+			out[key] = conditionWanted(services, s, conditionBound, want)
 		}
 	}
 	for _, e := range objects.ServiceEntries {
@@ -50,7 +50,7 @@ func bindingsUntold(objects translate.Objects, result translate.Result) map[stri
 		if err != nil || said(e.Status.GetConditions(), conditionBound, e.Generation, want) {
 			continue
 		}
-		out[key] = wantedStatus{gv.WithResource(entryResource), e.Namespace, e.Name, e.Generation, setCondition(conditionBound, want), nil}
+		out[key] = conditionWanted(gv.WithResource(entryResource), e, conditionBound, want)
 	}
 	return out
 }
