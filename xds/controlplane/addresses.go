@@ -33,7 +33,8 @@ type addresses struct {
 	mu      sync.Mutex
 	written map[string]written
 
-	told []translate.Problem // what the log says; wanted's
+	told []translate.Problem       // what the log says; wanted's
+	tell func([]translate.Problem) // takes what is wrong, for who looks at the objects; nil for nobody
 }
 
 type written struct {
@@ -43,8 +44,8 @@ type written struct {
 }
 
 // addressStatus is the writer of it. One at a time: who comes next sees what was given.
-func addressStatus(client dynamic.Interface, m *model, log *slog.Logger) *statusWriter {
-	a := &addresses{log: log, written: make(map[string]written), entries: func() ([]*networkingv1.ServiceEntry, <-chan struct{}) {
+func addressStatus(client dynamic.Interface, m *model, log *slog.Logger, tell func([]translate.Problem)) *statusWriter {
+	a := &addresses{log: log, tell: tell, written: make(map[string]written), entries: func() ([]*networkingv1.ServiceEntry, <-chan struct{}) {
 		objects, _, changed := m.policies()
 		return objects.ServiceEntries, changed
 	}}
@@ -57,6 +58,9 @@ func (a *addresses) wanted() (map[string]wantedStatus, <-chan struct{}) {
 	list, problems := translate.Allocate(a.withWritten(entries, time.Now()))
 	tellUnaddressed(a.log, a.told, problems)
 	a.told = problems
+	if a.tell != nil {
+		a.tell(problems)
+	}
 	out := make(map[string]wantedStatus, len(list))
 	for _, entry := range list {
 		gv, err := schema.ParseGroupVersion(entry.Entry.APIVersion)

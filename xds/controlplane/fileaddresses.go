@@ -59,11 +59,11 @@ func statusOf(a translate.Allocation) (out []*apinetworking.ServiceEntryAddress)
 	return out
 }
 
-// tellUnaddressed logs which hosts newly have no address.
+// tellUnaddressed logs what is newly wrong with the addresses of hosts.
 func tellUnaddressed(log *slog.Logger, told, problems []translate.Problem) {
 	for _, p := range problems[:min(len(problems), maxProblemLines)] {
 		if !slices.Contains(told, p) {
-			log.Error("a host is given no address", "namespace", p.Namespace, "name", p.Name, "err", p.Reason)
+			log.Error("not all hosts are given the addresses they should be", "namespace", p.Namespace, "name", p.Name, "field", p.Field, "err", p.Reason)
 		}
 	}
 }

@@ -30,7 +30,7 @@ func (c *kubeCollector) Collect(to chan<- prometheus.Metric) {
 	}
 	send(prometheus.GaugeValue, "warren_kube_object_problems", "Objects that could not be read as they are, and kinds of which no news arrive.", float64(len(c.feed.Problems())))
 	send(prometheus.GaugeValue, "warren_leader", "Whether this replica writes root ConfigMaps and the status of objects.", number(c.cluster.leader.leads.Load()))
-	writes := map[string]*counts{"pod-event": &c.cluster.podEvents.writes}
+	writes := map[string]*counts{"event": &c.cluster.events.writes}
 	if c.cluster.rootMaps != nil {
 		writes["root-configmap"] = &c.cluster.rootMaps.writes
 	}

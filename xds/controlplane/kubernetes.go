@@ -49,10 +49,10 @@ func connect(cfg *rest.Config) (c clients, err error) {
 
 // cluster is what a control plane has in Kubernetes: what the leader of its replicas does.
 type cluster struct {
-	leader    *leader
-	rootMaps  *rootMaps // nil for none
-	statuses  []*statusWriter
-	podEvents *podEvents
+	leader   *leader
+	rootMaps *rootMaps // nil for none
+	statuses []*statusWriter
+	events   *objectEvents
 }
 
 // useKubernetes takes everything from an API server.
@@ -88,6 +88,8 @@ func (p *ControlPlane) useClients(c clients, td spiffeid.TrustDomain) error {
 		k.rootMaps = &rootMaps{client: c.kubernetes, name: p.cfg.RootConfigMap, roots: p.roots, world: feeder.Read, log: p.log, again: make(chan struct{}, 1)}
 		duties = append(duties, k.rootMaps.run)
 	}
+	k.events = &objectEvents{client: c.kubernetes, world: p.model.policies, unread: feeder.Problems, log: p.log, again: make(chan struct{}, 1)}
+	duties = append(duties, k.events.run)
 	if p.cfg.PolicyStatus {
 		k.statuses = append(k.statuses, policyStatus(c.dynamic, p.model, feeder.Problems, p.log))
 	}
@@ -95,13 +97,11 @@ func (p *ControlPlane) useClients(c clients, td spiffeid.TrustDomain) error {
 		k.statuses = append(k.statuses, waypointStatus(c.dynamic, p.model, p.log))
 	}
 	if p.cfg.AllocateAddresses {
-		k.statuses = append(k.statuses, addressStatus(c.dynamic, p.model, p.log))
+		k.statuses = append(k.statuses, addressStatus(c.dynamic, p.model, p.log, k.events.setUnaddressed))
 	}
 	for _, s := range k.statuses {
 		duties = append(duties, s.run)
 	}
-	k.podEvents = &podEvents{client: c.kubernetes, world: p.model.policies, log: p.log}
-	duties = append(duties, k.podEvents.run)
 	k.leader = newLeader(c.kubernetes, p.cfg.Namespace, p.log, duties...)
 	p.cluster = k
 	return nil

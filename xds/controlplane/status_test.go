@@ -97,7 +97,7 @@ func TestAddresses(t *testing.T) {
 		return false, nil, nil
 	})
 	m, _ := w.follows()
-	begin(t, addressStatus(w.dynamic, m, slog.New(slog.DiscardHandler)).run)
+	begin(t, addressStatus(w.dynamic, m, slog.New(slog.DiscardHandler), nil).run)
 	const n = 20
 	for i := range n {
 		w.create(entryGVR, serviceEntry(fmt.Sprintf("e%d", i), fmt.Sprintf("h%d.example", i)))

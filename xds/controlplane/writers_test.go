@@ -16,6 +16,7 @@ import (
 
 	metav1alpha1 "istio.io/api/meta/v1alpha1"
 	apisecurity "istio.io/api/security/v1beta1"
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -316,7 +317,7 @@ func TestPodEvents(t *testing.T) {
 		return a.GetNamespace() == "other" && refused.Load(), nil, errors.New("quota exceeded")
 	})
 	m := newModel(translate.Options{}, func(*server.Snapshot) {}, slog.New(slog.DiscardHandler))
-	p := &podEvents{client: w.client, world: m.policies, log: slog.New(slog.DiscardHandler)}
+	p := &objectEvents{client: w.client, world: m.policies, log: slog.New(slog.DiscardHandler)}
 	begin(t, p.run)
 	set := func(pods ...*corev1.Pod) {
 		t.Helper()
@@ -328,7 +329,7 @@ func TestPodEvents(t *testing.T) {
 		return func() bool {
 			l, err := w.client.CoreV1().Events(namespace).List(t.Context(), metav1.ListOptions{})
 			return err == nil && slices.ContainsFunc(l.Items, func(e corev1.Event) bool {
-				return e.InvolvedObject.Name == pod && e.InvolvedObject.UID == "uid-x" && e.Reason == podProblem && strings.Contains(e.Message, words)
+				return e.InvolvedObject.Name == pod && e.InvolvedObject.UID == "uid-x" && e.Reason == meshProblem && strings.Contains(e.Message, words)
 			})
 		}
 	}
@@ -364,7 +365,7 @@ func TestPodEvents(t *testing.T) {
 // What goes on is told again after a while, what is over is forgotten, and only so much
 // is remembered.
 func TestPodEventsAreDue(t *testing.T) {
-	p := &podEventRun{told: make(map[string]*toldPod)}
+	p := &objectEventRun{told: make(map[string]*toldObject), in: make(map[string]int)}
 	now := time.Now()
 	some := map[string]*corev1.Event{"app/a.1": {}, "app/b.1": {}}
 	for i, step := range []struct {
@@ -372,19 +373,86 @@ func TestPodEventsAreDue(t *testing.T) {
 		after  time.Duration
 		due    int
 	}{
-		{some, 0, 2}, {some, time.Minute, 0}, {some, podEventAgain, 2}, {nil, podEventAgain, 0}, {some, podEventAgain, 2},
+		{some, 0, 2}, {some, time.Minute, 0}, {some, eventAgain, 2}, {nil, eventAgain, 0}, {some, eventAgain, 2},
 	} {
 		if due := p.take(step.events, now.Add(step.after)); len(due) != step.due {
 			t.Errorf("step %d: %v are due, want %d", i, due, step.due)
 		}
 	}
 	many := make(map[string]*corev1.Event)
-	for i := range 2 * maxPodEvents {
-		many[fmt.Sprint(i)] = &corev1.Event{}
+	for i := range 2 * maxEvents {
+		many[fmt.Sprint(i)] = &corev1.Event{ObjectMeta: metav1.ObjectMeta{Namespace: fmt.Sprint(i % 16)}}
 	}
-	if due := p.take(many, now); len(due) != maxPodEvents || len(p.told) != maxPodEvents {
+	if due := p.take(many, now); len(due) != maxEvents || len(p.told) != maxEvents {
 		t.Errorf("%d of %d are due, %d remembered", len(due), len(many), len(p.told))
 	}
+}
+
+// What is wrong with any object is told on it: on one that was read, on one that could not
+// be, and by a list that the API server never sees. One namespace takes no other's place.
+func TestEventsOf(t *testing.T) {
+	objects := translate.Objects{
+		PeerAuthentications: []*securityv1.PeerAuthentication{{TypeMeta: metav1.TypeMeta{APIVersion: "security.istio.io/v1"}, ObjectMeta: metav1.ObjectMeta{Namespace: "app", Name: "p", UID: "u1"}}},
+		Namespaces:          []*corev1.Namespace{{ObjectMeta: metav1.ObjectMeta{Name: "app", UID: "u2"}}},
+	}
+	got := eventsOf(objects, []translate.Problem{
+		{Kind: "PeerAuthentication", Namespace: "app", Name: "p", Field: "spec", Reason: "has no effect"},
+		{Kind: "PeerAuthentication", Namespace: "app", Name: "p", Reason: "twice"},
+		{Kind: "PeerAuthentication", Namespace: "app", Name: "gone", Reason: "is not there any more"},
+		{Kind: "Namespace", Name: "app", Field: "metadata.labels", Reason: "bad"},
+	}, []kube.Problem{
+		{Kind: "WorkloadEntry", Namespace: "app", Name: "w", Reason: "cannot be read", APIVersion: "networking.istio.io/v1", UID: "u3", Unread: true},
+		{Kind: "Gateway", Reason: "the API server is away"},
+	})
+	texts := map[string]string{}
+	for key, e := range got {
+		if e.Namespace+"/"+e.Name != key || e.Reason != meshProblem {
+			t.Errorf("%s: %v", key, e)
+		}
+		o := e.InvolvedObject
+		texts[strings.Join([]string{e.Namespace, o.APIVersion, o.Kind, o.Namespace, o.Name, string(o.UID)}, " ")] = e.Message
+	}
+	want := map[string]string{
+		"app security.istio.io/v1 PeerAuthentication app p u1": "spec: has no effect; twice",
+		"app networking.istio.io/v1 WorkloadEntry app w u3":    "cannot be read",
+		"default v1 Namespace  app u2":                         "metadata.labels: bad",
+	}
+	if !reflect.DeepEqual(texts, want) {
+		t.Errorf("%q", texts)
+	}
+	p := &objectEventRun{told: make(map[string]*toldObject), in: make(map[string]int)}
+	many := make(map[string]*corev1.Event)
+	for i := range maxEvents {
+		many[fmt.Sprint(i)] = &corev1.Event{ObjectMeta: metav1.ObjectMeta{Namespace: "one"}}
+	}
+	if due := p.take(many, time.Now()); len(due) != maxEventsIn {
+		t.Errorf("one namespace has %d", len(due))
+	}
+	many["other"] = &corev1.Event{ObjectMeta: metav1.ObjectMeta{Namespace: "other"}}
+	if due := p.take(many, time.Now()); !slices.Contains(due, "other") {
+		t.Error("another has none")
+	}
+}
+
+// A host that gets no address, or a block that leaves none, is told of without a change of
+// any object.
+func TestUnaddressedIsTold(t *testing.T) {
+	w := newWorld(t)
+	m := newModel(translate.Options{}, func(*server.Snapshot) {}, slog.New(slog.DiscardHandler))
+	p := &objectEvents{client: w.client, world: m.policies, log: slog.New(slog.DiscardHandler), again: make(chan struct{}, 1)}
+	begin(t, p.run)
+	se := &networkingv1.ServiceEntry{TypeMeta: metav1.TypeMeta{APIVersion: "networking.istio.io/v1"}, ObjectMeta: metav1.ObjectMeta{Namespace: "app", Name: "e", UID: "uid-x"}}
+	se.Spec.Hosts = []string{"e.example"}
+	if err := m.update(translate.Objects{ServiceEntries: []*networkingv1.ServiceEntry{se}}); err != nil {
+		t.Fatal(err)
+	}
+	p.setUnaddressed([]translate.Problem{{Kind: "ServiceEntry", Namespace: "app", Name: "e", Field: "spec.hosts", Reason: "all are given out"}})
+	eventually(t, "its Event", func() bool {
+		l, err := w.client.CoreV1().Events("app").List(t.Context(), metav1.ListOptions{})
+		return err == nil && slices.ContainsFunc(l.Items, func(e corev1.Event) bool {
+			return e.InvolvedObject.UID == "uid-x" && e.InvolvedObject.Kind == "ServiceEntry" && e.Message == "spec.hosts: all are given out"
+		})
+	})
 }
 
 // One replica leads; another does when it is gone.
