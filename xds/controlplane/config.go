@@ -68,6 +68,8 @@ type Config struct {
 	Hosts           []string // further names and addresses in the serving certificate
 	HealthListen    string   // empty: none
 	MetricsListen   string   // empty: none
+	// ConnectionsPerAddress is how many one address may have to each port; zero: any number.
+	ConnectionsPerAddress int
 
 	TTL    time.Duration // of certificates that ask for none
 	MaxTTL time.Duration
@@ -97,11 +99,14 @@ func Defaults() Config {
 		Listen:        defaultListen,
 		HealthListen:  defaultHealth,
 		MetricsListen: defaultMetrics,
-		TTL:           24 * time.Hour,
-		MaxTTL:        90 * 24 * time.Hour,
-		CARate:        caserver.DefaultRate,
-		CABurst:       caserver.DefaultBurst,
-		CAOverlap:     24 * time.Hour,
+
+		ConnectionsPerAddress: defaultPerAddress,
+
+		TTL:       24 * time.Hour,
+		MaxTTL:    90 * 24 * time.Hour,
+		CARate:    caserver.DefaultRate,
+		CABurst:   caserver.DefaultBurst,
+		CAOverlap: 24 * time.Hour,
 	}
 }
 
@@ -121,6 +126,7 @@ func (c *Config) RegisterFlags(fs *pflag.FlagSet) {
 	fs.StringSliceVar(&c.Hosts, "hosts", c.Hosts, "further DNS names and IP addresses in the serving certificate")
 	fs.StringVar(&c.HealthListen, "health-listen", c.HealthListen, "address of /healthz/live and /healthz/ready; empty for none")
 	fs.StringVar(&c.MetricsListen, "metrics-listen", c.MetricsListen, "address of /metrics; empty for none")
+	fs.IntVar(&c.ConnectionsPerAddress, "connections-per-address", c.ConnectionsPerAddress, "connections that one address may have to each port; more where many proxies come from one address, as through a gateway; 0 for any number")
 	fs.DurationVar(&c.TTL, "ca-ttl", c.TTL, "lifetime of certificates whose requests ask for none")
 	fs.DurationVar(&c.MaxTTL, "max-ttl", c.MaxTTL, "longest lifetime that a request may ask for")
 	fs.Float64Var(&c.CARate, "ca-rate", c.CARate, "certificates a second that one caller, a node's proxy, is given; who asks for more is told when to ask again")
@@ -253,6 +259,9 @@ func (c *Config) validateListeners(bad complain) {
 			bad(l.flag, "%q is the address of --%s", l.value, seen[l.value])
 		}
 		seen[l.value] = l.flag
+	}
+	if c.ConnectionsPerAddress < 0 {
+		bad("connections-per-address", "%d is less than zero", c.ConnectionsPerAddress)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net"
 	"os"
 	"strings"
@@ -11,8 +12,13 @@ import (
 	"golang.org/x/net/netutil"
 )
 
-// maxConnections bounds each port: the nodes of a large cluster, twice.
-const maxConnections = 10_000
+const (
+	// maxConnections bounds each port: the nodes of a large cluster, twice.
+	maxConnections = 10_000
+	// defaultPerAddress bounds those of one address: a proxy has two or three, and the one
+	// that takes its place as many. Behind an address that is translated there may be more.
+	defaultPerAddress = 64
+)
 
 // listeners are those of a control plane; nil are those that were not asked for.
 type listeners struct {
@@ -20,7 +26,7 @@ type listeners struct {
 }
 
 // listen opens all of them, or none and says everything that was in the way.
-func listen(cfg Config) (listeners, error) {
+func listen(cfg Config, log *slog.Logger) (listeners, error) {
 	var l listeners
 	var errs []error
 	for _, one := range []struct {
@@ -40,7 +46,7 @@ func listen(cfg Config) (listeners, error) {
 			errs = append(errs, fmt.Errorf("--%s: %w", one.flag, err))
 			continue
 		}
-		*one.to = netutil.LimitListener(opened, maxConnections)
+		*one.to = newPerAddress(netutil.LimitListener(opened, maxConnections), cfg.ConnectionsPerAddress, log)
 	}
 	if len(errs) > 0 {
 		l.close()

@@ -108,7 +108,7 @@ func newControlPlane(cfg Config, log *slog.Logger, useKubernetes func(*ControlPl
 			return nil, err
 		}
 	}
-	if p.listeners, err = listen(cfg); err != nil {
+	if p.listeners, err = listen(cfg, log); err != nil {
 		return nil, err
 	}
 	p.http = []httpServer{{p.listeners.health, p.healthHandler()}, {p.listeners.metrics, p.metrics.handler()}}

@@ -124,14 +124,17 @@ func (s *Server) Shutdown() { s.once.Do(func() { close(s.closing) }) }
 func (s *Server) Wait() { s.pumps.Wait() }
 
 // ServerOptions bounds what a gRPC server takes from its clients, as istiod does:
-// requests of 4 MiB, and a ping every 30 s that must be answered within 10 s.
-func ServerOptions() []grpc.ServerOption {
+// requests of 4 MiB, and a ping every 30 s that must be answered within 10 s. A connection
+// on which nothing is asked for a minute ends: whoever answers pings need not say who he is.
+func ServerOptions() []grpc.ServerOption { return serverOptions(time.Minute) }
+
+func serverOptions(idle time.Duration) []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(4 << 20),
 		grpc.MaxHeaderListSize(32 << 10),
 		grpc.MaxConcurrentStreams(64),
 		grpc.ConnectionTimeout(10 * time.Second),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idle, Time: 30 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 	}
 }
