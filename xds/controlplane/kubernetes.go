@@ -23,6 +23,11 @@ const (
 	defaultNamespace = "warren-system"
 
 	protobuf = "application/vnd.kubernetes.protobuf"
+
+	// Reviews of tokens a second, and at once: what proxies wait for has a rate of its own,
+	// and waits for nothing that is written.
+	reviewQPS   = 100
+	reviewBurst = 200
 )
 
 // Between tries to read the CA.
@@ -35,12 +40,18 @@ const (
 type clients struct {
 	kubernetes kubernetes.Interface
 	dynamic    dynamic.Interface
+	reviews    kubernetes.Interface // of tokens
 }
 
 func connect(cfg *rest.Config) (c clients, err error) {
 	compact := rest.CopyConfig(cfg)
 	compact.ContentType, compact.AcceptContentTypes = protobuf, protobuf+",application/json"
 	if c.kubernetes, err = kubernetes.NewForConfig(compact); err != nil {
+		return c, err
+	}
+	reviews := rest.CopyConfig(compact)
+	reviews.QPS, reviews.Burst, reviews.RateLimiter = reviewQPS, reviewBurst, nil
+	if c.reviews, err = kubernetes.NewForConfig(reviews); err != nil {
 		return c, err
 	}
 	c.dynamic, err = dynamic.NewForConfig(cfg)
@@ -77,7 +88,7 @@ func (p *ControlPlane) useClients(c clients, td spiffeid.TrustDomain) error {
 	if err != nil {
 		return err
 	}
-	if p.callers, err = proxiesByAccount(kubeauth.Config{Client: c.kubernetes, TrustDomain: td, Trusted: trusted, Audience: p.cfg.TokenAudience}, p.model); err != nil {
+	if p.callers, err = proxiesByAccount(kubeauth.Config{Client: c.reviews, TrustDomain: td, Trusted: trusted, Audience: p.cfg.TokenAudience}, p.model); err != nil {
 		return err
 	}
 	p.feed = kubeFeed{feeder}

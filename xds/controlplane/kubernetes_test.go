@@ -136,7 +136,7 @@ func startWith(t *testing.T, w *world, change func(*Config)) *plane {
 	cfg.Listen, cfg.HealthListen, cfg.MetricsListen = "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
 	p := &plane{t: t, cfg: cfg, log: &lockedBuffer{}}
 	cp, err := newControlPlane(cfg, slog.New(slog.NewTextHandler(p.log, nil)), func(cp *ControlPlane, td spiffeid.TrustDomain) error {
-		return cp.useClients(clients{w.client, w.dynamic}, td)
+		return cp.useClients(clients{w.client, w.dynamic, w.client}, td)
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"log/slog"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,9 +31,11 @@ type Config struct {
 	// AckTimeout is how long a client may take to receive and answer a response before
 	// its stream is cut off (60 s).
 	AckTimeout time.Duration
-	// Recheck is how often a stream is authenticated again (1 min): one whose caller is
-	// refused then, or has become another, ends. Errors with a status other than
-	// Unauthenticated and PermissionDenied say nothing about the caller and are passed over.
+	// Recheck is how often a stream is authenticated again, give or take a fifth (10 min,
+	// for each time is a question to the API server, by what each stream began with): one
+	// whose caller is refused then, or has become another, ends. Errors with a status other
+	// than Unauthenticated and PermissionDenied say nothing about the caller and are passed
+	// over.
 	Recheck time.Duration
 	// MaxStreams bounds all streams (5000), MaxStreamsPerCaller those of one caller
 	// (8): while a proxy is replaced a node has two, and each may be reconnecting.
@@ -50,7 +53,7 @@ func (c Config) withDefaults() Config {
 		{&c.Debounce, 100 * time.Millisecond},
 		{&c.DebounceMax, 10 * time.Second},
 		{&c.AckTimeout, time.Minute},
-		{&c.Recheck, time.Minute},
+		{&c.Recheck, 10 * time.Minute},
 	} {
 		if *d.field == 0 {
 			*d.field = d.value
@@ -179,6 +182,12 @@ func (s *Server) authenticate(ctx context.Context) (string, error) {
 		return "", err
 	}
 	return "", status.Error(codes.Unauthenticated, "authentication failure")
+}
+
+// recheckEvery is how often one stream is checked: all that a rollout brought at once are
+// not to come at once for ever.
+func (c *Config) recheckEvery() time.Duration {
+	return time.Duration(float64(c.Recheck) * (0.8 + 0.4*rand.Float64()))
 }
 
 // recheck returns why a stream that was let in must end, nil if it may go on.

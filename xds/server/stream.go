@@ -92,7 +92,7 @@ type conn struct {
 func (c *conn) serve(ctx context.Context) error {
 	timer := time.NewTimer(companion)
 	defer timer.Stop()
-	recheck := time.NewTicker(c.server.cfg.Recheck)
+	recheck := time.NewTicker(c.server.cfg.recheckEvery())
 	defer recheck.Stop()
 	defer func() { c.server.sending.give(c.bytes) }()
 	for {

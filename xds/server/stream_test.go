@@ -237,6 +237,22 @@ func TestShutdownEndsStreams(t *testing.T) {
 	}
 }
 
+// As many streams as there may be ask the API server for little, and not all at once.
+func TestRecheckIsSeldom(t *testing.T) {
+	c := Config{}.withDefaults()
+	if a := float64(c.MaxStreams) / c.Recheck.Seconds(); a > 10 {
+		t.Errorf("%.0f questions a second", a)
+	}
+	least, most := c.Recheck, c.Recheck
+	for range 1000 {
+		d := c.recheckEvery()
+		least, most = min(least, d), max(most, d)
+	}
+	if least < c.Recheck*4/5 || most > c.Recheck*6/5 || most-least < c.Recheck/5 {
+		t.Errorf("between %s and %s", least, most)
+	}
+}
+
 // A stream ends when its caller's credentials do, and only then.
 func TestRevokedCallerIsCutOff(t *testing.T) {
 	var answer atomic.Pointer[func() (string, error)]
