@@ -181,7 +181,7 @@ func TestProxyNumbers(t *testing.T) {
 	if c.Name != "istio-proxy" {
 		t.Errorf("istioctl does not find the container %s", c.Name)
 	}
-	if d := gocmp.Diff([]string{fmt.Sprint(proxy.StatsPort), fmt.Sprint(proxy.ReadyPort)}, ports(c)); d != "" {
+	if d := gocmp.Diff([]string{fmt.Sprint(proxy.StatsPort), fmt.Sprint(proxy.ReadyPort), fmt.Sprint(proxy.HBONEPort)}, ports(c)); d != "" {
 		t.Errorf("ports (-want +got):\n%s", d)
 	}
 	readiness := c.Ports[slices.IndexFunc(c.Ports, func(p corev1.ContainerPort) bool { return p.Name == c.ReadinessProbe.HTTPGet.Port.String() })]
@@ -322,9 +322,15 @@ func TestSelected(t *testing.T) {
 	}
 }
 
-// A NetworkPolicy lets in what the container listens on, all of it.
+// A NetworkPolicy lets in what the program listens on, all of it, whether the chart knows
+// of it or not.
 func TestNetworkPolicies(t *testing.T) {
 	list := installed(t)
+	listens := map[string][]string{"ztunnel": {fmt.Sprint(proxy.StatsPort), fmt.Sprint(proxy.ReadyPort), fmt.Sprint(proxy.HBONEPort)}}
+	def := controlplane.Defaults()
+	for _, addr := range []string{def.Listen, def.HealthListen, def.MetricsListen} {
+		listens["warren-controlplane"] = append(listens["warren-controlplane"], addr[strings.LastIndex(addr, ":")+1:])
+	}
 	for name, pod := range workloads(list) {
 		if pod.Spec.HostNetwork {
 			continue
@@ -335,12 +341,28 @@ func TestNetworkPolicies(t *testing.T) {
 				got = append(got, p.Port.String())
 			}
 		}
-		want := ports(pod.Spec.Containers[0])
+		want := listens[name]
 		slices.Sort(got)
 		slices.Sort(want)
 		if d := gocmp.Diff(want, got); d != "" {
 			t.Errorf("%s (-listens +let in):\n%s", name, d)
 		}
+		said := ports(pod.Spec.Containers[0])
+		slices.Sort(said)
+		if d := gocmp.Diff(want, said); d != "" {
+			t.Errorf("%s (-listens +says):\n%s", name, d)
+		}
+	}
+}
+
+// The proxy's own pod is announced as one that takes HBONE when that is asked for.
+func TestMetricsByHBONE(t *testing.T) {
+	const label = "networking.istio.io/tunnel"
+	if l, ok := workloads(installed(t))["ztunnel"].Labels[label]; ok {
+		t.Errorf("it is without being asked: %s", l)
+	}
+	if l := workloads(installed(t, "proxy.metricsByHBONE=true"))["ztunnel"].Labels[label]; l != "http" {
+		t.Errorf("%s is %q", label, l)
 	}
 }
 
