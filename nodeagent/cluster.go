@@ -9,6 +9,7 @@ import (
 
 	"github.com/warren-mesh/warren/nodeagent/enroll"
 	"github.com/warren-mesh/warren/nodeagent/podwatch"
+	"github.com/warren-mesh/warren/xds/translate"
 )
 
 // cluster is what the agent tells the API server. It is nil where there is none.
@@ -17,11 +18,12 @@ type cluster struct {
 	events *podwatch.Events
 	taints *podwatch.Taints // nil: none are to be removed
 	owner  *podwatch.Owner  // nil: no DaemonSet's
+	others *podwatch.Labelled
 	log    *slog.Logger
 }
 
 // joinCluster makes the parts that write to the API server.
-func (a *Agent) joinCluster() {
+func (a *Agent) joinCluster(selectors translate.Selectors) {
 	client := a.source.client
 	if client == nil {
 		return
@@ -31,6 +33,7 @@ func (a *Agent) joinCluster() {
 		events: podwatch.NewEvents(client, a.cfg.NodeName, a.log),
 		marker: podwatch.NewMarker(client, func() ([]enroll.Mark, <-chan struct{}) { return a.enroll.Marks() }, a.watch, a.log),
 	}
+	a.cluster.others = &podwatch.Labelled{Client: client, Watcher: a.watch, Selectors: selectors, Log: a.log}
 	if len(a.cfg.RemoveTaints) > 0 {
 		a.cluster.taints = &podwatch.Taints{Client: client, Node: a.cfg.NodeName, Keys: a.cfg.RemoveTaints, Ready: a.ready, Log: a.log}
 	}
@@ -56,6 +59,7 @@ func (c *cluster) run(ctx context.Context, group *errgroup.Group, only bool) {
 	if only {
 		return
 	}
+	group.Go(func() error { return c.others.Run(ctx) })
 	if c.taints != nil {
 		group.Go(func() error { return c.taints.Run(ctx) })
 	}

@@ -5,14 +5,20 @@ import (
 	"encoding/json"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes/fake"
+	k8stesting "k8s.io/client-go/testing"
 
 	"github.com/warren-mesh/warren/cni/event"
 	"github.com/warren-mesh/warren/internal/netns"
@@ -179,5 +185,72 @@ func TestClusterEventForARefusal(t *testing.T) {
 	})
 	if out, code := runStatus(t, "--run-dir", w.cfg.RunDir); code != exitDegraded || !strings.Contains(out, "no proxy is connected to the node agent") {
 		t.Errorf("exit status %d\n%s", code, out)
+	}
+}
+
+// byNode makes the API server tell of one node's pods who asks for those; a fake one
+// knows no fields.
+func (w *clusterWorld) byNode() {
+	pods := corev1.SchemeGroupVersion.WithResource("pods")
+	of := func(p *corev1.Pod, f fields.Selector) bool {
+		node, asked := f.RequiresExactMatch("spec.nodeName")
+		return !asked || p.Spec.NodeName == node
+	}
+	w.client.PrependReactor("list", "pods", func(a k8stesting.Action) (bool, runtime.Object, error) {
+		restricted := a.(k8stesting.ListAction).GetListRestrictions()
+		all, err := w.client.Tracker().List(pods, corev1.SchemeGroupVersion.WithKind("Pod"), a.GetNamespace())
+		if err != nil {
+			return true, nil, err
+		}
+		list := all.(*corev1.PodList)
+		list.Items = slices.DeleteFunc(list.Items, func(p corev1.Pod) bool {
+			return !of(&p, restricted.Fields) || !restricted.Labels.Matches(labels.Set(p.Labels))
+		})
+		return true, list, nil
+	})
+	w.client.PrependWatchReactor("pods", func(a k8stesting.Action) (bool, watch.Interface, error) {
+		all, err := w.client.Tracker().Watch(pods, a.GetNamespace())
+		if err != nil {
+			return true, nil, err
+		}
+		f := a.(k8stesting.WatchAction).GetWatchRestrictions().Fields
+		return true, watch.Filter(all, func(in watch.Event) (watch.Event, bool) {
+			p, ok := in.Object.(*corev1.Pod)
+			return in, !ok || of(p, f)
+		}), nil
+	})
+}
+
+// TestOtherNodesPods: what the plugin goes by while the agent is away counts pods of any
+// node that are in the mesh by their own labels, those that came last as well.
+func TestOtherNodesPods(t *testing.T) {
+	nstest.LeakCheck(t)
+	w := newClusterWorld(t)
+	w.byNode()
+	elsewhere := func(namespace, mode string) {
+		t.Helper()
+		if _, err := w.client.CoreV1().Namespaces().Create(t.Context(), namespaceObject(namespace, nil), metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		w.create(podObject("x", "uid-"+namespace, func(p *corev1.Pod) {
+			p.Namespace, p.Spec.NodeName, p.Labels = namespace, "n2", map[string]string{translate.LabelDataplaneMode: mode}
+		}))
+	}
+	elsewhere("early", "ambient")
+	elsewhere("other", "none")
+	w.start()
+	away := func(namespace string) string {
+		a, err := event.ReadAway(filepath.Join(w.cfg.StateDir, event.AwayName))
+		if err != nil {
+			t.Error(err)
+		}
+		return a.Namespaces[namespace]
+	}
+	w.until("the file has the namespace", func() bool { return away("early") == event.NSMixed })
+	elsewhere("late", "ambient")
+	w.until("the file has the next one", func() bool { return away("late") != "" })
+	w.stop()
+	if early, late, other, app := away("early"), away("late"), away("other"), away("app"); early != event.NSMixed || late != event.NSMixed || other != event.NSOut || app != event.NSIn {
+		t.Errorf("early %s, late %s, other %s, app %s", early, late, other, app)
 	}
 }

@@ -154,7 +154,7 @@ func (a *Agent) assemble() error {
 	if err != nil {
 		return err
 	}
-	a.joinCluster()
+	a.joinCluster(selectors)
 	a.proxies = zds.NewServer(a.cfg.ZDSSocket, func() []zds.Workload { return a.enroll.Snapshot() }, a.log)
 	a.metrics = newMetrics(a.proxies, func() []enroll.Report { return a.enroll.Report() })
 	if err := a.joinHost(); err != nil {

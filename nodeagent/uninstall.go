@@ -49,6 +49,7 @@ func Uninstall(ctx context.Context, cfg Config, log *slog.Logger) error {
 func (a *Agent) end(ctx context.Context) error {
 	gone, why := a.goes(ctx)
 	if !gone {
+		a.lookAround(ctx)
 		a.log.Info("the agent ends and leaves everything to its successor", "why", why)
 		return nil
 	}
@@ -58,6 +59,16 @@ func (a *Agent) end(ctx context.Context) error {
 	}
 	a.log.Info("nothing of the mesh is left on this node")
 	return nil
+}
+
+// lookAround has the file that the plugin goes by from now on know of other nodes' pods.
+func (a *Agent) lookAround(ctx context.Context) {
+	if a.cluster == nil {
+		return
+	}
+	if err := within(ctx, marksWithin, a.cluster.others.Look); err != nil {
+		a.log.Warn("cannot look for pods of other nodes that are in the mesh by their own labels", "err", err)
+	}
 }
 
 // goes says whether this agent is the last one here.

@@ -29,13 +29,14 @@ func (e *Enroller) Run(ctx context.Context) error {
 	for {
 		view, changed := e.cfg.World.View()
 		if view != nil {
-			if len(view.missing) == 0 && e.isRetired() == "" { // else the last word stands
-				away.keep(e.cfg.StateDir, view.Away(), e.log)
-			}
+			e.keepAway(&away, view)
 			e.compare(view)
 		}
 		select {
 		case <-ctx.Done():
+			if view, _ := e.cfg.World.View(); view != nil {
+				e.keepAway(&away, view) // it is what the plugin goes by from now on
+			}
 			e.stopWorkers()
 			return nil
 		case <-changed:

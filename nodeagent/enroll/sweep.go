@@ -109,6 +109,12 @@ type awayFile struct {
 	failed  string      // the last error, which is told once
 }
 
+func (e *Enroller) keepAway(f *awayFile, view *View) {
+	if len(view.missing) == 0 && e.isRetired() == "" { // else the last word stands
+		f.keep(e.cfg.StateDir, view.Away(), e.log)
+	}
+}
+
 // keep writes the file if it is to say something else now, or if somebody has
 // removed or changed it.
 func (f *awayFile) keep(stateDir string, a event.Away, log *slog.Logger) {

@@ -126,6 +126,22 @@ func (v *View) Without(missing []string) *View {
 	return &w
 }
 
+// WithLabelled returns the view knowing that pods of these namespaces, on whatever node,
+// are in the mesh by their own labels.
+func (v *View) WithLabelled(namespaces []string) *View {
+	if len(namespaces) == 0 {
+		return v
+	}
+	w := *v
+	w.modes = maps.Clone(v.modes)
+	for _, name := range namespaces {
+		if w.modes[name] == event.NSOut && !v.Exempt(name) {
+			w.modes[name] = event.NSMixed
+		}
+	}
+	return &w
+}
+
 // Undecided says why it cannot be told yet that a pod is outside the mesh; nil
 // when it can.
 func (v *View) Undecided(p Pod) error {

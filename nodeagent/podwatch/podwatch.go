@@ -10,7 +10,10 @@ package podwatch
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
+
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/warren-mesh/warren/nodeagent/enroll"
 	"github.com/warren-mesh/warren/xds/translate"
@@ -36,9 +39,11 @@ type Watcher struct {
 	missing func() []string
 	opts    enroll.ViewOptions
 
-	mu      sync.Mutex
-	view    *enroll.View // nil until the source has synced
-	changed chan struct{}
+	mu       sync.Mutex
+	plain    *enroll.View // as the source has it; nil until it has synced
+	view     *enroll.View // with what is known of other nodes
+	labelled []string     // namespaces with pods that are in the mesh by their own labels
+	changed  chan struct{}
 }
 
 // New prepares a watcher; Run makes it watch. missing names what the source has
@@ -76,9 +81,38 @@ func (w *Watcher) Run(ctx context.Context) error {
 func (w *Watcher) publish(v *enroll.View) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.view = v
+	w.plain = v
+	w.showLocked()
+}
+
+func (w *Watcher) showLocked() {
+	w.view = w.plain.WithLabelled(w.labelled)
 	close(w.changed)
 	w.changed = make(chan struct{})
+}
+
+// mixed adds to the view what is known of other nodes: the namespaces in which pods are
+// in the mesh by their own labels.
+func (w *Watcher) mixed(namespaces []string) {
+	slices.Sort(namespaces)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if slices.Equal(namespaces, w.labelled) {
+		return
+	}
+	if w.labelled = namespaces; w.plain != nil {
+		w.showLocked()
+	}
+}
+
+// namespaces are those that the source knows now.
+func (w *Watcher) namespaces() map[string]*corev1.Namespace {
+	objects, _ := w.source.Read()
+	all := make(map[string]*corev1.Namespace, len(objects.Namespaces))
+	for _, ns := range objects.Namespaces {
+		all[ns.Name] = ns
+	}
+	return all
 }
 
 // View implements enroll.World.

@@ -83,6 +83,21 @@ func ParseSelectors(text string, excludeNamespaces ...string) (Selectors, error)
 	return NewSelectors(list, excludeNamespaces...)
 }
 
+// ByPod returns, as label selectors, those by which a pod may be in the mesh for labels
+// of its own.
+func (s Selectors) ByPod() []string {
+	if len(s.pairs) == 0 {
+		return []string{LabelDataplaneMode + "=" + modeAmbient}
+	}
+	var all []string
+	for _, p := range s.pairs {
+		if text := p.pod.String(); text != "" && !slices.Contains(all, text) {
+			all = append(all, text)
+		}
+	}
+	return all
+}
+
 // matches reports whether the labels put a pod in the mesh.
 func (s Selectors) matches(pod, namespace labels.Set) bool {
 	if len(s.pairs) == 0 {
