@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"net/netip"
 	"path/filepath"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -110,5 +112,48 @@ func TestFoundPathsAreTheHosts(t *testing.T) {
 	}
 	if got := procOf(t.TempDir()); got != "/proc" {
 		t.Errorf("with the host's processes and no /proc below its root: %s", got)
+	}
+}
+
+// TestFlowsAreAskedForOnce: many pods that leave are one question to the proxy.
+func TestFlowsAreAskedForOnce(t *testing.T) {
+	dir := t.TempDir()
+	l, err := net.Listen("unix", filepath.Join(dir, adminSocket))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var asked atomic.Int64
+	all := make(chan struct{})
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		asked.Add(1)
+		<-all
+		_ = json.NewEncoder(w).Encode([]adminPod{{UID: "a", Inbound: 1, Outbound: 2}, {UID: "b"}})
+	})}
+	served := make(chan struct{})
+	go func() { defer close(served); _ = srv.Serve(l) }()
+	defer func() { srv.Close(); <-served }()
+	p := newProxyAdmin(filepath.Join(dir, "z.sock"))
+	var began, done sync.WaitGroup
+	for i := range 200 {
+		began.Add(1)
+		done.Go(func() {
+			uid, want := "a", 3
+			if i%2 > 0 {
+				uid, want = "b", 0
+			}
+			began.Done()
+			if n, err := p.Flows(t.Context(), uid); err != nil || n != want {
+				t.Errorf("%s carries %d, %v", uid, n, err)
+			}
+		})
+	}
+	began.Wait()
+	close(all)
+	done.Wait()
+	if n := asked.Load(); n > 20 { // one, but for a machine that stands still
+		t.Errorf("asked %d times", n)
+	}
+	if _, err := p.Flows(t.Context(), "gone"); err == nil {
+		t.Error("a pod that the proxy does not serve has a number")
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/warren-mesh/warren/nodeagent/zds"
@@ -27,7 +28,23 @@ var errNoAdmin = errors.New("the proxy has no administration socket")
 // enroll.Flows.
 type proxyAdmin struct {
 	client *http.Client
+
+	mu     sync.Mutex
+	shared *flowsAnswer // the newest, or the one that is on its way
 }
+
+// flowsAnswer is what the proxy says of all pods, for all who ask about one of them: a
+// namespace that leaves the mesh asks about hundreds, each every quarter of a second.
+type flowsAnswer struct {
+	done  chan struct{} // closed when the rest is there
+	fresh time.Time     // until when it serves
+	pods  map[string]adminPod
+	err   error
+}
+
+// An answer serves for flowsFresh, and for so many times what it took, so that asking
+// is a small part of a busy proxy's work.
+const flowsFresh, flowsShare, flowsStale = 200 * time.Millisecond, 10, 3 * time.Second
 
 func newProxyAdmin(zdsSocket string) *proxyAdmin {
 	path := filepath.Join(filepath.Dir(zdsSocket), adminSocket)
@@ -97,7 +114,7 @@ func (p *proxyAdmin) lines(ctx context.Context) (l adminLines, err error) {
 
 // Flows counts the connections of one pod.
 func (p *proxyAdmin) Flows(ctx context.Context, uid string) (int, error) {
-	pods, err := p.pods(ctx)
+	pods, err := p.sharedPods(ctx)
 	if err != nil {
 		return 0, err
 	}
@@ -106,6 +123,36 @@ func (p *proxyAdmin) Flows(ctx context.Context, uid string) (int, error) {
 		return 0, fmt.Errorf("nodeagent: the proxy does not serve uid %s", uid)
 	}
 	return pod.Inbound + pod.Outbound, nil
+}
+
+// sharedPods is pods, asked once for all who ask at about the same time. What it
+// answers is read only.
+func (p *proxyAdmin) sharedPods(ctx context.Context) (map[string]adminPod, error) {
+	p.mu.Lock()
+	a := p.shared
+	if a == nil || !a.fresh.IsZero() && time.Now().After(a.fresh) {
+		a = &flowsAnswer{done: make(chan struct{})}
+		p.shared = a
+		go p.ask(context.WithoutCancel(ctx), a)
+	}
+	p.mu.Unlock()
+	select {
+	case <-a.done:
+		return a.pods, a.err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+func (p *proxyAdmin) ask(ctx context.Context, a *flowsAnswer) {
+	began := time.Now()
+	pods, err := p.pods(ctx) // within the client's time
+	now := time.Now()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	a.pods, a.err = pods, err
+	a.fresh = now.Add(min(max(flowsFresh, flowsShare*now.Sub(began)), flowsStale))
+	close(a.done)
 }
 
 func (p *proxyAdmin) get(ctx context.Context, path string, v any) error {
