@@ -189,6 +189,12 @@ func TestAddressIsPublishedLate(t *testing.T) {
 	inPod(t, s.netns, "ip", "addr", "del", "10.1.2.3/32", "dev", "lo")
 	n.world.pod("app", "a", "uid-a", address("10.1.2.4"))
 	n.until("it is probed there", func() bool { return fmt.Sprint(probed.ips("uid-a")) == "[10.1.2.4]" })
+	n.world.pod("app", "a", "uid-a", address("10.1.2.4"), address("10.1.2.77"))
+	const lie = "addresses that it does not have: [10.1.2.77]"
+	n.until("it is told what the object says", func() bool { return n.notices.about("a", lie) })
+	if w := n.report("uid-a").Warnings; len(w) != 1 || !strings.Contains(w[0], lie) {
+		t.Errorf("warnings %q", w)
+	}
 }
 
 // probes are what the host lets kubelet's probes through to.

@@ -145,6 +145,8 @@ type member struct {
 	probed         []netip.Addr // that the host lets kubelet's probes through to
 	probeErr       string       // why it does not
 	saidIPs        []netip.Addr // what its object said last
+	strange        string       // of those, what it does not have
+	addressTold    string       // what was told about its addresses
 	unmark         bool         // its mark has to go, whoever else is at work here
 	audit          audited
 	before         before

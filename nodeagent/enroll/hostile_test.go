@@ -224,6 +224,7 @@ func TestOneAddressForTwoPods(t *testing.T) {
 		if w := r[i].Warnings; len(w) != 1 || w[0] != want {
 			t.Errorf("%s: warnings %q, want %q", r[i].Name, w, want)
 		}
+		n.until("it is told", func() bool { return n.notices.about(r[i].Name.Name, want) })
 	}
 }
 

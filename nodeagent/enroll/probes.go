@@ -2,6 +2,7 @@ package enroll
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"slices"
 )
@@ -70,7 +71,20 @@ func (e *Enroller) probeIPs(m *member, p Pod) []netip.Addr {
 		ips = append(ips, prefix.Addr())
 	}
 	slices.SortFunc(ips, netip.Addr.Compare)
-	return slices.Compact(ips)
+	ips = slices.Compact(ips)
+	e.noteLacking(m, slices.DeleteFunc(slices.Clone(p.IPs), func(ip netip.Addr) bool { return slices.Contains(ips, ip) }))
+	return ips
+}
+
+// noteLacking keeps what a pod's object says that the pod does not have.
+func (e *Enroller) noteLacking(m *member, ips []netip.Addr) {
+	text := ""
+	if len(ips) > 0 {
+		text = fmt.Sprintf("its status has addresses that it does not have: %v", ips)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	m.strange = text
 }
 
 // Probed is what kubelet's probes are to be let through to: for one who makes that

@@ -96,6 +96,9 @@ func (e *Enroller) Report() []Report {
 				if r.Eligible {
 					r.Warnings = warnings(p)
 				}
+				if m.strange != "" {
+					r.Warnings = append(r.Warnings, m.strange)
+				}
 				if m.probeErr != "" {
 					r.Warnings = append(r.Warnings, "kubelet's probes: "+m.probeErr)
 				}
@@ -140,6 +143,39 @@ func warnOfShared(all []Report) {
 				}
 			}
 		}
+	}
+}
+
+// tellAddresses tells, once, of pods that share an address, or whose objects say one
+// that they do not have.
+func (e *Enroller) tellAddresses() {
+	var all []Report
+	var members []*member
+	e.mu.Lock()
+	for _, m := range e.members {
+		if m.box != nil {
+			members = append(members, m)
+			all = append(all, Report{Name: m.name, UID: m.uid, IPs: addresses(m.box), Phase: m.phase})
+		}
+	}
+	warnOfShared(all)
+	var due []Report
+	for i, m := range members {
+		r := all[i]
+		if m.strange != "" {
+			r.Warnings = append(r.Warnings, m.strange)
+		}
+		slices.Sort(r.Warnings)
+		r.Reason = strings.Join(r.Warnings, "; ")
+		if r.Reason != "" && r.Reason != m.addressTold {
+			due = append(due, r)
+		}
+		m.addressTold = r.Reason
+	}
+	e.mu.Unlock()
+	for _, r := range due {
+		e.log.Warn("a pod's addresses are not its own", "pod", r.Name.String(), "uid", r.UID, "err", r.Reason)
+		e.tell(r.Name, e.objectUID(r.Name, r.UID), NoticeAddress, r.Reason)
 	}
 }
 

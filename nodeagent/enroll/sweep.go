@@ -23,6 +23,7 @@ func (e *Enroller) sortedLocked() []*member {
 // while.
 func (e *Enroller) sweep(view *View) {
 	e.audit()
+	e.tellAddresses()
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.ctx == nil {

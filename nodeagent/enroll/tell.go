@@ -20,6 +20,7 @@ const (
 	NoticeRefused    NoticeKind = "MeshRefused"           // it is not in the mesh and should be
 	NoticeAnnotation NoticeKind = "MeshAnnotationIgnored" // one of its annotations is not understood
 	NoticeStrict     NoticeKind = "MeshConnectionsEnded"  // connections of before were ended
+	NoticeAddress    NoticeKind = "MeshAddressNotItsOwn"  // one of its addresses is another pod's, or not there
 )
 
 func (e *Enroller) tell(pod PodName, uid string, kind NoticeKind, text string) {
