@@ -17,8 +17,8 @@ import (
 
 // withAddress finds the address that a decision lacks because its destination, or
 // the gateway on the way to it, has a hostname instead. dst is where the client
-// connected to.
-func (p *pod) withAddress(ctx context.Context, d route.Decision, self *workload.Workload, dst netip.AddrPort) (route.Decision, error) {
+// connected to. It is one that was not tried, rather one that does not rest.
+func (p *pod) withAddress(ctx context.Context, d route.Decision, self *workload.Workload, dst netip.AddrPort, tried []route.Endpoint) (route.Decision, error) {
 	if d.Hostname == "" {
 		return d, nil
 	}
@@ -29,11 +29,39 @@ func (p *pod) withAddress(ctx context.Context, d route.Decision, self *workload.
 	if err != nil {
 		return d, fmt.Errorf("no ip addresses were resolved for workload: %s: %w", d.Destination.UID, err)
 	}
-	d = d.Resolved(list[rand.IntN(len(list))])
+	if d, err = p.drawn(d, list, tried); err != nil {
+		return d, err
+	}
 	if route.Recursive(d.Dial) {
 		return d, errRecursive
 	}
 	return d, nil
+}
+
+// drawn is the decision with one of the addresses of its hostname.
+func (p *pod) drawn(d route.Decision, list []netip.Addr, tried []route.Endpoint) (route.Decision, error) {
+	if d.Attempt() == (route.Endpoint{}) {
+		return d.Resolved(list[rand.IntN(len(list))]), nil
+	}
+	rests := p.s.resting.reports()
+	var fresh, left []netip.Addr
+	for _, a := range list {
+		e := d.Resolved(a).Attempt()
+		if slices.Contains(tried, e) {
+			continue
+		}
+		left = append(left, a)
+		if rests == nil || !rests(e) {
+			fresh = append(fresh, a)
+		}
+	}
+	if len(fresh) > 0 {
+		left = fresh
+	}
+	if len(left) == 0 {
+		return d, fmt.Errorf("%w: all %d addresses of %s were tried", route.ErrNoHealthyUpstream, len(list), d.Hostname)
+	}
+	return d.Resolved(left[rand.IntN(len(left))]), nil
 }
 
 // families are those that the pod has, as far as that is known, and that the

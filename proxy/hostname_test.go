@@ -142,3 +142,46 @@ func (n *node) metric(t *testing.T, name, label, value string) float64 {
 	}
 	return 0
 }
+
+// A name that has no address, or an address at which nobody listens, costs no
+// connection while there is another one.
+func TestHostnamesAreRetried(t *testing.T) {
+	resolver := serveNames(t)
+	m := newMesh(t, 2, func(c *proxy.Config) { c.Nameservers = []netip.AddrPort{resolver.addr} })
+	client := m.nodes[0].meshPod("client")
+	good, deaf := m.nodes[1].pod("good"), m.nodes[1].pod("deaf")
+	good.echo(8080)
+	resolver.mu.Lock()
+	resolver.zone = map[string][]netip.Addr{"good.example.": {good.IP4}, "mixed.example.": {deaf.IP4, good.IP4}, "deaf.example.": {deaf.IP4}}
+	resolver.mu.Unlock()
+	named := func(vip string, hosts ...string) string {
+		s := hosted("named-"+vip, vip)
+		b := workload.Batch{Services: []*workload.Service{s}}
+		for _, host := range hosts {
+			b.Workloads = append(b.Workloads, &workload.Workload{
+				UID: "entry/" + vip + "/" + host, Name: host, Namespace: "default", Hostname: host,
+				Services: map[workload.NamespacedHostname]workload.PortMap{s.Key(): nil},
+			})
+		}
+		m.apply(b)
+		return vip + ":80"
+	}
+	for name, to := range map[string]string{
+		"of two names one does not exist":     named("240.240.1.1", "nope.example", "good.example"),
+		"of a name's addresses one is deaf":   named("240.240.1.2", "mixed.example"),
+		"no name, a deaf one, and a good one": named("240.240.1.3", "nope.example", "deaf.example", "good.example"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			for range 30 {
+				m.nodes[0].srv.WakeAll()
+				client.mustCall(to)
+			}
+		})
+	}
+	mark := m.nodes[0].logs.mark()
+	client.mustFail(named("240.240.1.4", "nope.example"))
+	m.nodes[0].logs.access(t, mark, map[string]string{"direction": "outbound", "error": "no ip addresses were resolved"})
+	mark = m.nodes[0].logs.mark()
+	client.mustFail(named("240.240.1.5", "deaf.example"))
+	m.nodes[0].logs.access(t, mark, map[string]string{"direction": "outbound", "error": "refused"})
+}

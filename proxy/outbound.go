@@ -1,8 +1,11 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"net/netip"
+	"slices"
+	"time"
 
 	"github.com/warren-mesh/warren/proxy/route"
 	"github.com/warren-mesh/warren/proxy/sockopt"
@@ -59,13 +62,30 @@ func (p *pod) decideOutbound(ctx context.Context, src, dst netip.AddrPort) (*con
 	return c, d, self, nil
 }
 
-// decide says where a connection goes that has been to those endpoints before.
+// decide says where a connection goes that has been to those endpoints before. An
+// endpoint whose hostname has no address, or none that was not tried, is left for
+// another one like one that refuses; where there is none, its error is what counts.
 func (p *pod) decide(ctx context.Context, src, dst netip.AddrPort, tried []route.Endpoint) (route.Decision, *workload.Workload, error) {
-	d, self, err := p.choose(ctx, src, dst, tried)
-	if err == nil {
-		d, err = p.withAddress(ctx, d, self, dst)
+	var first error
+	began := time.Now()
+	for n := 0; ; n++ {
+		d, self, err := p.choose(ctx, src, dst, tried)
+		if err != nil {
+			return d, self, cmp.Or(first, err)
+		}
+		named := d.Attempt()
+		if d, err = p.withAddress(ctx, d, self, dst, tried); err == nil {
+			return d, self, nil
+		}
+		if first == nil {
+			first = err
+		}
+		if ctx.Err() != nil || named == (route.Endpoint{}) || n >= p.s.cfg.ConnectRetries || time.Since(began) > retryTime {
+			return d, self, first
+		}
+		p.s.resting.add(named)
+		tried = append(slices.Clip(tried), named)
 	}
-	return d, self, err
 }
 
 // choose is decide, with the names of workloads left as they are.

@@ -46,7 +46,7 @@ type attempt struct {
 // seek prepares for a connection not to be accepted where d says. Nothing is to
 // be prepared where there is nothing to choose among.
 func (p *pod) seek(d route.Decision, origDst netip.AddrPort) *search {
-	if p.s.cfg.ConnectRetries == 0 || d.Endpoint == (route.Endpoint{}) {
+	if p.s.cfg.ConnectRetries == 0 || d.Attempt() == (route.Endpoint{}) {
 		return nil
 	}
 	return &search{origDst: origDst, began: time.Now()}
@@ -158,6 +158,7 @@ func (c *connection) taken(d route.Decision) {
 		return
 	}
 	c.p.s.resting.wake(d.Endpoint)
+	c.p.s.resting.wake(d.Gateway)
 	if len(c.search.failed) == 0 {
 		c.search = nil // it lives as long as the connection otherwise
 	}
@@ -172,14 +173,14 @@ func (c *connection) elsewhere(d route.Decision, err error) (*connection, route.
 		return nil, d, nil
 	}
 	p := c.p
-	p.s.resting.add(d.Endpoint)
-	s.failed = append(s.failed, attempt{d.Endpoint, err})
+	p.s.resting.add(guilty(d, reason))
+	s.failed = append(s.failed, attempt{d.Attempt(), err})
 	if s.over(p.s.cfg.ConnectRetries) {
 		return nil, d, nil
 	}
 	src := c.guard.Facts.Src
 	next, self, err := p.decide(p.hard, src, s.origDst, s.tried())
-	if err != nil || next.Endpoint == (route.Endpoint{}) {
+	if err != nil || next.Attempt() == (route.Endpoint{}) {
 		return nil, d, nil
 	}
 	n, err := p.record(src, s.origDst, next, self)
@@ -190,6 +191,15 @@ func (c *connection) elsewhere(d route.Decision, err error) (*connection, route.
 	c.goOnAs(n)
 	p.s.metrics.retries.WithLabelValues(reason).Inc()
 	return n, next, self
+}
+
+// guilty is who is to rest. A gateway that answers, but has nobody to go on to, is good
+// for what else it leads to.
+func guilty(d route.Decision, reason string) route.Endpoint {
+	if reason == leftUnavailable && d.Endpoint != (route.Endpoint{}) {
+		return d.Endpoint
+	}
+	return d.Attempt()
 }
 
 // goOnAs leaves the connection to another record. Who has cut it, or cuts it while that
@@ -276,8 +286,8 @@ func (c *connection) another(d route.Decision) bool {
 	if len(s.failed) >= c.p.s.cfg.ConnectRetries || time.Since(s.began) > retryTime {
 		return false
 	}
-	next, _, err := c.p.choose(c.p.hard, c.guard.Facts.Src, s.origDst, s.tried(d.Endpoint))
-	return err == nil && next.Endpoint != (route.Endpoint{})
+	next, _, err := c.p.choose(c.p.hard, c.guard.Facts.Src, s.origDst, s.tried(d.Attempt()))
+	return err == nil && next.Attempt() != (route.Endpoint{})
 }
 
 // since is a connect that begins now, for patiently.

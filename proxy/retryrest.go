@@ -49,6 +49,9 @@ func (r *resting) reports() func(route.Endpoint) bool {
 
 // add has an endpoint rest from now on.
 func (r *resting) add(e route.Endpoint) {
+	if e == (route.Endpoint{}) {
+		return
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := time.Now()

@@ -33,6 +33,10 @@ type balancer struct {
 	purpose purpose
 	tried   []Endpoint          // not to be chosen
 	resting func(Endpoint) bool // to be chosen if nothing else is left; nil: none
+
+	query    *query // for the ways to other networks
+	gate     *workload.GatewayAddress
+	gateOpen opening // of gate, which is most often the next endpoint's, too
 }
 
 // Draws before a scan. With half of the endpoints unusable, 8 draws fail once in
@@ -106,7 +110,10 @@ func (b *balancer) place(e *workload.Endpoint) int {
 }
 
 func (b *balancer) rests(e *workload.Endpoint) bool {
-	return b.resting != nil && b.resting(endpoint(e.Workload, b.target(*e)))
+	if b.resting == nil {
+		return false
+	}
+	return b.resting(endpoint(e.Workload, b.target(*e))) || b.abroad(e.Workload) && b.way(e.Workload) == openResting
 }
 
 func (b *balancer) ranked() bool {
@@ -180,13 +187,29 @@ func (b *balancer) usable(e *workload.Endpoint) bool {
 	return port != 0 && (len(b.tried) == 0 || !slices.Contains(b.tried, endpoint(w, port)))
 }
 
-// reachable: it has an address, or its network a gateway. Gateways themselves are
-// dialed whatever network they are in.
+// reachable: it has an address, or its network a gateway that can be asked.
 func (b *balancer) reachable(w *workload.Workload) bool {
-	if b.purpose != asGateway && w.Network != b.client.Network {
-		return w.NetworkGateway != nil
+	if b.abroad(w) {
+		return w.NetworkGateway != nil && b.way(w) != openNot
 	}
-	return len(w.Addresses) > 0 || w.Hostname != ""
+	return hasPlace(w)
+}
+
+func hasPlace(w *workload.Workload) bool { return len(w.Addresses) > 0 || w.Hostname != "" }
+
+// abroad: it is in another network than the client. Gateways themselves are dialed
+// whatever network they are in.
+func (b *balancer) abroad(w *workload.Workload) bool {
+	return b.purpose != asGateway && w.Network != b.client.Network
+}
+
+// way is how open the gateway to a workload's network is.
+func (b *balancer) way(w *workload.Workload) opening {
+	g := w.NetworkGateway
+	if b.gate == nil || g != b.gate && *g != *b.gate {
+		b.gate, b.gateOpen = g, b.query.gateway(g)
+	}
+	return b.gateOpen
 }
 
 // target is the port that the endpoint listens on, 0 if it has none.

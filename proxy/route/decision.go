@@ -43,8 +43,8 @@ type Options struct {
 	Network string
 	// Rand returns a number in [0, n); n is above 0. Nil means math/rand/v2.
 	Rand func(n uint64) uint64
-	// Tried are endpoints of services that this connection has been to already:
-	// none of them is chosen again.
+	// Tried are endpoints of services, and gateways, that this connection has been to
+	// already: none of them is chosen again, and nothing that is behind one of them.
 	Tried []Endpoint
 	// Resting reports endpoints that failed a moment ago: one is chosen when
 	// nothing else is left. Nil: there are none.
@@ -72,9 +72,11 @@ type Decision struct {
 	Destination *workload.Workload
 	// Service is what the client addressed, or nil.
 	Service *workload.Service
-	// Endpoint is which endpoint of Service was chosen, for Options.Tried. Where
-	// there was no choice it is zero.
+	// Endpoint is which endpoint of Service was chosen. Where there was no choice it
+	// is zero.
 	Endpoint Endpoint
+	// Gateway is the network's gateway on the way to it; zero where there is none.
+	Gateway Endpoint
 	// ServiceAddressed: the client used an address of Service. Its hostname then
 	// goes into the forwarded header.
 	ServiceAddressed bool
@@ -94,8 +96,24 @@ func (d Decision) Resolved(a netip.Addr) Decision {
 	if d.Authority.Port != 0 && d.Authority.Host == "" && !d.Authority.Addr.IsValid() {
 		d.Authority.Addr = a
 	}
+	switch {
+	case d.Gateway != (Endpoint{}):
+		d.Gateway.Addr = a
+	case d.Endpoint != (Endpoint{}):
+		d.Endpoint.Addr = a
+	}
 	d.Hostname = ""
 	return d
+}
+
+// Attempt is who is asked to take the connection, for Options.Tried: the gateway on
+// the way, which may lead to other endpoints as well, else the endpoint. Zero: there
+// was no choice, so that there is nobody else to ask.
+func (d Decision) Attempt() Endpoint {
+	if d.Gateway != (Endpoint{}) {
+		return d.Gateway
+	}
+	return d.Endpoint
 }
 
 // Errors of Outbound, wrapped with their particulars.

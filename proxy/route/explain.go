@@ -8,6 +8,20 @@ import (
 	"github.com/warren-mesh/warren/xds/workload"
 )
 
+// cutOff is a workload that lacks nothing but a gateway that could be asked, where pick
+// found nothing.
+func (b *balancer) cutOff(set *workload.EndpointSet) *workload.Workload {
+	if _, ok := b.service.Ports.Target(b.port); !ok {
+		return nil
+	}
+	for _, e := range set.All() {
+		if w := e.Workload; b.service.Usable(w.Status) && b.abroad(w) && w.NetworkGateway != nil && b.way(w) == openNot {
+			return w
+		}
+	}
+	return nil
+}
+
 // why says, for who has to mend it, why pick found nothing. It looks at all
 // endpoints: it is for the way that ends in an error.
 func (b *balancer) why(set *workload.EndpointSet) string {

@@ -3,6 +3,7 @@ package route
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/warren-mesh/warren/xds/workload"
 )
@@ -49,16 +50,13 @@ type found struct {
 	service  *workload.Service // of which it is an endpoint, or nil
 	dial     netip.AddrPort    // without address where it is in another network, or hostname is set
 	hostname string            // to be resolved
-	endpoint Endpoint          // of service, if there was a choice
+	endpoint Endpoint          // of service, if there was a choice, or the gateway
 }
 
 // find chooses the workload behind a gateway's address. One that cannot be found
 // is an error: what it is to guard is not reached without it.
 func (q *query) find(g *workload.GatewayAddress, p purpose) (found, error) {
-	port := g.HBONEPort
-	if port == 0 {
-		port = HBONEPort
-	}
+	port := gatewayPort(g)
 	asked := q.to.Addr()
 	if g.Address.Addr.IsValid() {
 		asked = g.Address.Addr
@@ -77,6 +75,10 @@ func (q *query) find(g *workload.GatewayAddress, p purpose) (found, error) {
 		f.endpoint = endpoint(f.workload, port)
 	case w == nil:
 		return found{}, fmt.Errorf("%w: %s: no service and no workload has this address; is its Gateway there and ready?", unknownOf(p), g)
+	case p == asGateway:
+		if f.endpoint = endpoint(w, port); slices.Contains(q.opts.Tried, f.endpoint) {
+			return found{}, fmt.Errorf("%w: %s %s: tried already", ErrNoHealthyUpstream, p, g)
+		}
 	}
 	if p == asWaypoint && f.workload.Network != q.self.Network {
 		return f, nil
@@ -91,6 +93,60 @@ func (q *query) find(g *workload.GatewayAddress, p purpose) (found, error) {
 	return f, nil
 }
 
+// opening is what a network's gateway is good for.
+type opening uint8
+
+const (
+	openNot     opening = iota // it does not exist, or was in vain for this connection
+	openResting                // it failed a moment ago
+	openWide
+)
+
+// gateway says whether a network's gateway can be asked to take the connection.
+func (q *query) gateway(g *workload.GatewayAddress) opening {
+	port := gatewayPort(g)
+	s, w := Lookup(q.v, g, q.self.Namespace)
+	switch {
+	case s != nil:
+		b := q.balancer(s, port, asGateway)
+		return b.open(q.v.Endpoints(s).All())
+	case w == nil || !hasPlace(w):
+		return openNot
+	}
+	e := endpoint(w, port)
+	switch {
+	case slices.Contains(q.opts.Tried, e):
+		return openNot
+	case q.opts.Resting != nil && q.opts.Resting(e):
+		return openResting
+	}
+	return openWide
+}
+
+// open is the best of a gateway's endpoints.
+func (b *balancer) open(list []workload.Endpoint) opening {
+	best := openNot
+	if _, ok := b.service.Ports.Target(b.port); !ok {
+		return best
+	}
+	for i := range list {
+		switch r := b.place(&list[i]); {
+		case r >= awake:
+			return openWide
+		case r >= 0:
+			best = openResting
+		}
+	}
+	return best
+}
+
+func gatewayPort(g *workload.GatewayAddress) uint16 {
+	if g.HBONEPort != 0 {
+		return g.HBONEPort
+	}
+	return HBONEPort
+}
+
 func unknownOf(p purpose) error {
 	if p == asGateway {
 		return ErrUnknownGateway
@@ -101,8 +157,8 @@ func unknownOf(p purpose) error {
 // throughGateway is a connection to a workload of another network: a tunnel to it
 // within a tunnel to that network's gateway. w is the endpoint, or the waypoint,
 // that was chosen, of is the service in which it was found; s is what the client
-// addressed: a gateway knows services only, and by name. Where there is a choice of
-// gateways, that is what another attempt is made with, else another chosen.
+// addressed: a gateway knows services only, and by name. Another attempt is made with
+// another gateway, or with an endpoint to which the way does not lead through this one.
 //
 // The far end is one of many that the gateway chooses from, so the identities that
 // the service lists are what counts. Where it lists none, that of w is.
@@ -117,9 +173,6 @@ func (q *query) throughGateway(w *workload.Workload, of, s *workload.Service, ch
 	if err != nil {
 		return Decision{}, fmt.Errorf("%w (on the way to %s in network %q)", err, s.ResourceName(), w.Network)
 	}
-	if gw.endpoint != (Endpoint{}) {
-		chosen = gw.endpoint
-	}
 	inner := w.Identities()
 	if of != nil && len(of.SANs()) > 0 {
 		inner = of.SANs()
@@ -130,6 +183,6 @@ func (q *query) throughGateway(w *workload.Workload, of, s *workload.Service, ch
 	a := Authority{Host: s.Hostname, Port: q.to.Port()}
 	return Decision{
 		Protocol: DoubleHBONE, Dial: gw.dial, Hostname: gw.hostname, Authority: a, Expected: expected(gw.workload, gw.service),
-		InnerAuthority: a, InnerExpected: inner, Destination: w, Service: s, Endpoint: chosen, ServiceAddressed: true, Reason: reasonGateway,
+		InnerAuthority: a, InnerExpected: inner, Destination: w, Service: s, Endpoint: chosen, Gateway: gw.endpoint, ServiceAddressed: true, Reason: reasonGateway,
 	}, nil
 }

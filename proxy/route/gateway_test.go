@@ -3,6 +3,7 @@ package route
 import (
 	"errors"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -84,6 +85,82 @@ func TestOtherNetworks(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestGatewayDown: what is behind a gateway that cannot take the connection does not
+// keep it from the endpoints that are not, nor is such a gateway asked twice.
+func TestGatewayDown(t *testing.T) {
+	gws := service("gws", "infra", "10.96.9.1", func(s *workload.Service) {
+		s.Ports = workload.NewPortMap(workload.Port{Service: 15008, Target: 15008})
+	})
+	down := map[string]func(*workload.Workload){
+		"a service":     inNetwork("n2", named("infra", gws.Hostname)),
+		"an address":    inNetwork("n2", addressed("n2", "172.18.0.2")),
+		"unknown":       inNetwork("n2", addressed("n2", "172.18.0.9")),
+		"none, healthy": inNetwork("n2", named("infra", "idle.infra.svc.cluster.local")),
+	}
+	for name, gateway := range down {
+		t.Run(name, func(t *testing.T) {
+			web := service("web", "app", "10.96.0.1")
+			b := workload.Batch{Services: []*workload.Service{gws, web}, Workloads: []*workload.Workload{
+				pod("near", "app", ips("10.0.0.2"), endpointOf(web)), pod("gw", "infra", ips("172.18.0.2"), inNetwork("n2", nil), endpointOf(gws)),
+			}}
+			for _, n := range []string{"a", "b", "c", "d", "e"} {
+				b.Workloads = append(b.Workloads, pod("far-"+n, "app", gateway, endpointOf(web)))
+			}
+			v := apply(b)
+			lost, asked := 0, 0
+			for range 2000 {
+				var tried []Endpoint
+				for { // as a connection does that every gateway refuses
+					d, err := Outbound(v, pod("self", "app"), Options{Tried: tried}, clientAddr, ap("10.96.0.1:80"))
+					if err != nil {
+						lost++
+						break
+					}
+					if d.Protocol != DoubleHBONE {
+						break
+					}
+					if asked++; slices.Contains(tried, d.Attempt()) {
+						t.Fatalf("%+v is asked again", d.Attempt())
+					}
+					tried = append(tried, d.Attempt())
+				}
+			}
+			if lost > 0 {
+				t.Errorf("%d of 2000 connections were lost, though an endpoint is near", lost)
+			}
+			if there := name == "a service" || name == "an address"; there != (asked > 0) {
+				t.Errorf("the gateway was asked %d times", asked)
+			}
+			rests := func(e Endpoint) bool { return e.UID == "Kubernetes//Pod/infra/gw" }
+			for range 200 {
+				d, err := Outbound(v, pod("self", "app"), Options{Resting: rests}, clientAddr, ap("10.96.0.1:80"))
+				if err != nil || d.Protocol == DoubleHBONE {
+					t.Fatalf("%+v, %v: through a gateway that rests", d, err)
+				}
+			}
+		})
+	}
+	t.Run("of two gateways one", func(t *testing.T) {
+		web := service("web", "app", "10.96.0.1")
+		v := apply(workload.Batch{Services: []*workload.Service{gws, web}, Workloads: []*workload.Workload{
+			pod("gw-1", "infra", ips("172.18.0.1"), inNetwork("n2", nil), endpointOf(gws)), pod("gw-2", "infra", ips("172.18.0.2"), inNetwork("n2", nil), endpointOf(gws)),
+			pod("far", "app", down["a service"], endpointOf(web)),
+		}})
+		first, err := Outbound(v, pod("self", "app"), Options{}, clientAddr, ap("10.96.0.1:80"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		second, err := Outbound(v, pod("self", "app"), Options{Tried: []Endpoint{first.Attempt()}}, clientAddr, ap("10.96.0.1:80"))
+		if err != nil || second.Dial == first.Dial || second.Destination != first.Destination {
+			t.Fatalf("first %v, then %v, %v", first.Dial, second.Dial, err)
+		}
+		_, err = Outbound(v, pod("self", "app"), Options{Tried: []Endpoint{first.Attempt(), second.Attempt()}}, clientAddr, ap("10.96.0.1:80"))
+		if !errors.Is(err, ErrNoHealthyUpstream) || !strings.Contains(err.Error(), "2 tried already") {
+			t.Errorf("after both: %v", err)
+		}
+	})
 }
 
 // TestHostnames: endpoints that have a hostname instead of an address.

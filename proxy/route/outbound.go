@@ -73,6 +73,9 @@ func (q *query) toService(s *workload.Service) (Decision, error) {
 	b := q.balancer(s, q.to.Port(), asEndpoint)
 	e, ok := b.pick(q.v.Endpoints(s))
 	if !ok {
+		if w := b.cutOff(q.v.Endpoints(s)); w != nil {
+			return q.throughGateway(w, s, s, Endpoint{}) // which says what is wrong with the gateway
+		}
 		return Decision{}, fmt.Errorf("%w: %s: %s", ErrNoHealthyUpstream, q.to, b.why(q.v.Endpoints(s)))
 	}
 	if e.Workload.Network != q.self.Network {

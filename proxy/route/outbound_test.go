@@ -19,7 +19,7 @@ var cmpDecision = cmp.Options{
 	cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{}, spiffeid.ID{}),
 	cmp.Comparer(func(a, b *workload.Workload) bool { return a == b || a != nil && b != nil && a.UID == b.UID }),
 	cmp.Comparer(func(a, b *workload.Service) bool { return a == b || a != nil && b != nil && a.Key() == b.Key() }),
-	cmpopts.IgnoreFields(Decision{}, "Reason", "Endpoint"), // see TestBalanceAgain for the latter
+	cmpopts.IgnoreFields(Decision{}, "Reason", "Endpoint", "Gateway"), // see TestBalanceAgain and TestGatewayDown
 }
 
 func pod(name, ns string, mods ...func(*workload.Workload)) *workload.Workload {

@@ -19,7 +19,7 @@ type query struct {
 // balancer chooses among the endpoints of a service.
 func (q *query) balancer(s *workload.Service, port uint16, p purpose) balancer {
 	return balancer{
-		client: q.self, service: s, port: port, random: q.random, purpose: p, tried: q.opts.Tried, resting: q.opts.Resting,
+		client: q.self, service: s, port: port, random: q.random, purpose: p, tried: q.opts.Tried, resting: q.opts.Resting, query: q,
 	}
 }
 
