@@ -261,7 +261,7 @@ func (s *Server) runBack(c *crew) {
 // runFront starts what ends when the proxy is told to end.
 func (s *Server) runFront(c *crew, listeners []served) {
 	for _, l := range listeners {
-		c.start(func(ctx context.Context) error { return admin.Serve(ctx, l.listener, l.handler, s.log) })
+		c.start(func(ctx context.Context) error { return l.serve(ctx, l.listener, l.handler, s.log) })
 	}
 	if !s.cfg.Dedicated {
 		c.start(s.serveUnix)
@@ -294,10 +294,14 @@ func (s *Server) synced(ctx context.Context) bool {
 	}
 }
 
+// serving answers on a listener until the context ends.
+type serving = func(context.Context, net.Listener, http.Handler, *slog.Logger) error
+
 // served is a listener and who answers on it.
 type served struct {
 	listener net.Listener
 	handler  http.Handler
+	serve    serving
 }
 
 // listenAll opens the listeners of the proxy's own namespace.
@@ -310,27 +314,27 @@ func (s *Server) listenAll() (all []served, err error) {
 		}
 	}()
 	administration := admin.Handler(s.source())
-	open := func(addr string, h http.Handler) error {
+	open := func(addr string, h http.Handler, serve serving) error {
 		l, err := net.Listen("tcp", addr)
 		if err != nil {
 			return fmt.Errorf("proxy: %w", err)
 		}
-		all = append(all, served{l, h})
+		all = append(all, served{l, h, serve})
 		s.bound = append(s.bound, l.Addr().String())
 		return nil
 	}
-	if err := open(s.cfg.Admin.String(), administration); err != nil {
+	if err := open(s.cfg.Admin.String(), administration, admin.Serve); err != nil {
 		return all, err
 	}
 	if s.cfg.IPv6 && s.cfg.Admin.Addr().IsLoopback() {
-		if err := open(fmt.Sprintf("[::1]:%d", s.cfg.Admin.Port()), administration); err != nil {
+		if err := open(fmt.Sprintf("[::1]:%d", s.cfg.Admin.Port()), administration, admin.Serve); err != nil {
 			s.log.Info("no administration port on IPv6", "err", err)
 		}
 	}
-	if err := open(s.cfg.Stats.String(), admin.MetricsHandler(s.metrics.handler())); err != nil {
+	if err := open(s.cfg.Stats.String(), admin.MetricsHandler(s.metrics.handler()), admin.ServeOpen); err != nil {
 		return all, err
 	}
-	if err := open(s.cfg.Ready.String(), admin.ReadyHandler(s.ready)); err != nil {
+	if err := open(s.cfg.Ready.String(), admin.ReadyHandler(s.ready), admin.ServeOpen); err != nil {
 		return all, err
 	}
 	return all, nil

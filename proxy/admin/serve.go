@@ -21,10 +21,23 @@ const (
 // Serve answers on l with h until ctx ends. It owns l. The listener closes at
 // once then; answers under way get a moment.
 func Serve(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger) error {
-	srv := &http.Server{
+	return serve(ctx, l, server(h, log, 0))
+}
+
+// ServeOpen is Serve on a port that anybody may connect to.
+func ServeOpen(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger) error {
+	return serve(ctx, &crowd{Listener: l}, server(h, log, visitTime))
+}
+
+// server has limit, unless it is 0, for a whole request, and for its answer.
+func server(h http.Handler, log *slog.Logger, limit time.Duration) *http.Server {
+	return &http.Server{
 		Handler: h, ReadHeaderTimeout: headerTimeout, MaxHeaderBytes: maxHeader, IdleTimeout: idleTimeout,
-		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		ReadTimeout: limit, WriteTimeout: limit, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
+}
+
+func serve(ctx context.Context, l net.Listener, srv *http.Server) error {
 	ended := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(ended)
