@@ -51,6 +51,17 @@ type labels struct {
 	src, dst                             party
 	service, serviceNamespace, shortName string
 	mtls                                 bool
+	// told says that one of the parties is as a peer says it is: part of no series.
+	told bool
+}
+
+// untell leaves of the party that was told what its certificate says.
+func (l *labels) untell() {
+	p := &l.src
+	if l.direction == track.Outbound {
+		p = &l.dst
+	}
+	*p = party{principal: p.principal}
 }
 
 // withService adds the service that was addressed.

@@ -18,6 +18,11 @@ import (
 // beyond are counted together, under labels that are all unknown.
 const maxSeries = 100_000
 
+// maxTold bounds those of them that peers have a say in: whoever has a certificate of
+// the mesh may call itself anything. In a scrape each is up to 15 KB of text. Further
+// ones are counted without what was told.
+const maxTold = 1000
+
 // series counts the connections of one set of labels.
 type series struct {
 	labels                 labels
@@ -50,6 +55,7 @@ type metrics struct {
 
 	mu     sync.Mutex
 	series map[labels]*series
+	told   int // of series; see maxTold
 	rest   map[track.Direction]*series
 }
 
@@ -119,9 +125,18 @@ func gauge(name, help string) prometheus.Gauge {
 // of returns the series of these labels.
 func (m *metrics) of(l labels) *series {
 	l.forget(unknown) // or two series would be written the same, and spoil the whole answer
+	told := l.told
+	l.told = false
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s := m.series[l]
+	if s == nil && told {
+		if m.told++; m.told > maxTold {
+			m.told = maxTold
+			l.untell()
+			s = m.series[l]
+		}
+	}
 	if rest := m.rest[l.direction]; l == rest.labels {
 		return rest
 	}

@@ -160,3 +160,28 @@ func TestSeriesAreBounded(t *testing.T) {
 		t.Errorf("%d connections counted together, want 10", n)
 	}
 }
+
+// What peers call themselves makes so many series and no more, and leaves room for those
+// that are known; the identity counts on.
+func TestToldSeriesAreBounded(t *testing.T) {
+	m, _ := testMetrics()
+	told := func(i int) labels {
+		return labels{direction: track.Inbound, told: true, src: party{workload: itoa(i), principal: "spiffe://x/ns/a/sa/b"}, dst: party{workload: "server"}}
+	}
+	for i := range 10 * maxTold {
+		m.of(told(i)).opened.Add(1)
+	}
+	m.of(told(1)).opened.Add(1)
+	if n := len(m.series); n != maxTold+1 {
+		t.Errorf("%d series, want %d and one for the rest", n, maxTold)
+	}
+	rest := labels{direction: track.Inbound, src: party{principal: "spiffe://x/ns/a/sa/b"}, dst: party{workload: "server"}}
+	if s := m.series[rest]; s == nil || s.opened.Load() != 9*maxTold {
+		t.Errorf("the rest: %+v", s)
+	}
+	known := told(-1)
+	known.told = false
+	if m.of(known); m.series[known] == nil {
+		t.Error("one that is known has no series")
+	}
+}
