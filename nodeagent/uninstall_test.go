@@ -135,7 +135,7 @@ func TestAddWhileLeaving(t *testing.T) {
 // TestPluginThatStays: where it cannot be taken away it keeps no pod from starting, of
 // whatever namespace, and whether or not the agent has ever heard of the cluster.
 func TestPluginThatStays(t *testing.T) {
-	w := newClusterWorld(t, nil)
+	w := newClusterWorld(t, func(*Config) {})
 	a, err := newAgent(w.cfg, w.client, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)

@@ -1,6 +1,8 @@
 package redirect
 
 import (
+	"net"
+	"strings"
 	"testing"
 
 	"github.com/warren-mesh/warren/internal/nstest"
@@ -34,9 +36,23 @@ func TestLegacyDigest(t *testing.T) {
 		}
 		seen[d] = change
 	}
-	sh(t, b, ns, "iptables -t nat -A OUTPUT -d 127.0.0.0/8 -j ACCEPT")
+	sh(t, b, ns, "iptables -t mangle -A OUTPUT -d 127.0.0.0/8 -j ACCEPT")
 	before := digest()
-	sh(t, b, ns, "ping -c 2 -i 0.2 127.0.0.1; iptables -t nat -L -v -n >/dev/null")
+	err = ns.Do(func() error {
+		c, err := net.Dial("udp", "127.0.0.1:9")
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		_, err = c.Write([]byte("x")) // nobody is there; the rule has counted it
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if counted := sh(t, b, ns, "iptables -t mangle -L OUTPUT -v -n -x"); strings.Contains(counted, " 0        0 ACCEPT") {
+		t.Fatalf("nothing was counted:\n%s", counted)
+	}
 	if after := digest(); after != before {
 		t.Error("traffic changes it")
 	}

@@ -146,7 +146,6 @@ func TestAuditOfLegacy(t *testing.T) {
 	n.backend = b
 	w := n.withAudit()
 	n.proxy()
-	t.Cleanup(func() { n.stop(); w.Close() })
 	var pods []*sandbox
 	for i := range 5 {
 		name := fmt.Sprint("p", i)
@@ -156,6 +155,7 @@ func TestAuditOfLegacy(t *testing.T) {
 		n.mustAdd(s)
 		pods = append(pods, s)
 	}
+	t.Cleanup(func() { n.stop(); w.Close() }) // before the namespaces go
 	for round := range 2 {
 		for i, s := range pods {
 			n.until("it was looked at", func() bool { return n.proof(fmt.Sprint("uid-p", i)) == enroll.ProofSilent && n.captured(s) })
