@@ -339,6 +339,7 @@ func (c Config) LogValue() slog.Value {
 		slog.Any("hosts", c.Hosts),
 		slog.String("health-listen", c.HealthListen),
 		slog.String("metrics-listen", c.MetricsListen),
+		slog.Int("connections-per-address", c.ConnectionsPerAddress),
 		slog.Duration("ca-ttl", c.TTL),
 		slog.Duration("max-ttl", c.MaxTTL),
 		slog.Float64("ca-rate", c.CARate),
