@@ -85,19 +85,31 @@ func (n *Node) Remove(ctx context.Context, file string) error {
 
 // Conflist is the configuration that a container runtime takes: the first by name.
 func (n *Node) Conflist(ctx context.Context) (file, text string, err error) {
+	return n.conflist(ctx, func(string) bool { return true })
+}
+
+// Primary is the configuration of the node's own CNI: the first that is no copy of ours,
+// as there is where we are not chained into its file.
+func (n *Node) Primary(ctx context.Context) (file, text string, err error) {
+	return n.conflist(ctx, func(text string) bool { return !strings.Contains(text, `"warrenCopyOf"`) })
+}
+
+func (n *Node) conflist(ctx context.Context, is func(text string) bool) (file, text string, err error) {
 	names, err := n.List(ctx, CNIConfDir)
 	if err != nil {
 		return "", "", err
 	}
 	slices.Sort(names)
 	for _, name := range names {
-		if !strings.HasPrefix(name, ".") && slices.Contains([]string{".conflist", ".conf", ".json"}, path.Ext(name)) {
-			file = path.Join(CNIConfDir, name)
-			text, err = n.Read(ctx, file)
+		if strings.HasPrefix(name, ".") || !slices.Contains([]string{".conflist", ".conf", ".json"}, path.Ext(name)) {
+			continue
+		}
+		file = path.Join(CNIConfDir, name)
+		if text, err = n.Read(ctx, file); err != nil || is(text) {
 			return file, text, err
 		}
 	}
-	return "", "", fmt.Errorf("%s has no configuration in %s: %v", n.name, CNIConfDir, names)
+	return "", "", fmt.Errorf("%s has no such configuration in %s: %v", n.name, CNIConfDir, names)
 }
 
 // Plugins are the types of the plugins in a conflist, in order.

@@ -58,7 +58,7 @@ func TestPrimaryRewrites(t *testing.T) {
 	awaitChained(t, h)
 	ns := namespace(t, in)
 	ctx := testContext(t)
-	file, text, err := h.Conflist(ctx)
+	file, text, err := h.Primary(ctx)
 	must(t, err)
 	bare := without(t, text)
 	renamed := path.Join(path.Dir(file), "02-renamed.conflist")
