@@ -176,6 +176,7 @@ type Enroller struct {
 	retired    string             // why no pod is taken into the mesh any more; empty: they are
 	rivalWas   rivalSeen
 	slots      chan struct{} // full while as many running pods are changed as may be at once
+	turns      chan struct{} // full while as many are handed to the proxy as may be at once
 
 	ctx     context.Context // of Run: workers end with it
 	workers sync.WaitGroup
@@ -193,7 +194,7 @@ func New(cfg Config) (*Enroller, error) {
 	return &Enroller{
 		cfg: cfg, log: cfg.Log, store: st, times: cfg.Times.withDefaults(),
 		members: make(map[string]*member), keys: make(map[event.Key]string), refusals: make(map[PodName]Refusal),
-		seeking: make(map[string]*sought), changed: make(chan struct{}), slots: make(chan struct{}, liveAtOnce),
+		seeking: make(map[string]*sought), changed: make(chan struct{}), slots: make(chan struct{}, liveAtOnce), turns: make(chan struct{}, liveAtOnce),
 		nudge: make(chan struct{}, 1), inspecting: make(chan struct{}, inspectedAtOnce),
 	}, nil
 }

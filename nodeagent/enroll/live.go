@@ -4,16 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/warren-mesh/warren/cni/event"
 	"github.com/warren-mesh/warren/cni/redirect"
 )
 
-const (
-	liveTimeout = 10 * time.Second // for the proxy to open a running pod's listeners
-	liveAtOnce  = 8                // running pods whose rules are changed at a time
-)
+// liveAtOnce is how many running pods are handed to the proxy at a time, and of how many
+// the rules are changed.
+const liveAtOnce = 8
 
 // rulesWork does one thing to a pod's rules. It is what an enrolment costs, so
 // that only so many go on side by side; a pod waits for its turn and for nothing
@@ -64,11 +62,7 @@ func (e *Enroller) enrollSteps(m *member, p Pod, b redirect.Backend, r event.Red
 			e.setRedirect(m, nil, p)
 			return e.setPhase(m, PhaseLeft, "it could not be brought into the mesh")
 		}},
-		{name: "open the proxy's listeners", do: func(ctx context.Context) error {
-			ctx, cancel := context.WithTimeoutCause(ctx, liveTimeout, fmt.Errorf("not done within %s", liveTimeout))
-			defer cancel()
-			return e.announce(ctx, m)
-		}, undo: func(ctx context.Context) error { return e.withdraw(ctx, m) }},
+		{name: "open the proxy's listeners", do: func(ctx context.Context) error { return e.announceInTurn(ctx, m) }, undo: func(ctx context.Context) error { return e.withdraw(ctx, m) }},
 		{name: "program the redirection", do: func(ctx context.Context) error {
 			return e.rulesWork(ctx, func() error { return e.program(m, b, r, theirs) })
 		}, undo: func(context.Context) error { return e.unprogram(m, b, r) }},
@@ -86,6 +80,21 @@ func (e *Enroller) enrollSteps(m *member, p Pod, b redirect.Backend, r event.Red
 		}
 	}
 	return steps
+}
+
+// announceInTurn hands a running pod to the proxy, which takes one after the other: the
+// time that it has for one does not run while hundreds wait, as when an agent comes to a
+// node that is full.
+func (e *Enroller) announceInTurn(ctx context.Context, m *member) error {
+	select {
+	case e.turns <- struct{}{}:
+		defer func() { <-e.turns }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, e.times.Live, fmt.Errorf("not done within %s", e.times.Live))
+	defer cancel()
+	return e.announce(ctx, m)
 }
 
 // program makes a running pod's rules ours, in the place of another mesh's that has

@@ -3,6 +3,7 @@ package enroll_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
@@ -311,4 +312,32 @@ func TestTombstonesOfARunningAgent(t *testing.T) {
 		tombs, err := event.Tombstones(n.state())
 		return err == nil && len(tombs) == 0 && len(f.Pods()) == 0
 	})
+}
+
+// TestAFullNode: an agent that comes to a node where many pods run hands them to the proxy
+// one after the other; those at the end have as long as those at the beginning.
+func TestAFullNode(t *testing.T) {
+	nstest.LeakCheck(t)
+	n := newNode(t)
+	n.times.Live = 3 * time.Second
+	find := n.withFinder()
+	const many, each = 60, 70 * time.Millisecond // longer than Live in all
+	boxes := map[string]*sandbox{}
+	for i := range many {
+		name := fmt.Sprint("p", i)
+		boxes["uid-"+name] = n.sandbox("app", name, "uid-"+name, "c"+name)
+		find.set("uid-"+name, boxes["uid-"+name])
+	}
+	n.start()
+	f, _ := n.proxy()
+	f.OnAdd(func(context.Context, string, zds.Info) error { time.Sleep(each); return nil }) // as a busy proxy
+	n.world.podsAtOnce(boxes)
+	for deadline := time.Now().Add(time.Minute); len(f.Pods()) < many || n.phase("uid-p0") != enroll.PhaseEnrolled; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d of %d are in the mesh", len(f.Pods()), many)
+		}
+	}
+	if n.log.has("not where it belongs") {
+		t.Error("some had to be tried again")
+	}
 }

@@ -16,6 +16,7 @@ type Times struct {
 	// happen: 2 min
 	Inspect time.Duration
 	Retry   time.Duration // first wait after a failure on our own accord: 1 s
+	Live    time.Duration // the proxy may take so long to open a running pod's listeners: 10 s
 	// Rival is how long another mesh's agent may be away before its pods are taken: 10 s
 	Rival time.Duration
 }
@@ -32,6 +33,7 @@ func (t Times) withDefaults() Times {
 		{&t.Sweep, time.Second},
 		{&t.Inspect, 2 * time.Minute},
 		{&t.Retry, time.Second},
+		{&t.Live, 10 * time.Second},
 		{&t.Rival, 10 * time.Second},
 	} {
 		if *d.field == 0 {
