@@ -28,8 +28,8 @@ func (e *Enroller) digest(m *member) uint64 {
 	return digest
 }
 
-// compareDigests has those pods looked at whose tables have changed. It costs some
-// microseconds a pod, no program and no reading of rules.
+// compareDigests has those pods looked at whose tables have changed. It costs a quarter of
+// a millisecond a pod, and no program.
 func (e *Enroller) compareDigests(ctx context.Context) {
 	type one struct {
 		m    *member
