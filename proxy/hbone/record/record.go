@@ -46,7 +46,8 @@ const (
 type Layer interface {
 	// Seal appends to dst the records that carry plain, in front of them what
 	// the layer has to say itself (see Pending), and returns it. plain must
-	// not overlap dst and may be empty. After an error, what is in dst is still
+	// not overlap dst and may be empty; nobody else may use it meanwhile, nor the
+	// byte behind it, if its capacity goes so far. After an error, what is in dst is still
 	// to be sent: it may be the alert that says why.
 	Seal(dst, plain []byte) ([]byte, error)
 	// Open takes records, or parts of them, from src and appends the plaintext
