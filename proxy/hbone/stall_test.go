@@ -4,6 +4,7 @@ import (
 	"net"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/net/http2"
 
@@ -74,4 +75,44 @@ func TestStalledTunnels(t *testing.T) {
 	}
 	r.killTunnels()
 	waitUntil(t, "all is given back", func() bool { return budget.Used() == 0 })
+}
+
+// TestPressureComesAndGoes: memory that runs short and is enough again, all the time and
+// in the middle of traffic, changes windows under streams that are full, and no byte.
+func TestPressureComesAndGoes(t *testing.T) {
+	budget := hbone.NewBudget(1 << 30)
+	r := newRig(t, serveApp(t, echo), func(r *rig) { r.cfg = hbone.Config{Budget: budget} })
+	over := make(chan struct{})
+	var wg sync.WaitGroup
+	for i := range 8 {
+		c := r.dial()
+		_ = c.SetDeadline(time.Now().Add(time.Minute)) // for what never comes
+		wg.Go(func() {
+			k := talk{seed: uint64(i), up: 8 << 20, upCut: -1, downCut: -1}
+			heard := make(chan error, 1)
+			go func() { heard <- receive(c, k.seed, true, k.up, false) }()
+			if err := send(c, k.seed, true, k.up, -1); err != nil {
+				t.Error(err)
+			}
+			if err := <-heard; err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	go func() { wg.Wait(); close(over) }()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for n := 0; ; n++ {
+		select {
+		case <-tick.C:
+			budget.Resize(int64(n%2) << 30)
+		case <-over:
+			t.Logf("%d changes", n)
+			if n < 20 {
+				t.Error("too few to say much")
+			}
+			waitUntil(t, "all is given back", func() bool { r.killTunnels(); return budget.Used() == 0 })
+			return
+		}
+	}
 }

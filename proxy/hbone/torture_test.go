@@ -23,11 +23,17 @@ import (
 // TestTorture runs 500 talks at once through few tunnels and cuts flows at
 // random, over and above what talks do to themselves. Each end reads either all
 // bytes and the end, or the first of them and an error; afterwards nothing is
-// left of it all. The first time makes what all others use as well.
+// left of it all. The first time makes what all others use as well. WARREN_TORTURE has
+// it go on for a time.
 func TestTorture(t *testing.T) {
 	t.Run("first", torture)
 	before := holding(t)
-	t.Run("again", torture)
+	length, _ := time.ParseDuration(os.Getenv("WARREN_TORTURE"))
+	for over := time.Now().Add(length); ; {
+		if ok := t.Run("again", torture); !ok || !time.Now().Before(over) {
+			break
+		}
+	}
 	waitUntil(t, "descriptors and goroutines are given back", func() bool {
 		now := holding(t)
 		return now.fds <= before.fds && now.goroutines <= before.goroutines

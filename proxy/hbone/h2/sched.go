@@ -1,8 +1,8 @@
 package h2
 
-// quantum is how many bytes a stream may send before it is another's turn: four
-// streams share a write of 256 KiB, and a read of the application still moves
-// enough to be worth its system call.
+// quantum is how many bytes a stream may send before it is another's turn: of many
+// streams four share a write of 256 KiB, of few each has a turn or more in one of
+// 1 MiB, and a read of the application still moves enough to be worth its system call.
 const quantum = 64 << 10
 
 // ring is a round robin of the streams that can send: ready and with credit.
