@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
 	"github.com/warren-mesh/warren/ca/mtls"
 	"github.com/warren-mesh/warren/proxy/hbone"
 	"github.com/warren-mesh/warren/proxy/rbac"
@@ -30,6 +32,7 @@ type tunnel struct {
 	drain  context.CancelFunc
 	kill   context.CancelCauseFunc
 	certs  atomic.Pointer[[]*x509.Certificate] // the client's; set by its first request
+	id     atomic.Pointer[spiffeid.ID]         // who it is; likewise, and one text for all connections
 	seen   atomic.Bool                         // a request came, so the handshake was good
 	expiry sync.Once
 	timer  *time.Timer // runs until the peer's certificate ends; set by expiry
@@ -159,7 +162,7 @@ func (t *tunnel) resolve(in *hbone.Incoming) (resolved, *route.Refusal) {
 	unavailable := func(err error) (resolved, *route.Refusal) {
 		return resolved{}, &route.Refusal{Status: http.StatusServiceUnavailable, Err: err}
 	}
-	peer, err := mtls.Peer(in.TLS())
+	peer, err := t.peerOf(in)
 	if err != nil { // the handshake would have failed
 		return resolved{}, &route.Refusal{Status: http.StatusUnauthorized, Err: err}
 	}
@@ -177,7 +180,7 @@ func (t *tunnel) resolve(in *hbone.Incoming) (resolved, *route.Refusal) {
 	if route.IllegalPort(d.Target.Port()) {
 		return unavailable(errRecursive)
 	}
-	host := route.ParseForwarded(in.Header("forwarded"))
+	host := hostOf(in)
 	c, err := t.p.track(track.Facts{
 		Pod: t.p.uid, Direction: track.Inbound, Src: t.src, Dst: d.Target, Peer: peer,
 		Protocol: route.HBONE.String(), Original: host,
@@ -187,7 +190,7 @@ func (t *tunnel) resolve(in *hbone.Incoming) (resolved, *route.Refusal) {
 	}
 	c.dst, c.hbone, c.dstPod = t.dst, in.Authority, self.Name
 	l := labels{direction: track.Inbound, dst: partyOf(self), mtls: true}
-	l.src, c.srcPod, l.told = t.source(in, view)
+	l.src, c.srcPod = t.source(in, view)
 	l.src.principal, l.dst.principal = principal(peer), principal(self.Identity())
 	service := d.Service
 	if service == nil {
@@ -198,21 +201,43 @@ func (t *tunnel) resolve(in *hbone.Incoming) (resolved, *route.Refusal) {
 	return resolved{c, self, d}, nil
 }
 
+// peerOf is who the tunnel's client is.
+func (t *tunnel) peerOf(in *hbone.Incoming) (spiffeid.ID, error) {
+	if id := t.id.Load(); id != nil {
+		return *id, nil
+	}
+	id, err := mtls.Peer(in.TLS())
+	if err == nil {
+		t.id.Store(&id)
+	}
+	return id, err
+}
+
+// hostOf is what the client asked for, as it says itself. It is kept as long as the
+// connection, and the header that it is a part of is not.
+func hostOf(in *hbone.Incoming) string {
+	host := route.ParseForwarded(in.Header("forwarded"))
+	if host == in.Authority {
+		return in.Authority
+	}
+	return strings.Clone(host)
+}
+
 // source describes the client for telemetry. A gateway of another network speaks
 // for clients whose addresses mean nothing here: then its baggage is believed,
 // else what is known of the address.
-func (t *tunnel) source(in *hbone.Incoming, view *workload.View) (who party, name string, told bool) {
+func (t *tunnel) source(in *hbone.Incoming, view *workload.View) (party, string) {
 	network := t.p.s.cfg.Network
 	gateway := in.Header("x-forwarded-network")
 	if len(gateway) == 0 || strings.EqualFold(gateway[0], network) {
 		if w := view.WorkloadByAddr(workload.NetworkAddr{Network: network, Addr: t.src.Addr()}); w != nil {
-			return partyOf(w), w.Name, false
+			return partyOf(w), w.Name
 		}
 	}
 	if !t.p.s.cfg.ResponseBaggage {
-		return party{}, "", false
+		return party{}, ""
 	}
-	return partyTold(route.ParseBaggage(in.Header(route.HeaderBaggage))), "", true
+	return partyTold(route.ParseBaggage(in.Header(route.HeaderBaggage))), ""
 }
 
 // serviceOf guesses for telemetry which service was addressed: the one that the

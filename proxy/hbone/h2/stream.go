@@ -12,18 +12,17 @@ type Stream struct {
 	recv recvWindow
 	send int64 // credit to send, may be negative after a SETTINGS change (§6.9.2)
 
-	localEnd  bool // we sent END_STREAM
-	remoteEnd bool // the peer did
-	done      bool // closed (§5.1), no longer in the connection's map
-	answered  bool // server: we answered; client: the final answer came
-	interim   int  // 1xx answers so far
-	update    bool // in the connection's list of windows to return
+	prev, next *Stream // in the ring
 
-	ready  bool // the owner has something to send
-	again  bool // Ready was called since Next returned this stream
-	queued bool // in the ring
-	prev   *Stream
-	next   *Stream
+	localEnd  bool  // we sent END_STREAM
+	remoteEnd bool  // the peer did
+	done      bool  // closed (§5.1), no longer in the connection's map
+	answered  bool  // server: we answered; client: the final answer came
+	update    bool  // in the connection's list of windows to return
+	ready     bool  // the owner has something to send
+	again     bool  // Ready was called since Next returned this stream
+	queued    bool  // in the ring
+	interim   uint8 // 1xx answers so far
 }
 
 // Done says whether the stream is closed in both directions.
