@@ -530,3 +530,46 @@ func TestOffendersAreTold(t *testing.T) {
 		t.Errorf("%d of %d were reset behind the GOAWAY", reset, rounds)
 	}
 }
+
+// TestDrainWithoutAnswer: a peer that does not answer the PING of a drain, and is alive
+// otherwise, gets nothing new for longer than any PING may take.
+func TestDrainWithoutAnswer(t *testing.T) {
+	p := newPKI(t)
+	o := serveOne(t, p, impatient, nil)
+	f := o.framed(t, p)
+	over := time.Now().Add(20 * time.Second)
+	_ = o.peer.SetDeadline(over)
+	next, draining := uint32(1), false
+	for {
+		if err := f.connect(next, "10.0.0.1:80"); err != nil {
+			t.Fatal(err)
+		}
+		next += 2
+		fr, err := f.fr.ReadFrame()
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch x := fr.(type) {
+		case *http2.SettingsFrame:
+			if !x.IsAck() {
+				_ = f.fr.WriteSettingsAck()
+			}
+		case *http2.PingFrame:
+			if !x.IsAck() && x.Data != [8]byte{0xff} {
+				_ = f.fr.WritePing(true, x.Data)
+			}
+		case *http2.GoAwayFrame:
+			if x.ErrCode != http2.ErrCodeNo {
+				t.Fatal(x)
+			}
+			if x.LastStreamID < 1<<31-1 {
+				return
+			}
+		}
+		if !draining {
+			draining = true
+			o.drain()
+		}
+		time.Sleep(time.Millisecond) // it is no flood
+	}
+}

@@ -52,7 +52,7 @@ func (t *tunnel) leaveLocked() {
 	if t.drain.started || t.closing || t.closed || t.err != nil {
 		return
 	}
-	t.drain.started = true
+	t.drain.start()
 	t.h2.Ping(drainPing)
 	t.lingering = time.AfterFunc(t.cfg.PingTimeout, t.hangUp)
 }

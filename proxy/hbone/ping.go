@@ -18,9 +18,18 @@ var drainPing = [8]byte{0xff}
 const stopped = 500 * time.Millisecond
 
 // drainState is where a graceful end stands (RFC 9113 §6.8): warned, then, a
-// round trip later, final.
+// round trip later, final. A peer that does not answer has as long as for any PING.
 type drainState struct {
 	started, final bool
+	since          time.Time
+}
+
+func (d *drainState) start() { *d = drainState{started: true, since: time.Now()} }
+
+// finishDrainLocked says that nothing new is taken from here on.
+func (t *tunnel) finishDrainLocked() {
+	t.drain.final = true
+	t.h2.GoAway(true, http2.ErrCodeNo)
 }
 
 // greetedLocked notes the peer's first SETTINGS: keepalive begins.
@@ -44,6 +53,10 @@ func (t *tunnel) tick() {
 		t.mu.Unlock()
 		return
 	}
+	if d := &t.drain; d.started && !d.final && time.Since(d.since) >= t.cfg.PingTimeout {
+		t.finishDrainLocked()
+		t.changedLocked()
+	}
 	if !t.pinged.IsZero() {
 		// Anything that comes shows that the peer is there: on a slow path its
 		// answer may queue behind a lot of data.
@@ -54,7 +67,7 @@ func (t *tunnel) tick() {
 		switch left := t.cfg.PingTimeout - time.Since(last); {
 		case left > 0:
 			t.timer.Reset(left)
-			t.mu.Unlock()
+			t.kick()
 			return
 		case left > -stopped:
 			t.failLocked(fmt.Errorf("no answer to PING: %w after %s", ErrTimeout, t.cfg.PingTimeout))
@@ -79,8 +92,7 @@ func (t *tunnel) pong(payload [8]byte) {
 	defer t.mu.Unlock()
 	switch {
 	case payload == drainPing && t.drain.started && !t.drain.final:
-		t.drain.final = true
-		t.h2.GoAway(true, http2.ErrCodeNo)
+		t.finishDrainLocked()
 	case !t.pinged.IsZero() && payload == t.pingPayload():
 		t.pinged = time.Time{}
 	}
@@ -94,7 +106,7 @@ func (t *tunnel) startDrain() {
 		t.mu.Unlock()
 		return
 	}
-	t.drain.started = true
+	t.drain.start()
 	t.h2.GoAway(false, http2.ErrCodeNo)
 	t.h2.Ping(drainPing)
 	t.changedLocked()
