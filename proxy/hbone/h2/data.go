@@ -32,6 +32,7 @@ func (c *Conn) beginData() error {
 	if f.length == 0 && !f.has(http2.FlagDataEndStream) && !c.limits.empty.take(c.now) {
 		return connError(http2.ErrCodeEnhanceYourCalm, "flood of empty DATA frames")
 	}
+	c.limits.small.perSecond = int64(freeData+streamData*len(c.streams)) * bytesPerData
 	c.limits.small.earn(int64(f.length))
 	if !c.limits.small.spend(c.now, bytesPerData) {
 		return connError(http2.ErrCodeEnhanceYourCalm, "flood of small DATA frames")

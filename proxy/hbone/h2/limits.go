@@ -51,9 +51,9 @@ type limits struct {
 	// small: what DATA frames cost beside what they carry, in bytes. What they carry
 	// pays for it, and so does each frame that we send, so that neither bulk nor small
 	// messages which are answered are ever refused. What is left are bytes by ones and
-	// twos, one way: 20,000 frames a second for ever are a tenth of a core if each has
-	// a record of its own, and more than comes of a peer that reads an application
-	// which writes so.
+	// twos, one way: freeData frames a second for ever, and for each open stream, which
+	// was let in, streamData more. That is a tenth of a core if each has a record of
+	// its own, and more than comes of a peer that reads applications which write so.
 	small bucket
 	// strays: DATA and RST_STREAM for streams that are closed, and stream errors.
 	strays bucket
@@ -68,6 +68,8 @@ const (
 	// bytesPerData is how many bytes pay for a DATA frame: with its header, a record's
 	// and the tag it is as long on the wire.
 	bytesPerData = 32
+	freeData     = 20_000
+	streamData   = 2_000
 )
 
 func newLimits() limits {
@@ -75,7 +77,7 @@ func newLimits() limits {
 		early:   newBucket(200, 1000),
 		control: newBucket(50, 1000),
 		empty:   newBucket(10, 200),
-		small:   newBucket(20_000*bytesPerData, 200_000*bytesPerData),
+		small:   newBucket(freeData*bytesPerData, 10*freeData*bytesPerData),
 		strays:  newBucket(200, 2000),
 		updates: newBucket(2000, 20000),
 	}

@@ -166,12 +166,15 @@ func TestAnsweredMessagesAreNoFlood(t *testing.T) {
 // same; one whose messages are half as long as they cost may send twice as many.
 func TestOverheadIsPaidFor(t *testing.T) {
 	for _, tc := range []struct {
-		size, pace int
-		ends       bool
-	}{{1, 19_000, false}, {1, 40_000, true}, {16, 38_000, false}, {16, 80_000, true}} {
+		size, pace, streams int
+		ends                bool
+	}{{1, 19_000, 2, false}, {1, 60_000, 2, true}, {16, 38_000, 2, false}, {16, 120_000, 2, true}, {1, 80_000, 64, false}} {
 		p := newPeer(t, false, testConfig)
 		s := p.connect(1)
 		other := p.connect(3)
+		for id := range tc.streams - 2 {
+			p.connect(uint32(2*id + 5))
+		}
 		for range tc.pace / 1000 {
 			p.must(p.fr.WriteData(1, false, make([]byte, tc.size)))
 		}
@@ -190,7 +193,7 @@ func TestOverheadIsPaidFor(t *testing.T) {
 			p.c.AppendControl(nil)
 		}
 		if ended := p.err != nil; ended != tc.ends {
-			t.Errorf("%d a second of %d B: after %d ms: %v", tc.pace, tc.size, n, p.err)
+			t.Errorf("%+v: after %d ms: %v", tc, n, p.err)
 		}
 	}
 }
