@@ -30,6 +30,7 @@ type member struct {
 	used     bool        // has carried a stream
 	err      error       // why it ended
 	idle     *time.Timer // runs while it has no streams
+	rest     uint64      // when it became idle, by the pool's count
 	expiry   *time.Timer // runs until it retires; nil if it does not
 }
 
@@ -39,6 +40,8 @@ type dialing struct {
 	done    chan struct{}
 	m       *member // the outcome, set before done is closed
 	err     error   // or this
+	era     uint64  // the pool's, when it began
+	late    bool    // Retire was called since
 	waiters int
 	cancel  context.CancelCauseFunc
 }
@@ -136,7 +139,7 @@ func (p *Pool) wait(ctx context.Context, e *entry, d *dialing) error {
 		}
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		if d.m.gone && !d.m.used {
+		if d.m.gone && !d.m.used && !d.late {
 			return &TunnelError{Err: cmp.Or(d.m.err, errNoStreams)}
 		}
 		return nil
@@ -154,7 +157,7 @@ func (p *Pool) wait(ctx context.Context, e *entry, d *dialing) error {
 // startDialLocked starts a dial for e.
 func (p *Pool) startDialLocked(e *entry) {
 	ctx, cancel := context.WithCancelCause(p.ctx)
-	d := &dialing{start: time.Now(), done: make(chan struct{}), cancel: cancel}
+	d := &dialing{start: time.Now(), era: p.era, done: make(chan struct{}), cancel: cancel}
 	e.dial = d
 	e.dials++
 	p.wg.Go(func() {
@@ -163,6 +166,7 @@ func (p *Pool) startDialLocked(e *entry) {
 		if m := p.settle(e, d, t, err); m != nil {
 			p.expire(m)
 			t.begin()
+			p.begun(m)
 			_ = t.run() // its streams got the error
 			p.remove(m)
 		}
@@ -209,7 +213,44 @@ func (p *Pool) settle(e *entry, d *dialing, t *tunnel, err error) *member {
 	t.onChange = func() { p.changed(m) }
 	e.members = append(e.members, m)
 	d.m = m
+	d.late = d.era != p.era
+	m.gone = d.late
+	p.tunnels++
+	p.trimLocked()
 	return m
+}
+
+// begun has a tunnel close that Retire has overtaken.
+func (p *Pool) begun(m *member) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if m.gone {
+		p.idleLocked(m)
+	}
+}
+
+// maxTunnels is how many tunnels a pool keeps, as ztunnel's: an application that calls
+// everybody once must not leave a descriptor and two sessions' memory for each.
+const maxTunnels = 500
+
+// trimLocked lets the tunnel go that has been idle for longest when there are too many.
+// Those with streams stay: each has a connection that its pod's share counts.
+func (p *Pool) trimLocked() {
+	if p.tunnels <= p.most {
+		return
+	}
+	var oldest *member
+	for _, e := range p.keys {
+		for _, m := range e.members {
+			if m.used && !m.gone && m.streams == 0 && m.pending == 0 && (oldest == nil || m.rest < oldest.rest) {
+				oldest = m
+			}
+		}
+	}
+	if oldest != nil {
+		oldest.gone = true
+		p.idleLocked(oldest)
+	}
 }
 
 // expire has a tunnel retire when its time is over: it is given no more streams,
@@ -247,6 +288,8 @@ func (p *Pool) idleLocked(m *member) {
 	case m.gone:
 		m.idle.Reset(0)
 	default:
+		p.rests++
+		m.rest = p.rests
 		m.idle.Reset(p.cfg.IdleRelease)
 	}
 }
@@ -302,6 +345,7 @@ func (p *Pool) remove(m *member) {
 	e := m.e
 	e.members = slices.DeleteFunc(e.members, func(x *member) bool { return x == m })
 	m.streams, m.gone = 0, true
+	p.tunnels--
 	p.dropIfEmptyLocked(e)
 	p.checkQuietLocked()
 }

@@ -35,3 +35,10 @@ const (
 	BusyAfter = busyAfter
 	MaxBusy   = maxBusy
 )
+
+// Keep has the pool keep fewer tunnels.
+func (p *Pool) Keep(n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.most = n
+}

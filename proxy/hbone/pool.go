@@ -45,6 +45,10 @@ type Pool struct {
 	mu      sync.Mutex
 	keys    map[Key]*entry // only keys with a tunnel or a dial
 	seq     uint64         // of the newest tunnel
+	tunnels int            // in keys
+	most    int            // of tunnels, before idle ones go
+	era     uint64         // how often Retire was called
+	rests   uint64         // how often a tunnel has become idle
 	opening int            // Opens under way
 	refuse  bool           // closed or draining
 	quiet   chan struct{}  // draining: closed when the last stream has ended
@@ -52,7 +56,7 @@ type Pool struct {
 
 // NewPool returns a pool that makes connections with dial.
 func NewPool(cfg Config, dial DialFunc) *Pool {
-	p := &Pool{cfg: cfg.withDefaults(), dial: dial, keys: make(map[Key]*entry)}
+	p := &Pool{cfg: cfg.withDefaults(), dial: dial, keys: make(map[Key]*entry), most: maxTunnels}
 	p.ctx, p.stop = context.WithCancel(context.Background())
 	return p
 }

@@ -2,11 +2,12 @@ package hbone
 
 import "crypto/tls"
 
-// Retire has every tunnel that there is now take no more streams and close after its last one: what it was made with
-// must not carry what comes next. Streams that live are the caller's to cut. Tunnels are made anew when needed.
+// Retire has every tunnel that there is now, or is being made, take no more streams and close after its last one: what it
+// was made with must not carry what comes next. Streams that live are the caller's to cut. Tunnels are made anew when needed.
 func (p *Pool) Retire() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.era++ // of what is being dialed
 	for _, e := range p.keys {
 		for _, m := range e.members {
 			m.gone = true
