@@ -34,7 +34,7 @@ type Listener struct {
 
 	mu     sync.Mutex // held while the acceptor is called
 	closed bool
-	retry  *time.Timer // nil: no accept has failed
+	retry  *time.Timer // nil: no accept has failed, or it has been tried again since
 }
 
 // Listen has to told of the connections of from, which it takes over: from is
@@ -79,6 +79,10 @@ func (l *Listener) Notify(_ Events, turn *Turn) {
 	if !ok {
 		return
 	}
+	if l.retry != nil { // each that comes meanwhile is told of
+		l.sock.Release()
+		return
+	}
 	defer l.sock.Release()
 	for range acceptBatch {
 		c, peer, err := unix.Accept4(fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
@@ -97,7 +101,12 @@ func (l *Listener) Notify(_ Events, turn *Turn) {
 }
 
 // again is the next try after a failure.
-func (l *Listener) again() { _ = l.sock.Again() }
+func (l *Listener) again() {
+	l.mu.Lock()
+	l.retry = nil
+	l.mu.Unlock()
+	_ = l.sock.Again()
+}
 
 func addrPort(sa unix.Sockaddr) netip.AddrPort {
 	switch sa := sa.(type) {

@@ -16,6 +16,7 @@ import (
 type doorman struct {
 	in    chan netip.AddrPort
 	fails chan error
+	pause time.Duration
 }
 
 func (d *doorman) Accepted(fd int, peer netip.AddrPort, _ *ready.Turn) {
@@ -25,7 +26,7 @@ func (d *doorman) Accepted(fd int, peer netip.AddrPort, _ *ready.Turn) {
 
 func (d *doorman) Failed(err error) time.Duration {
 	d.fails <- err
-	return time.Millisecond
+	return max(d.pause, time.Millisecond)
 }
 
 func listen(t *testing.T, s *ready.Set) (*doorman, *ready.Listener) {
@@ -91,14 +92,18 @@ func TestListenerBacklog(t *testing.T) {
 	}
 }
 
-// Without descriptors accepting fails, and is tried again until there are some.
-func TestListenerSurvives(t *testing.T) {
-	d, l := listen(t, newSet(t, 1))
-	c, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
+// knocks makes sockets, has them connect to l when there are no descriptors left, and then runs meanwhile.
+func knocks(t *testing.T, l *ready.Listener, n int, meanwhile func()) {
+	t.Helper()
+	var all []int
+	for range n {
+		c, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = unix.Close(c) })
+		all = append(all, c)
 	}
-	defer unix.Close(c)
 	var old unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &old); err != nil {
 		t.Fatal(err)
@@ -109,18 +114,43 @@ func TestListenerSurvives(t *testing.T) {
 		t.Fatal(err)
 	}
 	addr := l.Addr().(*net.TCPAddr)
-	err = unix.Connect(c, &unix.SockaddrInet4{Port: addr.Port, Addr: [4]byte{127, 0, 0, 1}})
-	var first, second error
+	var err error
+	for _, c := range all {
+		err = errors.Join(err, unix.Connect(c, &unix.SockaddrInet4{Port: addr.Port, Addr: [4]byte{127, 0, 0, 1}}))
+	}
 	if err == nil {
-		first, second = <-d.fails, <-d.fails
+		meanwhile()
 	}
 	if err := errors.Join(err, unix.Setrlimit(unix.RLIMIT_NOFILE, &old)); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// Without descriptors accepting fails, and is tried again until there are some.
+func TestListenerSurvives(t *testing.T) {
+	d, l := listen(t, newSet(t, 1))
+	var first, second error
+	knocks(t, l, 1, func() { first, second = <-d.fails, <-d.fails })
 	if !errors.Is(first, unix.EMFILE) || !errors.Is(second, unix.EMFILE) {
 		t.Errorf("%v, then %v", first, second)
 	}
 	<-d.in
+}
+
+// However many knock while it rests, it tries again when it has said, and they all come in then.
+func TestListenerRests(t *testing.T) {
+	d, l := listen(t, newSet(t, 1))
+	d.pause = time.Second
+	const many = 50
+	start := time.Now()
+	knocks(t, l, many, func() { <-d.fails })
+	for range many {
+		<-d.in
+	}
+	// On a slow machine the rest may be over before all have knocked.
+	if n := len(d.fails); n > int(time.Since(start)/d.pause) {
+		t.Errorf("%d more tries failed in %v", n, time.Since(start))
+	}
 }
 
 // After Close nothing comes in, and nobody is let in: the port is free.
