@@ -40,8 +40,9 @@ type connection struct {
 
 	mu           sync.Mutex
 	flow         *relay.Flow
-	cut          error // why it was cut, once it was
-	sent, recved int64 // what settle has counted
+	cut          error  // why it was cut, once it was
+	shown        *proof // nil: it goes through a tunnel, or in the clear
+	sent, recved int64  // what settle has counted
 }
 
 // track registers a connection of the pod. It may be cut from then on; end must

@@ -19,10 +19,14 @@ const (
 	judgeFor = 30 * time.Second
 )
 
+// judgeLate is the age from which a tunnel's first request has its peer judged again: younger ones are met by judgePeers.
+var judgeLate = judgeFor / 2
+
 // Reasons why connections end whose peer was good when they began.
 var (
 	errRevoked    = errors.New("connection closed: peer certificate revoked by CRL")
 	errDistrusted = errors.New("connection closed: peer certificate is no longer trusted")
+	errEnded      = errors.New("connection closed: peer certificate had expired before its first request")
 )
 
 // watchTrust judges the peers of all tunnels again when the file of revocation lists or the roots of an identity
@@ -86,10 +90,57 @@ func (s *Server) judgePeers() {
 				t.kill(err)
 			}
 		}
-		if err := distrusts(i, i.Chain(), x509.ExtKeyUsageClientAuth); err != nil {
-			s.tracked.Cut(func(g *track.Guard) bool { c, ok := g.Owner.(*connection); return ok && c.here && c.p == p }, err)
-		}
 	}
+	s.judgeHere()
+}
+
+// proof is what the two ends of a connection that stays on the node have shown each other.
+type proof struct {
+	client, server []*x509.Certificate
+	to             *pod
+}
+
+// judgeHere ends connections on this node of which one end would not accept the other any more: as behind a tunnel, by
+// what it was made with, whatever has replaced that since.
+func (s *Server) judgeHere() {
+	type question struct {
+		who   *mtls.Identity
+		leaf  *x509.Certificate
+		usage x509.ExtKeyUsage
+	}
+	known := make(map[question]error)
+	ask := func(p *pod, chain []*x509.Certificate, usage x509.ExtKeyUsage) error {
+		i := p.heldIdentity()
+		if i == nil || len(chain) == 0 {
+			return nil
+		}
+		q := question{i, chain[0], usage}
+		err, ok := known[q]
+		if !ok {
+			err = distrusts(i, chain, usage)
+			known[q] = err
+		}
+		return err
+	}
+	s.tracked.Each(func(g *track.Guard) {
+		c, ok := g.Owner.(*connection)
+		if !ok {
+			return
+		}
+		c.mu.Lock()
+		shown := c.shown
+		c.mu.Unlock()
+		if shown == nil {
+			return
+		}
+		err := ask(c.p, shown.server, x509.ExtKeyUsageServerAuth)
+		if err == nil {
+			err = ask(shown.to, shown.client, x509.ExtKeyUsageClientAuth)
+		}
+		if err != nil {
+			g.Cut(err)
+		}
+	})
 }
 
 // distrusts says why i would not accept a peer any more. That a certificate has ended since is no reason: connections
@@ -146,6 +197,22 @@ func (t *tunnel) leave() {
 	t.p.mu.Lock()
 	defer t.p.mu.Unlock()
 	delete(t.p.inboundTunnels, t)
+}
+
+// stillGood judges a peer whose first request comes long after its handshake: until then its certificates are not known
+// here, and whatever has changed since has judged everybody else.
+func (t *tunnel) stillGood() error {
+	t.judge.Do(func() {
+		chain, i := t.peer(), t.p.heldIdentity()
+		switch {
+		case time.Since(t.born) < judgeLate || len(chain) == 0 || i == nil:
+		case time.Now().After(chain[0].NotAfter):
+			t.late = errEnded
+		default:
+			t.late = distrusts(i, chain, x509.ExtKeyUsageClientAuth)
+		}
+	})
+	return t.late
 }
 
 // peer is the certificates of the client, none before its first request.

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -66,3 +67,10 @@ func (s *Server) WakeAll() { s.resting.list.Store(nil) }
 
 // Judged says whether live connections have been judged by the present view.
 func (s *Server) Judged() bool { return s.judged.Load() == s.store.View() }
+
+// JudgeFirstRequestsAfter has tunnels of that age judged again at their first request.
+func JudgeFirstRequestsAfter(d time.Duration) (restore func()) {
+	was := judgeLate
+	judgeLate = d
+	return func() { judgeLate = was }
+}

@@ -36,6 +36,9 @@ type tunnel struct {
 	seen   atomic.Bool                         // a request came, so the handshake was good
 	expiry sync.Once
 	timer  *time.Timer // runs until the peer's certificate ends; set by expiry
+	born   time.Time
+	judge  sync.Once
+	late   error // set by judge: why a peer that said nothing for long is not served
 }
 
 // inbound serves a tunnel until it ends. It owns conn.
@@ -55,7 +58,7 @@ func (p *pod) inbound(conn *net.TCPConn, transparent bool) {
 	defer drain()
 	hard, kill := context.WithCancelCause(p.hard)
 	defer kill(nil)
-	t := &tunnel{p: p, src: addrOf(conn.RemoteAddr()), dst: addrOf(conn.LocalAddr()), transparent: transparent, term: term, drain: drain, kill: kill}
+	t := &tunnel{p: p, src: addrOf(conn.RemoteAddr()), dst: addrOf(conn.LocalAddr()), transparent: transparent, term: term, drain: drain, kill: kill, born: time.Now()}
 	t.join()
 	defer t.leave()
 	err := hbone.Serve(hard, ctx, conn, p.serverTLS, p.hboneConfig(), t)
@@ -104,6 +107,12 @@ func tunnelEnd(peer *x509.Certificate, own *mtls.Identity) time.Time {
 
 // serve answers one CONNECT: where it goes, whether it may, connect, 200, relay.
 func (t *tunnel) serve(in *hbone.Incoming) {
+	if err := t.stillGood(); err != nil {
+		t.p.s.logs.early(track.Inbound, t.src, t.dst, err)
+		in.Reject(http.StatusUnauthorized)
+		t.kill(err)
+		return
+	}
 	r, refusal := t.resolve(in)
 	if refusal != nil {
 		t.p.s.logs.early(track.Inbound, t.src, t.dst, refusal.Err)

@@ -123,15 +123,17 @@ func errStatus(code int) error { return &hbone.StatusError{Code: code} }
 // node: the same checks in the same order as behind a tunnel. c is the source's
 // half. On success both halves share the flow that the caller starts.
 func (c *connection) connectHere(n *neighbour, d route.Decision, self *workload.Workload) (*connection, relay.App, error) {
-	if err := c.proveIdentities(n, d, self); err != nil {
-		return nil, nil, err
-	}
 	in, err := n.p.track(track.Facts{
 		Pod: n.p.uid, Direction: track.Inbound, Src: n.client, Dst: n.target, Peer: self.Identity(),
 		Protocol: route.HBONE.String(), Original: serviceHost(d),
 	})
 	if err != nil {
 		return nil, nil, errStatus(http.StatusServiceUnavailable)
+	}
+	// Asked when it is tracked already: an identity that is withdrawn from now on finds it.
+	if err := c.proveIdentities(n, d, self); err != nil {
+		in.end(err)
+		return nil, nil, err
 	}
 	in.dst, in.hbone, in.srcPod, in.dstPod, in.here = d.Dial, c.hbone, self.Name, n.self.Name, true
 	in.clientNear, in.bytes = true, c.bytes // one flow, counted once, told by both
@@ -183,13 +185,15 @@ func (c *connection) proveIdentities(n *neighbour, d route.Decision, self *workl
 	if err := asNamed(mine, theirs, self.Identity(), d.Expected); err != nil {
 		return err
 	}
-	if c.p.s.proven.has(mine, theirs) {
-		return nil
+	if !c.p.s.proven.has(mine, theirs) {
+		if err := acceptEachOther(mine, theirs, time.Now()); err != nil {
+			return err
+		}
+		c.p.s.proven.add(mine, theirs)
 	}
-	if err := acceptEachOther(mine, theirs, time.Now()); err != nil {
-		return err
-	}
-	c.p.s.proven.add(mine, theirs)
+	c.mu.Lock()
+	c.shown = &proof{client: mine.Chain(), server: theirs.Chain(), to: n.p}
+	c.mu.Unlock()
 	return nil
 }
 
