@@ -39,6 +39,8 @@
 // for Overlap, then the new one stands alone. Where everybody has the new one's roots already, as with another
 // intermediate certificate, the first part is left out: where no SVID is valid that was given out without them, and no
 // replacement is in its first part, in which they may have come a moment ago. Where only the list of roots is another, it
-// is taken as it is. Only an old one that has expired is passed over before its time. What is half written, or does not belong
+// is taken as it is. One that is put there while no control plane runs is treated the same: the authority that was installed
+// last is kept beside the record (Record.Last), with its key, for without that nothing could be signed that those trust who
+// were told of no other. With an Overlap of zero it is not. Only an old one that has expired is passed over before its time. What is half written, or does not belong
 // together, is not used: what was last good stays in force, and Differs says why.
 package rotation

@@ -35,7 +35,9 @@ type Keeper struct {
 	cfg    Config
 	ledger Ledger
 	saver  saver
-	warned string // CertID of the authority of which was said that it ends soon; belongs to Compare
+	// forgetful: remember has failed, and said so. It belongs to Load, then to Compare.
+	forgetful bool
+	warned    string // CertID of the authority of which was said that it ends soon; belongs to Compare
 
 	// signing is held for reading while a certificate is signed: once another authority is in use, the ledger has all
 	// of the one before.
@@ -63,17 +65,12 @@ func New(cfg Config) *Keeper {
 func (k *Keeper) Load(ctx context.Context, now time.Time) error {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
-	kept, err := k.cfg.Store.Read(ctx)
-	if err == nil && kept.Name == "" {
-		if err = k.cfg.Store.Create(ctx, now); err == nil {
-			kept, err = k.cfg.Store.Read(ctx) // what is there counts, whoever wrote it
-		}
-	}
+	kept, err := k.read(ctx, now)
 	if err != nil {
 		return err
 	}
-	if kept.Name == "" {
-		return errors.New("the CA is gone again after it was made")
+	if err := k.sinceLast(ctx, &kept, now); err != nil {
+		return err
 	}
 	u, err := k.cfg.choose(kept, now)
 	if err != nil {
@@ -88,8 +85,26 @@ func (k *Keeper) Load(ctx context.Context, now time.Time) error {
 		return fmt.Errorf("nothing is signed before this replica is among those that do: %w", err)
 	}
 	k.put(kept, u)
+	k.remember(ctx, kept)
 	k.cfg.Log.Info("the CA's key has been read", "from", kept.Name, "expires", stamp(u.ca.NotAfter()), "note", u.note)
 	return nil
+}
+
+// read reads the authority, or makes one.
+func (k *Keeper) read(ctx context.Context, now time.Time) (Kept, error) {
+	kept, err := k.cfg.Store.Read(ctx)
+	if err != nil || kept.Name != "" {
+		return kept, err
+	}
+	if err := k.cfg.Store.Create(ctx, now); err != nil {
+		return kept, err
+	}
+	kept, err = k.cfg.Store.Read(ctx) // what is there counts, whoever wrote it
+	if err == nil && kept.Name == "" {
+		err = errors.New("the CA is gone again after it was made")
+	}
+	kept.Record.Last = authority.Files{} // a new mesh was begun
+	return kept, err
 }
 
 func (k *Keeper) put(kept Kept, u use) {
@@ -215,6 +230,7 @@ func (k *Keeper) take(ctx context.Context, kept Kept, now time.Time) (changed bo
 	if u.note == "" {
 		k.finish(ctx, kept)
 	}
+	k.remember(ctx, kept)
 	if same(u.files, before.files) {
 		return false, nil
 	}
@@ -242,7 +258,7 @@ func (k *Keeper) judge(ctx context.Context, kept *Kept, before use, now time.Tim
 		}
 		// What was to come does not.
 	default:
-		next = Record{Phase: Replacing, Since: now, Other: before.files, For: authority.CertID(kept.Files.Cert), Roots: rootsOf(kept.Files)}
+		next = Record{Phase: Replacing, Last: kept.Files, Since: now, Other: before.files, For: authority.CertID(kept.Files.Cert), Roots: rootsOf(kept.Files)}
 		next.Untold = k.untold(ctx, kept.Record, before, installed.ca.RootIDs(), now)
 	}
 	if kept.Record.guarded() {
@@ -291,7 +307,7 @@ func Finish(ctx context.Context, s Store, kept Kept) error {
 			return err
 		}
 	}
-	return s.WriteRecord(ctx, kept, Record{})
+	return s.WriteRecord(ctx, kept, Record{Last: kept.Record.Last})
 }
 
 // Differs says why what is in the store is not what is signed with; empty when it is.

@@ -20,6 +20,9 @@ const (
 	Retired   Phase = "retired" // what is left is to put the new one where the old one is
 )
 
+// Empty says that there is nothing to remember.
+func (r Record) Empty() bool { return r.Phase == Settled && len(r.Last.Cert) == 0 }
+
 // Record is what a store holds beside the authority that is installed.
 type Record struct {
 	Phase Phase     `json:"phase,omitempty"`
@@ -30,6 +33,9 @@ type Record struct {
 	For string `json:"for,omitempty"`
 	// Roots are those that the installed one came with, while Replacing: a store may publish others in their place.
 	Roots []byte `json:"roots,omitempty"`
+	// Last is the authority that was installed when a replica last looked: another one that is put in its place while none
+	// runs replaces it as one does that is put there while they do. Empty where replacements have no overlap.
+	Last authority.Files `json:"last,omitzero"`
 	// Untold says, while Replacing, that the installed one's roots were given out when it came, and not to all before.
 	Untold bool `json:"untold,omitempty"`
 }
@@ -67,7 +73,7 @@ func Decode(text []byte) (Record, error) {
 	}
 	switch r.Phase {
 	case Settled:
-		return Record{}, nil
+		return Record{Last: r.Last}, nil
 	case Replacing, Prepared, Activated, Retired:
 	default:
 		return Record{}, fmt.Errorf("the record of the CA's rotation names no phase that is known; it was written by a newer version")

@@ -29,7 +29,7 @@ func Prepare(k Kept, replicas []Replica, now time.Time) (Record, error) {
 	if _, _, err := union(k.Files, next); err != nil {
 		return Record{}, err
 	}
-	return Record{Phase: Prepared, Since: now, Other: next, For: authority.CertID(k.Files.Cert)}, nil
+	return Record{Phase: Prepared, Since: now, Other: next, For: authority.CertID(k.Files.Cert), Last: k.Record.Last}, nil
 }
 
 // Activate is the second step. settle is for how long the new root must have been given out.
@@ -61,7 +61,7 @@ func Retire(k Kept, replicas []Replica, now time.Time) (Record, error) {
 	if r.Other.Roots, err = without(both, r.For); err != nil {
 		return Record{}, err
 	}
-	r.Phase, r.Since = Retired, now
+	r.Phase, r.Since, r.Last = Retired, now, authority.Files{} // its key goes now
 	return r, nil
 }
 

@@ -154,7 +154,7 @@ func changed(err error) error {
 // WriteRecord implements rotation.Store.
 func (s *caSecret) WriteRecord(ctx context.Context, k rotation.Kept, r rotation.Record) error {
 	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: rotationSecret, Namespace: s.namespace, Labels: managed(), ResourceVersion: strings.TrimPrefix(k.Version, versionPrefix)}, Type: ownSecretType}
-	if r.Phase != rotation.Settled {
+	if !r.Empty() {
 		text, err := r.Encode()
 		if err != nil {
 			return err
