@@ -18,9 +18,8 @@ const maxRequest = authority.MaxCSR + 16<<10
 // tooLarge stands for the CSR of a request that was not decoded; it is answered as one of that size is.
 var tooLarge = strings.Repeat("-", authority.MaxCSR+1)
 
-// Bound keeps the server from decoding requests for certificates that are larger than any that is granted. A request is
-// decoded before anybody can ask who sent it, and its metadata, which is any tree of values, takes forty times as much
-// memory as it has bytes.
+// Bound keeps the server from decoding requests for certificates that are larger than any that is granted. Its
+// metadata, which is any tree of values, takes forty times as much memory as it has bytes.
 func Bound() grpc.ServerOption { return grpc.ForceServerCodecV2(Codec()) }
 
 // Codec is what Bound has the server use.

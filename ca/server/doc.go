@@ -5,12 +5,14 @@
 //
 // A request passes in this order, and each step answers as istiod does, so that Istio's clients take the same path:
 //
-//	size of what was sent      InvalidArgument
 //	who calls                  Unauthenticated "request authenticate failure"
 //	how often                  ResourceExhausted, with the time to wait (google.rpc.RetryInfo)
+//	size of what was sent      InvalidArgument
 //	may the caller have it     Unauthenticated "request impersonation authentication failure"
 //	request and lifetime       InvalidArgument "CSR signing error (…)"
 //	signing                    Internal
+//
+// Nothing of a request is read before the first two.
 //
 // Where it cannot be found out who calls, or what the caller may have, the answer is Unavailable.
 //
@@ -28,7 +30,7 @@
 //
 // Every signature leaves one line: "certificate signed" with caller, node, pod, pod.uid, src.addr, id, serial, issuer (the
 // SHA-256 of its certificate) and expires. A refusal leaves "certificate refused" with who asked, what for, the answer's
-// code and the reason: for each caller, and for all who are nobody, a hundred at once and ten a second; the line after says
+// code and the reason (of those who are nobody it is not known what for): for each caller, and for all who are nobody, a hundred at once and ten a second; the line after says
 // how many were left out (suppressed). The control plane has these lines, and those of its own serving certificates, in the
 // log at every --log-level.
 package server

@@ -122,7 +122,33 @@ func New(cfg Config) (*Server, error) {
 }
 
 // Register adds the service to g. Do so on listeners with TLS only: tokens and requests are not otherwise protected.
-func (s *Server) Register(g grpc.ServiceRegistrar) { pb.RegisterIstioCertificateServiceServer(g, s) }
+//
+// On the wire a call with one message each way is a stream of one message each way. As a stream its handler runs before the
+// message is read: of those who are nobody, nothing is kept but what a stream's window lets in.
+func (s *Server) Register(g grpc.ServiceRegistrar) {
+	const method = "CreateCertificate"
+	g.RegisterService(&grpc.ServiceDesc{
+		ServiceName: pb.IstioCertificateService_ServiceDesc.ServiceName,
+		HandlerType: (*pb.IstioCertificateServiceServer)(nil),
+		Streams:     []grpc.StreamDesc{{StreamName: method, Handler: serve}},
+		Metadata:    pb.IstioCertificateService_ServiceDesc.Metadata,
+	}, s)
+}
+
+func serve(srv any, stream grpc.ServerStream) error {
+	s, ok := srv.(*Server)
+	if !ok {
+		return status.Errorf(codes.Internal, "a server of type %T", srv)
+	}
+	resp, err := s.answer(stream.Context(), func() (*pb.IstioCertificateRequest, error) {
+		req := &pb.IstioCertificateRequest{}
+		return req, stream.RecvMsg(req)
+	})
+	if err != nil {
+		return err
+	}
+	return stream.SendMsg(resp)
+}
 
 // refusal is an answer and the reason that stays here.
 type refusal struct {
@@ -142,10 +168,25 @@ func refuseCaller(msg string, why error) *refusal {
 	return refuse(codes.Unauthenticated, msg, why)
 }
 
-// CreateCertificate implements the Istio CA service.
+// CreateCertificate implements the Istio CA service, for a request that was read.
 func (s *Server) CreateCertificate(ctx context.Context, req *pb.IstioCertificateRequest) (*pb.IstioCertificateResponse, error) {
+	return s.answer(ctx, func() (*pb.IstioCertificateRequest, error) { return req, nil })
+}
+
+// answer answers a request, which read reads.
+func (s *Server) answer(ctx context.Context, read func() (*pb.IstioCertificateRequest, error)) (*pb.IstioCertificateResponse, error) {
 	start := time.Now()
-	caller, id, leaf, no := s.create(ctx, req, start)
+	var req *pb.IstioCertificateRequest
+	var id string
+	var leaf authority.Leaf
+	caller, no := s.admit(ctx)
+	if no == nil {
+		var err error
+		if req, err = read(); err != nil {
+			return nil, err // the caller has gone, or sends what is no request
+		}
+		id, leaf, no = s.create(caller, req, start)
+	}
 	code := codes.OK
 	if no != nil {
 		code = no.answer.Code()
@@ -176,28 +217,33 @@ func asked(req *pb.IstioCertificateRequest, id string) string {
 	return text[:min(len(text), maxAsked)]
 }
 
-// create is the request's way through all checks. The strings returned are for the log and bounded.
-func (s *Server) create(ctx context.Context, req *pb.IstioCertificateRequest, now time.Time) (Caller, string, authority.Leaf, *refusal) {
-	var leaf authority.Leaf
-	if n := len(req.GetCsr()); n > authority.MaxCSR {
-		return Caller{}, "", leaf, refuse(codes.InvalidArgument, csrText("request too large"), fmt.Errorf("request of %d bytes", n))
-	}
+// admit finds out who calls, and whether it may now, before anything of the request is read.
+func (s *Server) admit(ctx context.Context) (Caller, *refusal) {
 	caller, err := s.cfg.Authenticator.Authenticate(ctx)
 	if err != nil {
-		return Caller{}, "", leaf, refuseCaller(msgUnauthenticated, err)
+		return Caller{}, refuseCaller(msgUnauthenticated, err)
 	}
 	if wait := s.limits.take(caller, time.Now()); wait > 0 {
-		return caller, "", leaf, &refusal{answer: exhausted(wait), why: fmt.Errorf("more than %g requests a second", s.cfg.Rate)}
+		return caller, &refusal{answer: exhausted(wait), why: fmt.Errorf("more than %g requests a second", s.cfg.Rate)}
+	}
+	return caller, nil
+}
+
+// create is the request's way through all other checks. The string returned is for the log and bounded.
+func (s *Server) create(caller Caller, req *pb.IstioCertificateRequest, now time.Time) (string, authority.Leaf, *refusal) {
+	var leaf authority.Leaf
+	if n := len(req.GetCsr()); n > authority.MaxCSR {
+		return "", leaf, refuse(codes.InvalidArgument, csrText("request too large"), fmt.Errorf("request of %d bytes", n))
 	}
 	id, err := s.wanted(caller, req)
 	if err != nil {
-		return caller, "", leaf, refuseCaller(msgImpersonation, err)
+		return "", leaf, refuseCaller(msgImpersonation, err)
 	}
 	leaf, err = s.cfg.Authority.Sign([]byte(req.GetCsr()), id, lifetime(req.GetValidityDuration()), now)
 	if err != nil {
-		return caller, id.String(), leaf, signRefusal(err)
+		return id.String(), leaf, signRefusal(err)
 	}
-	return caller, id.String(), leaf, nil
+	return id.String(), leaf, nil
 }
 
 // wanted is the identity asked for, once the caller is found to be entitled to it.
