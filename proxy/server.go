@@ -250,6 +250,7 @@ func (s *Server) runBack(c *crew) {
 	c.start(s.certs.Run)
 	c.start(func(ctx context.Context) error { s.followOrigin(ctx); return nil })
 	c.start(func(ctx context.Context) error { s.watchToken(ctx); return nil })
+	c.start(func(ctx context.Context) error { s.watchCerts(ctx); return nil })
 	if s.xds != nil {
 		c.start(s.xds.Run)
 	}

@@ -96,6 +96,16 @@ func (s *Server) originName() (address, reuse string) {
 	return s.origin.address, string(cmp.Or(s.origin.Reuse, svid.Strict))
 }
 
+// originKind is the kind of source that certificates come from, as SVID_SOURCE names it.
+func (s *Server) originKind() string {
+	s.originLock.Lock()
+	defer s.originLock.Unlock()
+	if s.origin.cfg.FakeCA {
+		return "fake"
+	}
+	return s.origin.cfg.SVIDs.source()
+}
+
 // podList is what /debug/pods shows.
 func (s *Server) podList() []admin.Pod {
 	certs := s.certs.Dump()

@@ -58,7 +58,7 @@ func newSVIDMetrics(r *prometheus.Registry) *svidMetrics {
 	m := &svidMetrics{
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "warren_svid_requests_total", Help: "Certificate requests, and streams opened, that have ended (unstable).",
-		}, []string{"priority", "code"}),
+		}, []string{"source", "priority", "code"}),
 		took: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "warren_svid_request_seconds", Help: "Time to the certificate, or to a stream's first message (unstable).",
 			Buckets: []float64{.005, .02, .1, .5, 1, 2, 5, 12, 30},
@@ -100,7 +100,7 @@ func (o *caObserver) Started(spiffeid.ID, svid.Priority) {}
 
 func (o *caObserver) Finished(_ spiffeid.ID, p svid.Priority, took time.Duration, err error) {
 	m := o.s.metrics
-	m.svids.requests.WithLabelValues(p.String(), codeOf(err)).Inc()
+	m.svids.requests.WithLabelValues(o.s.originKind(), p.String(), codeOf(err)).Inc()
 	m.svids.took.WithLabelValues(p.String()).Observe(took.Seconds())
 	switch {
 	case errors.Is(err, svid.ErrNotNeeded): // taken back by ourselves
@@ -133,6 +133,10 @@ var (
 	descBy          = svidDesc("entitlements", "Identities held, by how the right to them was had", "by")
 	descGenerations = svidDesc("generations", "Different certificates in use")
 	descExpiry      = svidDesc("expires_seconds", "Time until the first certificate in use ends")
+	descExpiries    = svidDesc("expiry_seconds", "Time until certificates in use end", "source")
+	descSilent      = svidDesc("agent_stuck", "1 while the source of certificates takes calls and answers none")
+	descOverdue     = svidDesc("overdue", "Certificates in use that are not renewed as they should be")
+	descAhead       = svidDesc("clock_behind_seconds", "By how much this node's clock is behind the source's, where certificates wait for their time")
 	descFlights     = svidDesc("in_flight", "Requests under way")
 	descQueued      = svidDesc("queued", "Requests that wait for a place or a token")
 	descNotice      = svidDesc("on_notice", "Identities that are taken back unless they are confirmed soon")
@@ -142,7 +146,9 @@ var (
 
 // Describe implements prometheus.Collector.
 func (c svidCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descIdentities, descBy, descGenerations, descExpiry, descFlights, descQueued, descNotice, descRoots, descRootExpiry} {
+	for _, d := range []*prometheus.Desc{
+		descIdentities, descBy, descGenerations, descExpiry, descExpiries, descSilent, descOverdue, descAhead, descFlights, descQueued, descNotice, descRoots, descRootExpiry,
+	} {
 		ch <- d
 	}
 }
@@ -153,6 +159,7 @@ func (c svidCollector) Collect(ch chan<- prometheus.Metric) {
 	states := map[string]int{string(svid.Initializing): 0, string(svid.Available): 0, string(svid.Unavailable): 0}
 	by, serials, roots := map[svid.By]int{}, map[string]bool{}, map[string]map[*x509.Certificate]bool{}
 	var first time.Time
+	ends := newExpiries()
 	flights, queued, notice := 0, 0, 0
 	for _, st := range c.s.certs.Dump() {
 		states[string(st.Condition)]++
@@ -170,6 +177,7 @@ func (c svidCollector) Collect(ch chan<- prometheus.Metric) {
 		}
 		by[st.By]++
 		serials[st.Identity.Chain()[0].SerialNumber.String()] = true
+		ends.add(st.Identity.NotAfter().Sub(now))
 		if end := st.Identity.NotAfter(); first.IsZero() || end.Before(first) {
 			first = end
 		}
@@ -197,7 +205,41 @@ func (c svidCollector) Collect(ch chan<- prometheus.Metric) {
 	if !first.IsZero() {
 		gauge(descExpiry, first.Sub(now).Seconds())
 	}
+	ch <- prometheus.MustNewConstHistogram(descExpiries, ends.count, ends.sum, ends.buckets, c.s.originKind())
+	h := c.s.certs.Health()
+	stuck := 0.0
+	if !h.Silent.IsZero() {
+		stuck = 1
+	}
+	gauge(descSilent, stuck)
+	gauge(descOverdue, float64(h.Overdue))
+	gauge(descAhead, h.Ahead.Seconds())
 	collectRoots(gauge, roots, now)
+}
+
+// expiries is a histogram of what is, not of what was.
+type expiries struct {
+	count   uint64
+	sum     float64
+	buckets map[float64]uint64
+}
+
+func newExpiries() *expiries {
+	e := &expiries{buckets: map[float64]uint64{}}
+	for _, d := range []time.Duration{10 * time.Second, time.Minute, 10 * time.Minute, time.Hour, 6 * time.Hour, 12 * time.Hour, 24 * time.Hour, 7 * 24 * time.Hour} {
+		e.buckets[d.Seconds()] = 0
+	}
+	return e
+}
+
+func (e *expiries) add(left time.Duration) {
+	e.count++
+	e.sum += left.Seconds()
+	for most := range e.buckets {
+		if left.Seconds() <= most {
+			e.buckets[most]++
+		}
+	}
 }
 
 func collectRoots(gauge func(*prometheus.Desc, float64, ...string), roots map[string]map[*x509.Certificate]bool, now time.Time) {

@@ -21,6 +21,7 @@ var errEarly = errors.New("the certificate is not valid yet")
 // early is a certificate that waits for its time: the source's clock is ahead of ours.
 type early struct {
 	i     *mtls.Identity
+	came  time.Time
 	given []*x509.Certificate // its roots
 	proof Proof               // a Watcher's
 	s     *stream             // a Watcher's
@@ -63,6 +64,7 @@ func (m *Manager) keepEarlyLocked(e *entry, next *early) {
 	if e.early != nil && next.s == nil && !next.i.NotBefore().Before(e.early.i.NotBefore()) {
 		return
 	}
+	next.came = m.wall()
 	e.early = next
 	m.parked[e] = struct{}{}
 }
@@ -87,10 +89,13 @@ func (m *Manager) checkEarlyLocked(wall time.Time, next time.Duration) time.Dura
 		}
 		e.failures, e.lastErr = 0, nil
 		after := m.signedLocked(e, was.i, was.given, 0)
-		if e.phase == resting {
+		switch e.phase {
+		case resting:
 			m.timers.remove(e)
 			m.restLocked(e, after, Background)
 			m.mergeLocked(e)
+		case due:
+			m.due.fix(e) // failures count there
 		}
 		m.logCompleted(was.i)
 		e.tellLocked()

@@ -63,6 +63,7 @@ type entry struct {
 	borrowed bool                // at Confirm: it has used another's once
 	attempts int                 // ended
 	failures int                 // since the last success
+	failing  time.Time           // the first of them
 	failed   bool                // before the call under way
 	lastEnd  time.Time
 	lastErr  error

@@ -97,7 +97,7 @@ func (m *Manager) land(e *entry, i *mtls.Identity, roots []*x509.Certificate, to
 		if i != nil {
 			m.keepEarlyLocked(e, &early{i: i, given: roots})
 		}
-		e.failures++
+		e.fails()
 		m.failedLocked(e, err)
 	}
 	e.tellLocked()

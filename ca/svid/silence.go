@@ -63,9 +63,48 @@ func (m *Manager) heldLocked(e *entry, now time.Time) time.Duration {
 	return 0
 }
 
-// Silent says since when the source has answered nobody, the zero time while it does.
-func (m *Manager) Silent() time.Time {
+// overdueAfter is for how long renewals must have failed, of long certificates, to be told of before three quarters of the
+// lifetime are over.
+const overdueAfter = 10 * time.Minute
+
+// Health is what will break if nobody looks after it.
+type Health struct {
+	Silent  time.Time     // since when the source has answered nobody; zero: it does
+	Overdue int           // certificates in use that are not renewed as they should be
+	Ends    time.Time     // when the first of those does
+	Err     error         // why, nil where the source says nothing
+	Ahead   time.Duration // by how much the source's clock seems to be ahead of ours; as far as that was noticed
+}
+
+// Health looks at all identities.
+func (m *Manager) Health() Health {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.silence.since.Round(0)
+	h := Health{Silent: m.silence.since.Round(0)}
+	now, wall := time.Now(), m.wall()
+	for e := range m.parked {
+		h.Ahead = max(h.Ahead, e.early.i.NotBefore().Sub(e.early.came))
+	}
+	for _, e := range m.entries {
+		i := e.valid(wall)
+		if i == nil || !e.overdue(now, life(i)) {
+			continue
+		}
+		h.Overdue++
+		if end := i.NotAfter(); h.Ends.IsZero() || end.Before(h.Ends) {
+			h.Ends, h.Err = end, e.lastErr
+		}
+	}
+	return h
+}
+
+func (e *entry) overdue(now time.Time, life time.Duration) bool {
+	return !e.late.IsZero() && !e.late.After(now) || e.failures > 0 && now.Sub(e.failing) > min(overdueAfter, life/8)
+}
+
+// fails counts a failure.
+func (e *entry) fails() {
+	if e.failures++; e.failures == 1 {
+		e.failing = time.Now()
+	}
 }

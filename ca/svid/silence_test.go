@@ -1,6 +1,7 @@
 package svid_test
 
 import (
+	"errors"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -21,7 +22,7 @@ func TestASilentSource(t *testing.T) {
 			m.Acquire(pod(n), sa("a"))
 		}
 		time.Sleep(time.Second)
-		if !m.Silent().IsZero() {
+		if !m.Health().Silent.IsZero() {
 			t.Error("silent from the start")
 		}
 		deaf := func(is bool) {
@@ -38,7 +39,7 @@ func TestASilentSource(t *testing.T) {
 			leases = append(leases, m.Acquire(pod(20+n), sa("b")))
 		}
 		time.Sleep(5 * time.Minute) // each was asked for once
-		since := m.Silent()
+		since := m.Health().Silent
 		if since.IsZero() {
 			t.Fatal("nobody noticed")
 		}
@@ -47,7 +48,7 @@ func TestASilentSource(t *testing.T) {
 		if n := len(a.calls()) - before; n < 5 || n > 20 { // each takes forty seconds
 			t.Errorf("%d calls in ten minutes to a source that answers none", n)
 		}
-		if m.Silent() != since {
+		if m.Health().Silent != since {
 			t.Error("it did not stay silent")
 		}
 		for n := range 20 {
@@ -57,7 +58,7 @@ func TestASilentSource(t *testing.T) {
 		}
 		deaf(false)
 		time.Sleep(2 * time.Minute)
-		if !m.Silent().IsZero() {
+		if !m.Health().Silent.IsZero() {
 			t.Error("still said to be silent")
 		}
 		for _, l := range leases {
@@ -86,7 +87,7 @@ func TestWhatIsNoSilence(t *testing.T) {
 		if n := len(slices.DeleteFunc(a.calls(), func(uid string) bool { return uid != pod(9).UID })); n < 5 {
 			t.Fatalf("%d calls for the pod that gets no answer", n)
 		}
-		if !m.Silent().IsZero() {
+		if !m.Health().Silent.IsZero() {
 			t.Error("one pod made the source silent")
 		}
 	})
@@ -117,6 +118,70 @@ func TestAPodsOwnPace(t *testing.T) {
 		mustIdentity(t, m.Acquire(pod(1), sa("a"))) // it is nobody else's
 		if took := time.Since(start); took > time.Second {
 			t.Errorf("another pod waited %s", took)
+		}
+	})
+}
+
+// Renewals that fail are told of long before anything ends, also those of a source that says nothing at all; what one pod is
+// refused is not.
+func TestOverdue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSigner(t)
+		s.TTL = 24 * time.Hour
+		m, stop := run(t, svid.Config{Signer: s})
+		defer stop()
+		mustIdentity(t, m.Acquire(pod(0), sa("a")))
+		time.Sleep(time.Hour)
+		if h := m.Health(); h != (svid.Health{}) {
+			t.Errorf("%+v while all is well", h)
+		}
+		s.fail(errors.New("the CA is away"))
+		m.Acquire(pod(1), sa("b")) // never had one
+		time.Sleep(time.Minute)
+		if h := m.Health(); h.Overdue != 0 {
+			t.Errorf("%+v before anything is due", h)
+		}
+		time.Sleep(13*time.Hour + 15*time.Minute)
+		h := m.Health()
+		if left := time.Until(h.Ends); h.Overdue != 1 || h.Err == nil || left < 9*time.Hour || left > 11*time.Hour {
+			t.Errorf("%+v, %s left", h, left)
+		}
+		s.fail(nil)
+		time.Sleep(5 * time.Minute)
+		if h := m.Health(); h.Overdue != 0 {
+			t.Errorf("%+v after the CA is back", h)
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		a := newAgent(t)
+		m, stop := run(t, svid.Config{Watcher: a})
+		defer stop()
+		a.give(pod(0).UID, sa("a"))
+		mustIdentity(t, m.Acquire(pod(0), sa("a")))
+		time.Sleep(59 * time.Minute) // it says nothing by itself, and the last word is from its stream opened anew
+		a.mu.Lock()
+		a.deaf[pod(0).UID] = true
+		a.mu.Unlock()
+		for m.Health().Overdue == 0 {
+			time.Sleep(10 * time.Second)
+			if m.Dump()[0].Identity == nil {
+				t.Fatal("it ended before anybody was told")
+			}
+		}
+	})
+}
+
+// How far the clocks are apart is told while a certificate waits.
+func TestTheClockIsBehind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLiar(t)
+		m, stop := run(t, svid.Config{Signer: l})
+		defer stop()
+		l.lie(ahead(time.Minute))
+		m.Acquire(pod(0), sa("a"))
+		time.Sleep(time.Second)
+		if got := m.Health().Ahead.Round(time.Second); got != time.Minute {
+			t.Errorf("ahead by %s", got)
 		}
 	})
 }

@@ -105,7 +105,7 @@ func (s *stream) land(v verdict) error {
 		e.failures = 0
 		m.speedUpLocked()
 	} else {
-		e.failures++
+		e.fails()
 	}
 	defer m.resignLocked(e)
 	switch {
@@ -245,7 +245,7 @@ func (s *stream) ended(err error) {
 	}
 	if e.phase == resting {
 		m.timers.remove(e)
-		e.failures++
+		e.fails()
 		m.failedLocked(e, err)
 		m.wakeUp()
 	}
