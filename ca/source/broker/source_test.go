@@ -231,7 +231,7 @@ func TestSpoiled(t *testing.T) {
 
 // The cap that keeps an agent alive holds, and everybody is served.
 func TestBurst(t *testing.T) {
-	const pods = 200
+	const pods = 1000
 	w := newWorld(t, spiffeid.ID{}, func(a *fakeagent.Agent) {
 		a.Before = func(ctx context.Context, ref string) error {
 			if strings.HasPrefix(ref, "pod:") {

@@ -38,6 +38,8 @@ var (
 	other = spiffeid.RequireFromPath(td, "/ns/foo/sa/other")
 )
 
+const realProc = "/proc"
+
 // node is a /proc in which real processes are in the pods that a test says, and an agent that attests them.
 type node struct {
 	proc   string
@@ -49,6 +51,11 @@ type node struct {
 }
 
 func newNode(t *testing.T, mode delegated.Mode, change func(*fakeagent.Agent)) *node {
+	t.Helper()
+	return newNodeIn(t, t.TempDir(), mode, change)
+}
+
+func newNodeIn(t *testing.T, proc string, mode delegated.Mode, change func(*fakeagent.Agent)) *node {
 	t.Helper()
 	a, err := fakeagent.New(td, time.Hour)
 	if err != nil {
@@ -62,8 +69,10 @@ func newNode(t *testing.T, mode delegated.Mode, change func(*fakeagent.Agent)) *
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &node{proc: t.TempDir(), agent: a, admin: at.Admin}
-	n.link(t, "/proc/self/ns/pid", "1/ns/pid")
+	n := &node{proc: proc, agent: a, admin: at.Admin}
+	if proc != realProc {
+		n.link(t, "/proc/self/ns/pid", "1/ns/pid")
+	}
 	ns, err := netns.Open("/proc/self/ns/net")
 	if err != nil {
 		t.Fatal(err)

@@ -80,6 +80,9 @@ func coldStart(b *testing.B, identities int, rate float64) {
 	b.ReportMetric(times[identities/2].Sub(begin).Seconds(), "s_50%")
 	b.ReportMetric(times[identities*99/100].Sub(begin).Seconds(), "s_99%")
 	b.ReportMetric(float64(all.top), "most_in_flight")
+	if all.top > 8 {
+		b.Errorf("%d calls at once, the cap is 8", all.top)
+	}
 }
 
 // arrivals notes when certificates come, and how many are asked for at once.
