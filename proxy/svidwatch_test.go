@@ -36,7 +36,7 @@ func TestTheCAIsAway(t *testing.T) {
 		for name, text := range map[string]string{
 			"readiness": page(last, "/healthz/ready"), "metrics": page(last-1, "/metrics"), "connections": page(0, "/debug/connections"),
 		} {
-			want := map[string]string{"readiness": "warning: certificates: 1 in use", "metrics": `warren_alarm{alarm="certificates"} 1`, "connections": "the CA is away"}[name]
+			want := map[string]string{"readiness": "warning: certificates: 1 in use", "metrics": `warren_alarm{alarm="certificates"} 1`, "connections": "1 in use are not renewed by"}[name]
 			if strings.Contains(text, want) {
 				where = append(where, name)
 			}
@@ -48,7 +48,7 @@ func TestTheCAIsAway(t *testing.T) {
 		t.Error("it came after the end")
 	}
 	metrics := page(last-1, "/metrics")
-	for _, want := range []string{"warren_svid_overdue 1", `warren_svid_expiry_seconds_bucket{source="istio",le="600.0"} 1`, "warren_svid_agent_stuck 0", `warren_svid_requests_total{code="OK",priority="`} {
+	for _, want := range []string{"warren_svid_overdue 1", `warren_svid_expiry_seconds_count{source="istio"} 1`, "warren_svid_agent_stuck 0", `warren_svid_requests_total{code="OK",priority="`} {
 		if !strings.Contains(metrics, want) {
 			t.Errorf("metrics lack %s", want)
 		}

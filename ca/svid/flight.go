@@ -88,6 +88,7 @@ func (m *Manager) land(e *entry, i *mtls.Identity, roots []*x509.Certificate, to
 	if !m.landedLocked(e, err) {
 		return ErrNotNeeded
 	}
+	m.heardLocked(e, err)
 	if err == nil {
 		e.failures = 0
 		m.speedUpLocked()
@@ -142,7 +143,6 @@ func (m *Manager) landedLocked(e *entry, err error) bool {
 		m.restLocked(e, 0, max(e.prio, WarmUp))
 		return false
 	}
-	m.heardLocked(e, err)
 	e.attempts++
 	e.lastEnd = time.Now()
 	e.lastErr = err

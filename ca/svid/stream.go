@@ -101,6 +101,9 @@ func (s *stream) land(v verdict) error {
 		s.cancel()
 		return ErrNotNeeded
 	}
+	if !s.follows {
+		m.heardLocked(e, v.err)
+	}
 	if v.err == nil {
 		e.failures = 0
 		m.speedUpLocked()
