@@ -74,7 +74,7 @@ type Lines struct{ XDS, CA, ZDS Line }
 func Handler(s Source) http.Handler {
 	return routes(map[string]http.Handler{
 		"/":                         http.HandlerFunc(index),
-		"/config_dump":              s.json(func(r *http.Request) any { return s.dump(r.URL.Query().Get("format")) }),
+		"/config_dump":              s.configDump(),
 		"/debug/certs":              s.json(func(*http.Request) any { return certList(s.Certs()) }),
 		"/debug/connections":        s.json(func(*http.Request) any { return s.connections() }),
 		"/debug/entitlements":       s.json(func(*http.Request) any { return s.entitlements() }),

@@ -5,18 +5,6 @@ import (
 	"github.com/warren-mesh/warren/xds/workload"
 )
 
-type dumpJSON struct {
-	Certificates   []certJSON                         `json:"certificates"`
-	Config         map[string]any                     `json:"config"`
-	Policies       []policyJSON                       `json:"policies"`
-	Services       []serviceJSON                      `json:"services"`
-	StagedServices map[string]map[string]endpointJSON `json:"stagedServices"`
-	StaticConfig   staticJSON                         `json:"staticConfig"`
-	Version        map[string]string                  `json:"version"`
-	WorkloadState  any                                `json:"workloadState,omitempty"` // absent where the proxy is one pod's own
-	Workloads      []workloadJSON                     `json:"workloads"`
-}
-
 type staticJSON struct {
 	Policies  []policyJSON     `json:"policies"`
 	Services  []serviceJSON    `json:"services"`
@@ -69,30 +57,22 @@ func newConnections(facts []track.Facts) connections {
 	return c
 }
 
-// dump is the whole state; format "legacy" is the shape of Istio 1.18.
-func (s Source) dump(format string) any {
-	v := s.View()
-	if format == "legacy" {
-		return s.legacy(v)
+// dump is the whole state, in the order of names.
+func (s Source) dump(v *workload.View) []section {
+	config := s.Config()
+	all := []section{
+		{"certificates", newCerts(s.Certs()), nil},
+		{"config", config, nil},
+		{"policies", nil, each(v.Policies(), newPolicy)},
+		{"services", nil, each(v.Services(), func(svc *workload.Service) serviceJSON { return newService(svc, endpoints(v, svc)) })},
+		{"stagedServices", staged(v), nil},
+		{"staticConfig", static(s.Static()), nil},
+		{"version", s.Version, nil},
 	}
-	d := dumpJSON{
-		Certificates: newCerts(s.Certs()), Config: s.Config(), Policies: []policyJSON{}, Services: []serviceJSON{},
-		StagedServices: staged(v), StaticConfig: static(s.Static()), Version: s.Version,
-		Workloads: []workloadJSON{},
+	if config["proxyMode"] != "Dedicated" { // absent where the proxy is one pod's own
+		all = append(all, section{"workloadState", s.states(), nil})
 	}
-	for _, w := range v.Workloads() {
-		d.Workloads = append(d.Workloads, newWorkload(w))
-	}
-	for _, svc := range v.Services() {
-		d.Services = append(d.Services, newService(svc, endpoints(v, svc)))
-	}
-	for _, p := range v.Policies() {
-		d.Policies = append(d.Policies, newPolicy(p))
-	}
-	if d.Config["proxyMode"] != "Dedicated" {
-		d.WorkloadState = s.states()
-	}
-	return d
+	return append(all, section{"workloads", nil, each(v.Workloads(), newWorkload)})
 }
 
 // states are the pods', by UID.
