@@ -60,6 +60,7 @@ type Limits struct {
 	Mesh        time.Duration // to wait until the pod is known: 5 s
 	Upstream    time.Duration // for one query, over all tries: 4.5 s, within the client's usual 5
 	Try         time.Duration // until a query is sent again: 1.5 s
+	Transfer    time.Duration // that a server may be silent during a zone transfer: 30 s
 	Kept        int           // bytes of resolvers' answers: 128 KiB; negative: none
 }
 
@@ -84,6 +85,7 @@ func (l Limits) withDefaults() Limits {
 	period(&l.Mesh, 5*time.Second)
 	period(&l.Upstream, 4500*time.Millisecond)
 	period(&l.Try, 1500*time.Millisecond)
+	period(&l.Transfer, 30*time.Second)
 	return l
 }
 

@@ -715,6 +715,58 @@ func TestTransfer(t *testing.T) {
 	eventually(t, func() bool { return len(s.conns) == 0 })
 }
 
+// A server may take longer over a zone than a client's silence is borne elsewhere, which
+// may have closed its half as well.
+func TestLongTransfer(t *testing.T) {
+	const patience = 400 * time.Millisecond
+	for _, half := range []bool{false, true} {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = l.Close() })
+		slow := make(chan struct{})
+		go func() {
+			defer close(slow)
+			up, err := l.Accept()
+			if err != nil {
+				return
+			}
+			defer up.Close()
+			m, err := readMessage(up)
+			for range 12 { // within its limit each, all together far beyond
+				if err != nil {
+					return
+				}
+				time.Sleep(patience / 6)
+				_, err = up.Write(framed(m))
+			}
+		}()
+		s := serve(t, func(c *Config) {
+			c.Limits.Transfer, c.Limits.Idle = patience, 10*time.Second
+			c.Resolvers = func() []netip.AddrPort { return []netip.AddrPort{l.Addr().(*net.TCPAddr).AddrPort()} }
+		})
+		raw, _ := new(dns.Msg).SetAxfr("example.org.").Pack()
+		c, err := net.Dial("tcp", s.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = c.SetDeadline(time.Now().Add(30 * time.Second))
+		_, _ = c.Write(framed(raw))
+		if half {
+			_ = c.(*net.TCPConn).CloseWrite()
+		}
+		for i := range 12 {
+			if _, err := readMessage(c); err != nil {
+				t.Fatalf("half closed %v: message %d: %v", half, i, err)
+			}
+		}
+		<-slow
+		_ = c.Close()
+		eventually(t, func() bool { return len(s.conns) == 0 })
+	}
+}
+
 func TestLookup(t *testing.T) {
 	u := startUpstream(t, replyWith(func(m *dns.Msg, _ string) {
 		if m.Question[0].Name != "www.example.org." {

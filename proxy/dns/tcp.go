@@ -2,6 +2,7 @@ package dns
 
 import (
 	"context"
+	"io"
 	"net"
 	"net/netip"
 	"sync"
@@ -9,9 +10,6 @@ import (
 
 	"github.com/miekg/dns"
 )
-
-// transferIdle is how long a server may think over a zone.
-const transferIdle = 30 * time.Second
 
 // Listener is a *net.TCPListener.
 type Listener interface {
@@ -148,7 +146,8 @@ func (w *writer) write(m []byte) {
 }
 
 // transfer carries a zone transfer, whose answer is many messages: bytes both ways
-// until either side ends or rests for too long.
+// until the server ends or rests for too long. The client has nothing more to say, and
+// may close its half, which the server is told; what it takes it has to take in time.
 func (s *Server) transfer(c net.Conn, t *task) {
 	servers, _ := s.resolvers(t)
 	start := time.Now()
@@ -167,12 +166,12 @@ func (s *Server) transfer(c net.Conn, t *task) {
 	defer stop()
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		defer both()
-		if s.write(up, framed(t.q.raw)) {
-			s.copy(up, c)
+		half, ok := up.(interface{ CloseWrite() error })
+		if !s.write(up, framed(t.q.raw)) || s.copy(up, c, 0) != io.EOF || !ok || half.CloseWrite() != nil {
+			both()
 		}
 	})
-	s.copy(c, up)
+	_ = s.copy(c, up, s.cfg.Limits.Transfer)
 	both()
 	wg.Wait()
 }
@@ -201,14 +200,21 @@ func (s *Server) write(c net.Conn, b []byte) bool {
 	return err == nil
 }
 
-// copy carries bytes until the source ends or rests for too long.
-func (s *Server) copy(dst, src net.Conn) {
+// copy carries bytes until the source ends, which is io.EOF, or rests for too long.
+func (s *Server) copy(dst, src net.Conn, idle time.Duration) error {
 	buf := make([]byte, 32<<10)
+	var deadline time.Time // none
 	for {
-		_ = src.SetReadDeadline(time.Now().Add(transferIdle))
+		if idle > 0 {
+			deadline = time.Now().Add(idle)
+		}
+		_ = src.SetReadDeadline(deadline)
 		n, err := src.Read(buf)
-		if n > 0 && !s.write(dst, buf[:n]) || err != nil {
-			return
+		if n > 0 && !s.write(dst, buf[:n]) {
+			return net.ErrClosed
+		}
+		if err != nil {
+			return err
 		}
 	}
 }
