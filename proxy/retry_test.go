@@ -385,3 +385,66 @@ func TestConnectRetriesAndGateways(t *testing.T) {
 	client.mustFail(g.addr())
 	m.nodes[0].logs.access(t, mark, map[string]string{"direction": "outbound", "dst.workload": "server", "tried": "", "error": "401"})
 }
+
+// hangs makes an application that never answers: the queue of its listener is full.
+func (p *pod) hangs(port int) {
+	t := p.node.mesh.t
+	t.Helper()
+	err := p.NS.Do(func() error {
+		fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		t.Cleanup(func() { syscall.Close(fd) })
+		if err := syscall.Bind(fd, &syscall.SockaddrInet4{Port: port}); err != nil {
+			return err
+		}
+		return syscall.Listen(fd, 0)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := p.dial(fmt.Sprintf("127.0.0.1:%d", port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+}
+
+// Who is cut by a policy while the application on its own node is connected to has been
+// refused: the connection does not go to another endpoint, nor does this one rest.
+func TestCutOnThisNodeIsNotRetried(t *testing.T) {
+	m := newMesh(t, 1)
+	n := m.nodes[0]
+	client, strict, open := n.meshPod("client"), n.meshPod("strict"), n.meshPod("open")
+	strict.hangs(8080)
+	open.echo(8080)
+	selector := deny("selected", workload.Match{Principals: principals(client)})
+	selector.Scope = workload.ScopeSelector
+	m.apply(workload.Batch{Policies: []*workload.Policy{selector}})
+	g := m.group(strict.w, open.w)
+	mark := n.logs.mark()
+	c, err := client.dial(g.addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	until(t, "the application is connected to", func() bool { return n.srv.Tracked().Len() == 2 })
+	w := *g.eps[0]
+	w.Policies = []string{"default/selected"}
+	m.apply(workload.Batch{Workloads: []*workload.Workload{&w}})
+	if _, err := io.ReadAll(c); err == nil {
+		t.Error("the connection ended in good order")
+	}
+	n.logs.access(t, mark, map[string]string{"direction": "outbound", "dst.workload": "strict", "tried": "", "error": "http status: 401"})
+
+	m.apply(workload.Batch{RemovedPolicies: []string{selector.ResourceName()}})
+	t.Run("left since it does not answer", func(t *testing.T) {
+		before, mark := left(t, n, "timeout"), n.logs.mark()
+		client.mustCall(m.group(strict.w, open.w).addr())
+		n.logs.access(t, mark, map[string]string{"direction": "outbound", "dst.workload": "open", "tried": "no answer within 2s", "error": ""})
+		if left(t, n, "timeout") != before+1 {
+			t.Error("not counted as a timeout")
+		}
+	})
+}

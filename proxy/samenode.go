@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"context"
 	"crypto/x509"
 	"errors"
 	"net/http"
@@ -151,9 +152,19 @@ func (c *connection) connectHere(n *neighbour, d route.Decision, self *workload.
 	}
 	if err != nil {
 		in.end(err)
-		return nil, nil, errStatus(http.StatusServiceUnavailable)
+		return nil, nil, c.refusedHere(context.Cause(ctx))
 	}
 	return in, app, nil
+}
+
+// refusedHere is why the destination's application was not reached, when what was to
+// reach it ended because of cause: nil if it did not. Who was cut by a policy has been
+// refused, and is not to go elsewhere.
+func (c *connection) refusedHere(cause error) error {
+	if errors.Is(cause, errUnanswered) {
+		return errUnanswered
+	}
+	return errStatus(cutStatus(cause))
 }
 
 func inboundLabels(src, dst *workload.Workload, d route.Decision) labels {
