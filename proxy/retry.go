@@ -1,14 +1,11 @@
 package proxy
 
 import (
-	"context"
 	"net/netip"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
-	"github.com/warren-mesh/warren/proxy/hbone"
 	"github.com/warren-mesh/warren/proxy/relay"
 	"github.com/warren-mesh/warren/proxy/route"
 	"github.com/warren-mesh/warren/xds/workload"
@@ -27,12 +24,17 @@ const (
 	// while there is another to go to. The first SYN may get lost in it, which is
 	// sent again after a second. Where there is no other, sockopt's limit holds.
 	connectPatience = 2 * time.Second
+	// answerPatience is how long it may take in all, with the handshake, until its
+	// proxy has reached the application. That proxy waits longer than this for an
+	// application which hangs; two such endpoints leave time for a third.
+	answerPatience = 4 * time.Second
 )
 
 // search is the way of a connection to a service through its endpoints, until one
 // of them accepts it.
 type search struct {
 	origDst netip.AddrPort
+	more    []netip.AddrPort // where it may go when all of that has failed: further addresses of a name
 	began   time.Time
 	failed  []attempt // in their order
 }
@@ -93,17 +95,6 @@ type triedError struct {
 
 func (e *triedError) Error() string { return e.err.Error() + " (tried before: " + e.before + ")" }
 func (e *triedError) Unwrap() error { return e.err }
-
-// unansweredError says that an endpoint was left because it did not answer.
-type unansweredError struct{}
-
-func (unansweredError) Error() string {
-	return "no answer within " + connectPatience.String() + ", and there was another endpoint"
-}
-func (unansweredError) Timeout() bool   { return true }
-func (unansweredError) Temporary() bool { return true }
-
-var errUnanswered error = unansweredError{}
 
 // carry has the destination accept the connection, or another endpoint of its
 // service, and starts the relay. It owns app. Until an endpoint has accepted,
@@ -172,16 +163,26 @@ func (c *connection) elsewhere(d route.Decision, err error) (*connection, route.
 	if s == nil || reason == "" || c.ctx.Err() != nil {
 		return nil, d, nil
 	}
-	p := c.p
-	p.s.resting.add(guilty(d, reason))
-	s.failed = append(s.failed, attempt{d.Attempt(), err})
+	p, asked := c.p, d.Attempt()
+	if asked == (route.Endpoint{}) { // the address that was asked for
+		asked = route.Endpoint{Addr: s.origDst.Addr(), Port: s.origDst.Port()}
+	} else {
+		p.s.resting.add(guilty(d, reason))
+	}
+	s.failed = append(s.failed, attempt{asked, err})
 	if s.over(p.s.cfg.ConnectRetries) {
 		return nil, d, nil
 	}
 	src := c.guard.Facts.Src
 	next, self, err := p.decide(p.hard, src, s.origDst, s.tried())
 	if err != nil || next.Attempt() == (route.Endpoint{}) {
-		return nil, d, nil
+		if len(s.more) == 0 {
+			return nil, d, nil
+		}
+		s.origDst, s.more = s.more[0], s.more[1:]
+		if next, self, err = p.decide(p.hard, src, s.origDst, s.tried()); err != nil {
+			return nil, d, nil
+		}
 	}
 	n, err := p.record(src, s.origDst, next, self)
 	if err != nil {
@@ -231,104 +232,28 @@ func (c *connection) abandon() error {
 	return c.cut
 }
 
-// patience gives an endpoint up that takes too long while there is another.
-type patience struct {
-	c          *connection
-	d          route.Decision
-	ctx        context.Context
-	cancel     context.CancelCauseFunc
-	connecting func() (since time.Time, yes bool)
-
-	mu    sync.Mutex
-	timer *time.Timer
-}
-
-// patiently is ctx for one attempt; done ends it. connecting says since when the
-// endpoint has not answered, and whether it is that which is waited for.
-func (c *connection) patiently(ctx context.Context, d route.Decision, connecting func() (time.Time, bool)) (attempt context.Context, done func()) {
-	if c.search == nil {
-		return ctx, func() {}
-	}
-	w := &patience{c: c, d: d, connecting: connecting}
-	w.ctx, w.cancel = context.WithCancelCause(ctx)
-	w.mu.Lock()
-	w.timer = time.AfterFunc(connectPatience, w.check)
-	w.mu.Unlock()
-	return w.ctx, w.done
-}
-
-func (w *patience) done() {
-	w.cancel(nil)
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.timer.Stop()
-}
-
-// check looks whether it is time. Where there is no other endpoint, or something
-// else is waited for, it looks again later.
-func (w *patience) check() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.ctx.Err() != nil {
-		return
-	}
-	since, connecting := w.connecting()
-	if connecting && time.Since(since) >= connectPatience && w.c.another(w.d) {
-		w.cancel(errUnanswered)
-		return
-	}
-	w.timer.Reset(connectPatience / 4)
-}
-
 // another says whether there is an endpoint to go to instead of that of d.
 func (c *connection) another(d route.Decision) bool {
 	s := c.search
 	if len(s.failed) >= c.p.s.cfg.ConnectRetries || time.Since(s.began) > retryTime {
 		return false
 	}
-	next, _, err := c.p.choose(c.p.hard, c.guard.Facts.Src, s.origDst, s.tried(d.Attempt()))
-	return err == nil && next.Attempt() != (route.Endpoint{})
-}
-
-// since is a connect that begins now, for patiently.
-func since() func() (time.Time, bool) {
-	now := time.Now()
-	return func() (time.Time, bool) { return now, true }
-}
-
-// connects are the TCP connections that the pool is making, and since when. A
-// handshake is not among them: a peer that has much to do is to be waited for, or
-// everybody would begin anew with another one, which has as much to do then.
-type connects struct {
-	mu sync.Mutex
-	m  map[hbone.Key]time.Time
-}
-
-// begin notes a connect; end ends it. The next one to the same peer may have
-// begun by then, if this one was given up.
-func (t *connects) begin(k hbone.Key) (end func()) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.m == nil {
-		t.m = make(map[hbone.Key]time.Time)
+	if len(s.more) > 0 {
+		return true
 	}
-	at := time.Now()
-	t.m[k] = at
-	return func() {
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		if t.m[k] == at {
-			delete(t.m, k)
+	tried := s.tried(d.Attempt())
+	for range maxRetries {
+		next, self, err := c.p.choose(c.p.hard, c.guard.Facts.Src, s.origDst, tried)
+		e := next.Attempt()
+		if err != nil || e == (route.Endpoint{}) {
+			return false
 		}
+		// A name that is not known at once is no endpoint yet; of one that is known all
+		// addresses may have been tried.
+		if _, err := c.p.withAddress(atOnce, next, self, s.origDst, tried); err == nil {
+			return true
+		}
+		tried = append(tried, e)
 	}
-}
-
-// of is what patiently wants to know of a key.
-func (t *connects) of(k hbone.Key) func() (time.Time, bool) {
-	return func() (time.Time, bool) {
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		at, ok := t.m[k]
-		return at, ok
-	}
+	return false
 }

@@ -43,6 +43,7 @@ func TestLeftBecause(t *testing.T) {
 		{"no answer", &upstreamError{late}, "timeout"},
 		{"no answer of a tunnel", connect(late), "timeout"},
 		{"left for another", tunnelError(dst, errUnanswered), "timeout"},
+		{"left since it was silent", tunnelError(dst, errSilent), "timeout"},
 		{"left for another, plaintext", &upstreamError{&net.OpError{Op: "dial", Err: errUnanswered}}, "timeout"},
 		{"no answer to CONNECT", fmt.Errorf("hbone: no answer to CONNECT: %w after 20s", hbone.ErrTimeout), "timeout"},
 		{"handshake without end", tlsError(fmt.Errorf("handshake not finished: %w", hbone.ErrTimeout)), "timeout"},

@@ -448,3 +448,54 @@ func TestCutOnThisNodeIsNotRetried(t *testing.T) {
 		}
 	})
 }
+
+// An endpoint of another node that takes the TCP connection and is silent then is left in
+// time for another one, whoever it is that hangs: its application, for which its proxy
+// would wait longer, or its proxy.
+func TestSilentEndpointIsLeft(t *testing.T) {
+	m := newMesh(t, 2)
+	hung, good, mute := m.nodes[1].meshPod("hung"), m.nodes[1].meshPod("good"), m.nodes[1].pod("mute")
+	another := m.nodes[1].meshPod("another")
+	cold, warm, third := m.nodes[0].meshPod("cold"), m.nodes[0].meshPod("warm"), m.nodes[0].meshPod("third")
+	hung.hangs(8080)
+	hung.echo(9090)
+	good.echo(8080)
+	another.echo(8080)
+	mute.listen(15008, func(c *net.TCPConn) { io.Copy(io.Discard, c) })
+	claimed := *mute.w
+	claimed.Protocol = workload.HBONE
+	warm.mustCall(hung.addr(9090)) // has a tunnel
+	before, mark := left(t, m.nodes[0], "timeout"), m.nodes[0].logs.mark()
+	a, b := m.group(hung.w, good.w).addr(), m.group(&claimed, another.w).addr()
+	calls := []struct {
+		client *pod
+		addr   string
+		bad    *workload.Workload
+		good   string
+	}{{cold, a, hung.w, "good"}, {warm, a, hung.w, "good"}, {third, b, &claimed, "another"}}
+	errs := make(chan error, len(calls))
+	for _, c := range calls {
+		go func() {
+			_, answer, err := c.client.call(c.addr, "hello")
+			if err == nil && answer != "hello" {
+				err = fmt.Errorf("answer %q", answer)
+			}
+			errs <- err
+		}()
+	}
+	for range calls {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+	for _, c := range calls {
+		m.nodes[0].logs.access(t, mark, map[string]string{
+			"direction": "outbound", "src.workload": c.client.w.Name, "dst.workload": c.good, "error": "",
+			"tried": netip.AddrPortFrom(c.bad.Addresses[0], 8080).String() + ": ",
+		})
+	}
+	if n := left(t, m.nodes[0], "timeout") - before; n != len(calls) {
+		t.Errorf("%d connections left because of a timeout, want %d", n, len(calls))
+	}
+	until(t, "all connections are gone", func() bool { return m.nodes[0].srv.Tracked().Len() == 0 })
+}

@@ -60,7 +60,7 @@ func leftBecause(err error) string {
 		return ""
 	case errors.As(err, &verify):
 		return leftIdentity
-	case errors.Is(err, errUnanswered), errors.Is(err, hbone.ErrTimeout), isTimeout(err):
+	case errors.Is(err, errUnanswered), errors.Is(err, errSilent), errors.Is(err, hbone.ErrTimeout), isTimeout(err):
 		return leftTimeout
 	case errors.As(err, &tlsErr):
 		return leftTLS

@@ -56,7 +56,7 @@ func (c *connection) startStream(d route.Decision, self *workload.Workload, app 
 		return false
 	}
 	c.p.work.Add(1)
-	req := hbone.Request{Authority: c.hbone, Header: connectHeader(c.guard.Facts.Src, self, d)}
+	req := hbone.Request{Authority: c.hbone, Header: connectHeader(c.guard.Facts.Src, self, d), Late: c.late(d), Patience: answerPatience}
 	giveUp, then, ok := c.p.pool.Start(key, req, func(far *hbone.Stream, err error) {
 		c.started(d, self, app, far, err)
 		c.p.work.Done()

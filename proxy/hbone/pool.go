@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
@@ -25,6 +26,10 @@ type Key struct {
 type Request struct {
 	Authority string
 	Header    [][2]string
+	// Late is what Start asks, if it is not nil, when there was no answer for Patience,
+	// and now and then from there on. An error gives up.
+	Late     func() error
+	Patience time.Duration
 }
 
 // DialFunc makes the connection of a new tunnel and the TLS configuration for

@@ -11,7 +11,9 @@ type start struct {
 	p        *Pool
 	s        *Stream
 	done     func(*Stream, error)
-	timeout  *time.Timer
+	timeout  *time.Timer // asks late, or ends it
+	late     func() error
+	end      time.Time
 	seasoned bool // its tunnel had been idle before
 }
 
@@ -49,7 +51,12 @@ func (p *Pool) Start(key Key, req Request, done func(*Stream, error)) (cancel fu
 		return nil, nil, false
 	}
 	o.s, s.opening.answer = s, o.answered
-	o.timeout = time.AfterFunc(t.cfg.ResponseTimeout, o.expire)
+	first := t.cfg.ResponseTimeout
+	o.end = time.Now().Add(first)
+	if o.late = req.Late; o.late != nil {
+		first = min(first, req.Patience)
+	}
+	o.timeout = time.AfterFunc(first, o.expire)
 	then = t.later()
 	p.release(m)
 	return o.giveUp, then, true
@@ -99,7 +106,25 @@ func (o *start) giveUp(err error) {
 	}
 }
 
-func (o *start) expire() { o.giveUp(timeoutError(o.s.t.cfg.ResponseTimeout)) }
+// askAgain is how often a request that is late is asked about.
+const askAgain = time.Second
+
+func (o *start) expire() {
+	left := time.Until(o.end)
+	if left <= 0 || o.late == nil {
+		o.giveUp(timeoutError(o.s.t.cfg.ResponseTimeout))
+		return
+	}
+	if err := o.late(); err != nil {
+		o.giveUp(err)
+		return
+	}
+	o.s.t.mu.Lock()
+	defer o.s.t.mu.Unlock()
+	if o.s.opening != nil && o.s.opening.answer != nil { // else nobody waits
+		o.timeout.Reset(min(left, askAgain))
+	}
+}
 
 func timeoutError(limit time.Duration) error {
 	return fmt.Errorf("hbone: no answer to CONNECT: %w after %s", ErrTimeout, limit)
