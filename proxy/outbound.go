@@ -20,16 +20,22 @@ func (p *pod) turnAway(app accepted, src, dst netip.AddrPort, err error, answer 
 	p.closed(track.Outbound)
 }
 
-// outboundTo carries a connection to dst and may wait. answer, unless it is nil,
-// tells the client how that went, once. It owns app and returns when the relay runs
-// or all is over.
-func (p *pod) outboundTo(app accepted, src, dst netip.AddrPort, answer func(error)) {
+// outboundTo carries a connection to dst, or when that fails to one of more, and may
+// wait. answer, unless it is nil, tells the client how that went, once. It owns app and
+// returns when the relay runs or all is over.
+func (p *pod) outboundTo(app accepted, src, dst netip.AddrPort, answer func(error), more ...netip.AddrPort) {
 	c, d, self, err := p.decideOutbound(p.hard, src, dst)
 	if err != nil {
 		p.turnAway(app, src, dst, err, answer)
 		return
 	}
 	c.answer = answer
+	if len(more) > 0 && p.s.cfg.ConnectRetries > 0 {
+		if c.search == nil {
+			c.search = &search{origDst: dst, began: time.Now()}
+		}
+		c.search.more = more
+	}
 	p.carry(c, d, self, app, nil)
 }
 

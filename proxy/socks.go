@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 
 	"github.com/warren-mesh/warren/proxy/hbone"
 	"github.com/warren-mesh/warren/proxy/sockopt"
@@ -35,18 +36,18 @@ func (p *pod) socks(app *net.TCPConn) {
 		return
 	}
 	stop := context.AfterFunc(p.hard, func() { _ = app.Close() })
-	dst, err := p.asked(app)
+	dsts, err := p.asked(app)
 	if !stop() && err == nil {
 		err = errDrain
 	}
 	if err != nil {
-		p.turnAway(app, addrOf(app.RemoteAddr()), dst, err, func(error) {}) // it has been told
+		p.turnAway(app, addrOf(app.RemoteAddr()), dsts[0], err, func(error) {}) // it has been told
 		return
 	}
-	p.outboundTo(app, addrOf(app.RemoteAddr()), dst, func(err error) {
+	p.outboundTo(app, addrOf(app.RemoteAddr()), dsts[0], func(err error) {
 		// A client that is gone will show when there are bytes for it.
 		_ = socks5.Answer(app, socksCode(err), netip.AddrPort{}, socksPatience)
-	})
+	}, dsts[1:]...)
 }
 
 // welcome tells a client that waits to hear it that it is connected.
@@ -67,45 +68,57 @@ func hangUp(app accepted, err error, answer func(error)) {
 	_ = app.Close()
 }
 
-// asked is where the client of a new connection wants to go. It has been told if
-// that cannot be.
-func (p *pod) asked(app *net.TCPConn) (netip.AddrPort, error) {
+// asked is where the client of a new connection wants to go, one of several addresses
+// where it says a name; always one at least. It has been told if that cannot be.
+func (p *pod) asked(app *net.TCPConn) ([]netip.AddrPort, error) {
 	r, err := socks5.Accept(app, socksPatience)
 	if err != nil {
-		return netip.AddrPort{}, err
+		return make([]netip.AddrPort, 1), err
 	}
-	addr, code := r.Addr, socks5.NotAllowed
-	if !addr.IsValid() {
-		addr, err = p.lookup(r.Name)
+	addrs, code := []netip.Addr{r.Addr}, socks5.NotAllowed
+	if !r.Addr.IsValid() {
+		addrs, err = p.lookup(r.Name)
 		code = socks5.HostUnreachable
 	}
-	dst := netip.AddrPortFrom(addr, r.Port)
-	if err == nil && addr.IsLoopback() && r.Port == SOCKS5Port {
-		err = errRecursive
+	dsts := make([]netip.AddrPort, 0, 1+len(addrs))
+	for _, a := range addrs {
+		if a.IsLoopback() && r.Port == SOCKS5Port {
+			err = errRecursive
+		}
+		dsts = append(dsts, netip.AddrPortFrom(a, r.Port))
 	}
 	if err != nil {
 		err = errors.Join(err, socks5.Answer(app, code, netip.AddrPort{}, socksPatience))
+		dsts = append(dsts, netip.AddrPortFrom(netip.Addr{}, r.Port))
 	}
-	return dst, err
+	return dsts, err
 }
 
-// lookup is the pod's own idea of a name: IPv4 first, for every pod but those that
-// have none can use that.
-func (p *pod) lookup(name string) (netip.Addr, error) {
+// lookup is the pod's own idea of a name: IPv4 first, of the families that the pod has as
+// far as that is known.
+func (p *pod) lookup(name string) ([]netip.Addr, error) {
+	ipv4, ipv6 := true, p.s.cfg.IPv6
+	if self := p.current(p.s.store.View()); self != nil && len(self.Addresses) > 0 {
+		ipv4 = slices.ContainsFunc(self.Addresses, netip.Addr.Is4)
+		ipv6 = ipv6 && slices.ContainsFunc(self.Addresses, netip.Addr.Is6)
+	}
 	ctx, cancel := context.WithTimeout(p.hard, socksPatience)
 	defer cancel()
-	var errs error
-	for _, ipv6 := range []bool{false, true} {
-		if ipv6 && !p.s.cfg.IPv6 {
-			break
+	errs := errors.New("no family of addresses that the pod has is on")
+	if ipv4 || ipv6 {
+		errs = nil
+	}
+	for _, six := range []bool{false, true} {
+		if six && !ipv6 || !six && !ipv4 {
+			continue
 		}
-		addrs, err := p.dns.Lookup(ctx, name, ipv6)
+		addrs, err := p.dns.Lookup(ctx, name, six)
 		if err == nil {
-			return addrs[0], nil
+			return addrs, nil
 		}
 		errs = errors.Join(errs, err)
 	}
-	return netip.Addr{}, fmt.Errorf("socks5: %w", errs)
+	return nil, fmt.Errorf("socks5: %w", errs)
 }
 
 // socksCode is an outcome in the words of SOCKS.

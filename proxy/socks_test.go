@@ -146,3 +146,58 @@ func TestSOCKSOff(t *testing.T) {
 		t.Error("somebody listens on 15080")
 	}
 }
+
+// A name is looked up in the families that the pod has: one without IPv4 cannot use it.
+func TestSOCKSFamilies(t *testing.T) {
+	m := newMesh(t, 1)
+	r := m.nodes[0].resolver("resolver")
+	conf := filepath.Join(t.TempDir(), "resolv.conf")
+	if err := os.WriteFile(conf, []byte("nameserver "+r.IP4.String()+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n := m.addNode("node2", func(c *proxy.Config) { c.SOCKS5, c.ResolvConf = true, conf })
+	client := n.meshPod("client")
+	r.echo(8080)
+	for _, tt := range []struct {
+		has  []netip.Addr
+		want netip.Addr
+	}{
+		{[]netip.Addr{client.IP4, client.IP6}, r.IP4},
+		{[]netip.Addr{client.IP6}, r.IP6},
+		{[]netip.Addr{client.IP4}, r.IP4},
+	} {
+		client.change(func(w *workload.Workload) { w.Addresses = tt.has })
+		mark := n.logs.mark()
+		c, code, err := client.viaSOCKS("www.example.org", 8080)
+		if err != nil || code != 0 {
+			t.Fatalf("%v: told %d, %v", tt.has, code, err)
+		}
+		if _, answer, err := talk(c, "hello"); err != nil || answer != "hello" {
+			t.Errorf("%v: answer %q, %v", tt.has, answer, err)
+		}
+		c.Close()
+		n.logs.access(t, mark, map[string]string{"direction": "outbound", "dst.addr": netip.AddrPortFrom(tt.want, 8080).String(), "error": ""})
+	}
+}
+
+// A name's next address is tried when one does not take the connection.
+func TestSOCKSNextAddress(t *testing.T) {
+	m := newMesh(t, 1, func(c *proxy.Config) { c.SOCKS5 = true })
+	n := m.nodes[0]
+	client, deaf, good := n.meshPod("client"), n.meshPod("deaf"), n.meshPod("good")
+	good.echo(8080)
+	s := hosted("pair", "10.96.0.77", func(s *workload.Service) { s.VIPs = nil }) // headless
+	deaf.serves(s)
+	good.serves(s)
+	m.apply(workload.Batch{Services: []*workload.Service{s}})
+	for range 16 { // whichever comes first
+		c, code, err := client.viaSOCKS(s.Hostname, 8080)
+		if err != nil || code != 0 {
+			t.Fatalf("told %d, %v", code, err)
+		}
+		c.Close()
+	}
+	if left(t, n, "unavailable") == 0 {
+		t.Error("the deaf one never came first")
+	}
+}
