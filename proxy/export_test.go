@@ -62,6 +62,9 @@ func (s *Server) AddTunnels(n int64) {
 // MaxTunnels is how many a pod may have.
 const MaxTunnels = maxTunnels
 
+// MaxTold is how many series peers may have a say in.
+const MaxTold = maxTold
+
 // WakeAll has no endpoint rest any more.
 func (s *Server) WakeAll() { s.resting.list.Store(nil) }
 

@@ -307,6 +307,36 @@ func TestHeadersCannotForgeLines(t *testing.T) {
 	}
 }
 
+// What a peer calls itself makes only so many series: whoever has a certificate of the
+// mesh can call itself something else in each request.
+func TestToldSeriesOfPeersAreBounded(t *testing.T) {
+	m := newMesh(t, 1)
+	server, outside := m.nodes[0].meshPod("server"), m.nodes[0].pod("outside")
+	m.apply(workload.Batch{RemovedAddresses: []string{outside.w.UID}}) // or its baggage would not be asked for
+	s := outside.stranger(t, m.ca, "spiffe://cluster.local/ns/default/sa/outside", server.identity(), netip.AddrPortFrom(server.IP4, 15008))
+	const more = 50
+	for i := range proxy.MaxTold + more {
+		_ = s.connect(t, server.addr(1), [2]string{"baggage", fmt.Sprintf("k8s.namespace.name=ns,k8s.deployment.name=%d", i)})
+	}
+	families, err := server.node.srv.Gatherer().Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, rest := 0, 0.
+	for _, f := range families {
+		if f.GetName() != "istio_tcp_connections_opened_total" {
+			continue
+		}
+		for _, series := range f.GetMetric() {
+			n++
+			rest = max(rest, series.GetCounter().GetValue())
+		}
+	}
+	if n != proxy.MaxTold+1 || rest != more {
+		t.Errorf("%d series, want %d and one for the rest; %v connections in the largest, want %d", n, proxy.MaxTold, rest, more)
+	}
+}
+
 func pemOf(kind string, der []byte) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})
 }

@@ -199,7 +199,7 @@ func (t *tunnel) resolve(in *hbone.Incoming) (resolved, *route.Refusal) {
 	}
 	c.dst, c.hbone, c.dstPod = t.dst, in.Authority, self.Name
 	l := labels{direction: track.Inbound, dst: partyOf(self), mtls: true}
-	l.src, c.srcPod = t.source(in, view)
+	l.src, c.srcPod, l.told = t.source(in, view)
 	l.src.principal, l.dst.principal = principal(peer), principal(self.Identity())
 	service := d.Service
 	if service == nil {
@@ -235,18 +235,18 @@ func hostOf(in *hbone.Incoming) string {
 // source describes the client for telemetry. A gateway of another network speaks
 // for clients whose addresses mean nothing here: then its baggage is believed,
 // else what is known of the address.
-func (t *tunnel) source(in *hbone.Incoming, view *workload.View) (party, string) {
+func (t *tunnel) source(in *hbone.Incoming, view *workload.View) (who party, name string, told bool) {
 	network := t.p.s.cfg.Network
 	gateway := in.Header("x-forwarded-network")
 	if len(gateway) == 0 || strings.EqualFold(gateway[0], network) {
 		if w := view.WorkloadByAddr(workload.NetworkAddr{Network: network, Addr: t.src.Addr()}); w != nil {
-			return partyOf(w), w.Name
+			return partyOf(w), w.Name, false
 		}
 	}
 	if !t.p.s.cfg.ResponseBaggage {
-		return party{}, ""
+		return party{}, "", false
 	}
-	return partyTold(route.ParseBaggage(in.Header(route.HeaderBaggage))), ""
+	return partyTold(route.ParseBaggage(in.Header(route.HeaderBaggage))), "", true
 }
 
 // serviceOf guesses for telemetry which service was addressed: the one that the
