@@ -65,6 +65,9 @@ const MaxTunnels = maxTunnels
 // MaxTold is how many series peers may have a say in.
 const MaxTold = maxTold
 
+// ConnectPatience is how long an endpoint may take to be connected to, while there is another.
+const ConnectPatience = connectPatience
+
 // WakeAll has no endpoint rest any more.
 func (s *Server) WakeAll() { s.resting.list.Store(nil) }
 

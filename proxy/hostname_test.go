@@ -2,10 +2,13 @@ package proxy_test
 
 import (
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"sync"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/miekg/dns"
 
@@ -184,4 +187,65 @@ func TestHostnamesAreRetried(t *testing.T) {
 	mark = m.nodes[0].logs.mark()
 	client.mustFail(named("240.240.1.5", "deaf.example"))
 	m.nodes[0].logs.access(t, mark, map[string]string{"direction": "outbound", "error": "refused"})
+}
+
+// An endpoint behind a name is waited for while there is no other: its only address is
+// none, nor is a name without any.
+func TestOnlyAddressIsWaitedFor(t *testing.T) {
+	resolver := serveNames(t)
+	m := newMesh(t, 2, func(c *proxy.Config) { c.Nameservers = []netip.AddrPort{resolver.addr} })
+	client, slow := m.nodes[0].meshPod("client"), m.nodes[1].pod("slow")
+	resolver.mu.Lock()
+	resolver.zone = map[string][]netip.Addr{"slow.example.": {slow.IP4}}
+	resolver.mu.Unlock()
+	fd := slow.hangs(8080)
+	left := make(chan error, 2)
+	for i, hosts := range [][]string{{"slow.example"}, {"nope.example", "slow.example"}} {
+		vip := fmt.Sprintf("240.240.2.%d", i+1)
+		s := hosted("slow"+vip, vip)
+		b := workload.Batch{Services: []*workload.Service{s}}
+		for _, host := range hosts {
+			b.Workloads = append(b.Workloads, &workload.Workload{
+				UID: "entry/" + vip + "/" + host, Name: host, Namespace: "default", Hostname: host,
+				Services: map[workload.NamespacedHostname]workload.PortMap{s.Key(): nil},
+			})
+		}
+		m.apply(b)
+		go func() {
+			c, err := client.dial(vip + ":80")
+			if err == nil {
+				_, err = io.ReadFull(c, make([]byte, 1))
+				c.Close()
+			}
+			left <- err
+		}()
+	}
+	select {
+	case err := <-left:
+		t.Fatalf("given up: %v", err)
+	case <-time.After(proxy.ConnectPatience * 3 / 2):
+	}
+	if err := syscall.Listen(int(fd.Fd()), 8); err != nil { // has room now; SYNs come again
+		t.Fatal(err)
+	}
+	l, err := net.FileListener(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = c.Write([]byte("x"))
+			defer c.Close()
+		}
+	}()
+	for range 2 {
+		if err := <-left; err != nil {
+			t.Error(err)
+		}
+	}
 }

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -387,7 +388,7 @@ func TestConnectRetriesAndGateways(t *testing.T) {
 }
 
 // hangs makes an application that never answers: the queue of its listener is full.
-func (p *pod) hangs(port int) {
+func (p *pod) hangs(port int) (listener *os.File) {
 	t := p.node.mesh.t
 	t.Helper()
 	err := p.NS.Do(func() error {
@@ -395,7 +396,8 @@ func (p *pod) hangs(port int) {
 		if err != nil {
 			return err
 		}
-		t.Cleanup(func() { syscall.Close(fd) })
+		listener = os.NewFile(uintptr(fd), "listener")
+		t.Cleanup(func() { listener.Close() })
 		if err := syscall.Bind(fd, &syscall.SockaddrInet4{Port: port}); err != nil {
 			return err
 		}
@@ -409,6 +411,7 @@ func (p *pod) hangs(port int) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
+	return listener
 }
 
 // Who is cut by a policy while the application on its own node is connected to has been
