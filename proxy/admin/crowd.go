@@ -3,6 +3,7 @@ package admin
 import (
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 )
@@ -17,12 +18,15 @@ const (
 )
 
 // crowd is a listener that is open to all. What goes beyond a bound is closed at once:
-// who has to wait there would keep others waiting.
+// who has to wait there would keep others waiting. When all places are taken, who has
+// fewer than others gets one of theirs: many addresses together must not keep kubelet's
+// probes away, or the proxy is restarted with all its connections.
 type crowd struct {
 	net.Listener
 	mu   sync.Mutex
 	all  int
-	from map[netip.Addr]int
+	next uint64
+	from map[netip.Addr][]*visitor // in the order they came
 }
 
 func (l *crowd) Accept() (net.Conn, error) {
@@ -31,49 +35,84 @@ func (l *crowd) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		if v := l.enter(c); v != nil {
+		v, loser := l.enter(c)
+		if loser != nil {
+			_ = loser.Close()
+		}
+		if v != nil {
 			return v, nil
 		}
-		_ = c.Close()
 	}
 }
 
-// enter is nil for one too many.
-func (l *crowd) enter(c net.Conn) *visitor {
+// enter gives c a place, and says who loses one: another visitor, or c itself.
+func (l *crowd) enter(c net.Conn) (v *visitor, loser net.Conn) {
 	var who netip.Addr
 	if a, ok := c.RemoteAddr().(*net.TCPAddr); ok {
 		who = a.AddrPort().Addr().Unmap()
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.all >= maxVisitors || l.from[who] >= maxOfOne {
-		return nil
+	own := len(l.from[who])
+	if own >= maxOfOne {
+		return nil, c
+	}
+	if l.all >= maxVisitors {
+		most := l.most()
+		if len(most) <= own {
+			return nil, c
+		}
+		loser = most[0].Conn
+		l.remove(most[0])
 	}
 	if l.from == nil {
-		l.from = make(map[netip.Addr]int)
+		l.from = make(map[netip.Addr][]*visitor)
 	}
 	l.all++
-	l.from[who]++
-	return &visitor{Conn: c, left: sync.OnceFunc(func() { l.leave(who) })}
+	l.next++
+	v = &visitor{Conn: c, crowd: l, who: who, number: l.next}
+	l.from[who] = append(l.from[who], v)
+	return v, loser
 }
 
-func (l *crowd) leave(who netip.Addr) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.all--
-	if l.from[who]--; l.from[who] == 0 {
-		delete(l.from, who)
+// most are the visitors of the address that has most, or of the one with the oldest among
+// those.
+func (l *crowd) most() (most []*visitor) {
+	for _, list := range l.from {
+		if len(list) > len(most) || len(list) == len(most) && list[0].number < most[0].number {
+			most = list
+		}
 	}
+	return most
+}
+
+// remove takes v's place away, if it has one still.
+func (l *crowd) remove(v *visitor) {
+	list := l.from[v.who]
+	i := slices.Index(list, v)
+	if i < 0 {
+		return
+	}
+	l.all--
+	if list = slices.Delete(list, i, i+1); len(list) == 0 {
+		delete(l.from, v.who)
+		return
+	}
+	l.from[v.who] = list
 }
 
 // visitor is one connection of a crowd.
 type visitor struct {
 	net.Conn
-	left func()
+	crowd  *crowd
+	who    netip.Addr
+	number uint64 // in the order they came
 }
 
 func (v *visitor) Close() error {
 	err := v.Conn.Close()
-	v.left()
+	v.crowd.mu.Lock()
+	defer v.crowd.mu.Unlock()
+	v.crowd.remove(v)
 	return err
 }

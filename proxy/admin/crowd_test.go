@@ -125,3 +125,75 @@ func TestCrowdHasItsTime(t *testing.T) {
 		t.Errorf("the connection is still there: %v", err)
 	}
 }
+
+// caller is a connection that only says whose it is.
+type caller struct {
+	net.Conn
+	who    net.IP
+	closed bool
+}
+
+func (c *caller) RemoteAddr() net.Addr { return &net.TCPAddr{IP: c.who, Port: 1} }
+func (c *caller) Close() error         { c.closed = true; return nil }
+
+// callers is a listener with a queue of them.
+type callers struct {
+	net.Listener
+	queue []net.Conn
+}
+
+func (l *callers) Accept() (net.Conn, error) {
+	if len(l.queue) == 0 {
+		return nil, net.ErrClosed
+	}
+	c := l.queue[0]
+	l.queue = l.queue[1:]
+	return c, nil
+}
+
+// Many addresses that fill a port together leave a place for one that has none, and places
+// are counted right all the while.
+func TestCrowdHasRoomForOthers(t *testing.T) {
+	for _, perAddress := range []int{maxOfOne, 1} {
+		queue := new(callers)
+		l := &crowd{Listener: queue}
+		accepted := make(map[*caller]net.Conn)
+		call := func(i int) *caller {
+			c := &caller{who: net.IPv4(10, 0, byte(i>>8), byte(i))}
+			queue.queue = append(queue.queue, c)
+			if v, err := l.Accept(); err == nil {
+				accepted[c] = v
+			}
+			return c
+		}
+		var first, last *caller
+		for i := range maxVisitors {
+			if last = call(i / perAddress); i == 0 {
+				first = last
+			}
+			if last.closed {
+				t.Fatalf("caller %d has no place", i)
+			}
+		}
+		probe := call(5000)
+		if probe.closed || accepted[probe] == nil {
+			t.Fatal("who had no connection was turned away")
+		}
+		if !first.closed || last.closed {
+			t.Errorf("not the oldest of who had most made room")
+		}
+		if again := call(maxVisitors/perAddress - 1); !again.closed {
+			t.Error("who has most got one more")
+		}
+		if l.all != maxVisitors {
+			t.Errorf("%d places are taken, at most %d may be", l.all, maxVisitors)
+		}
+		for _, v := range accepted { // that of first, too, which lost its place already
+			_ = v.Close()
+			_ = v.Close()
+		}
+		if l.all != 0 || len(l.from) != 0 {
+			t.Errorf("%d places of %d addresses are taken, and nobody is there", l.all, len(l.from))
+		}
+	}
+}
