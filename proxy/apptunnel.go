@@ -15,7 +15,7 @@ import (
 const tellTimeout = 5 * time.Second
 
 // dial connects to the application that a CONNECT is for.
-func (t *tunnel) dial(ctx context.Context, r resolved) (relay.App, error) {
+func (t *tunnel) dial(ctx context.Context, r *resolved) (relay.App, error) {
 	if r.Proxied {
 		return t.dialProxied(ctx, r)
 	}
@@ -28,7 +28,7 @@ func (t *tunnel) dial(ctx context.Context, r resolved) (relay.App, error) {
 
 // dialProxied connects to an application that is told by PROXY protocol whose
 // connection it is, what for, and who speaks.
-func (t *tunnel) dialProxied(ctx context.Context, r resolved) (relay.App, error) {
+func (t *tunnel) dialProxied(ctx context.Context, r *resolved) (relay.App, error) {
 	target, transparent := r.Target, t.transparent
 	if t.p.s.cfg.LocalhostTunnel {
 		target, transparent = netip.AddrPortFrom(loopback(target.Addr()), target.Port()), false

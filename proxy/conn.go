@@ -152,7 +152,7 @@ func (c *connection) end(err error) {
 	if c.series == nil {
 		return // it was never opened; who ends it logs that
 	}
-	c.series.closed[flagOf(err)].Add(1)
+	c.series.end(flagOf(err))
 	c.p.s.logs.access(c.line(err, true))
 }
 

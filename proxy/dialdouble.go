@@ -39,7 +39,7 @@ func (c *connection) dialDouble(d route.Decision, self *workload.Workload) (rela
 	}
 	if b := route.ParseBaggage(far.Header(route.HeaderBaggage)); c.p.s.cfg.ResponseBaggage && b.WorkloadName != "" {
 		who := l.dst.principal
-		l.dst, l.told = partyTold(b), true
+		l.dst, l.told = partyTold(b), c.p.uid
 		l.dst.principal, c.dstPod = who, b.WorkloadName
 	}
 	c.openOnce(l)

@@ -62,8 +62,8 @@ func (s *Server) AddTunnels(n int64) {
 // MaxTunnels is how many a pod may have.
 const MaxTunnels = maxTunnels
 
-// MaxTold is how many series peers may have a say in.
-const MaxTold = maxTold
+// MaxToldPod is how many series the peers of one pod may have a say in.
+const MaxToldPod = maxToldPod
 
 // ConnectPatience is how long an endpoint may take to be connected to, while there is another.
 const ConnectPatience = connectPatience

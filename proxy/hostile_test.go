@@ -315,26 +315,57 @@ func TestToldSeriesOfPeersAreBounded(t *testing.T) {
 	m.apply(workload.Batch{RemovedAddresses: []string{outside.w.UID}}) // or its baggage would not be asked for
 	s := outside.stranger(t, m.ca, "spiffe://cluster.local/ns/default/sa/outside", server.identity(), netip.AddrPortFrom(server.IP4, 15008))
 	const more = 50
-	for i := range proxy.MaxTold + more {
+	for i := range proxy.MaxToldPod + more {
 		_ = s.connect(t, server.addr(1), [2]string{"baggage", fmt.Sprintf("k8s.namespace.name=ns,k8s.deployment.name=%d", i)})
 	}
-	families, err := server.node.srv.Gatherer().Gather()
+	n, most := server.node.opened(t)
+	if n != proxy.MaxToldPod+1 || most != more {
+		t.Errorf("%d series, want %d and one for the rest; %v connections in the largest, want %d", n, proxy.MaxToldPod, most, more)
+	}
+}
+
+// Who is refused is counted, and has no say in how.
+func TestRefusedPeersHaveNoSay(t *testing.T) {
+	m := newMesh(t, 1)
+	server, outside := m.nodes[0].meshPod("server"), m.nodes[0].pod("outside")
+	m.apply(workload.Batch{RemovedAddresses: []string{outside.w.UID}, Policies: []*workload.Policy{
+		deny("all", workload.Match{Principals: principals(outside)}),
+	}})
+	s := outside.stranger(t, m.ca, outside.identity(), server.identity(), netip.AddrPortFrom(server.IP4, 15008))
+	const calls = 5
+	for i := range calls {
+		mark := server.node.logs.mark()
+		err := s.connect(t, server.addr(1), [2]string{"baggage", fmt.Sprintf("k8s.namespace.name=ns,k8s.deployment.name=%d", i)})
+		if e, ok := errors.AsType[*hbone.StatusError](err); !ok || e.Code != 401 {
+			t.Fatalf("answer %v", err)
+		}
+		server.node.logs.access(t, mark, map[string]string{"direction": "inbound", "src.identity": outside.identity(), "dst.workload": "server", "error": "policy"})
+	}
+	if n, most := server.node.opened(t); n != 1 || most != calls {
+		t.Errorf("%d series, %v connections in the largest, want %d in one", n, most, calls)
+	}
+	if n := server.node.metric(t, "istio_tcp_connections_closed_total", "response_flags", "DENY"); n != calls {
+		t.Errorf("%v connections were denied, want %d", n, calls)
+	}
+}
+
+// opened is how many series of opened connections there are, and the largest.
+func (n *node) opened(t *testing.T) (series int, most float64) {
+	t.Helper()
+	families, err := n.srv.Gatherer().Gather()
 	if err != nil {
 		t.Fatal(err)
 	}
-	n, rest := 0, 0.
 	for _, f := range families {
 		if f.GetName() != "istio_tcp_connections_opened_total" {
 			continue
 		}
-		for _, series := range f.GetMetric() {
-			n++
-			rest = max(rest, series.GetCounter().GetValue())
+		for _, s := range f.GetMetric() {
+			series++
+			most = max(most, s.GetCounter().GetValue())
 		}
 	}
-	if n != proxy.MaxTold+1 || rest != more {
-		t.Errorf("%d series, want %d and one for the rest; %v connections in the largest, want %d", n, proxy.MaxTold, rest, more)
-	}
+	return series, most
 }
 
 func pemOf(kind string, der []byte) []byte {

@@ -121,21 +121,20 @@ func (t *tunnel) serve(in *hbone.Incoming) {
 	}
 	c := r.conn
 	if t.overtaken() { // asked when c is tracked already: what is cut from now on finds it
-		in.Reject(http.StatusServiceUnavailable)
-		c.end(errWithdrawn)
+		r.refuse(in, http.StatusServiceUnavailable, errWithdrawn)
 		return
 	}
 	stop := context.AfterFunc(c.ctx, func() { in.Reject(cutStatus(context.Cause(c.ctx))) })
 	defer stop()
 	if err := t.p.authorize(c, r.self); err != nil {
-		in.Reject(http.StatusUnauthorized)
-		c.end(err)
+		r.refuse(in, http.StatusUnauthorized, err)
 		return
 	}
+	c.open(r.labels)
 	ctx, cancel := context.WithCancel(c.ctx)
 	defer cancel()
 	in.OnGone(cancel)
-	app, err := t.dial(ctx, r)
+	app, err := t.dial(ctx, &r)
 	if err == nil && !stop() {
 		_ = app.Close() // cut, and answered, in this moment
 		err = context.Cause(c.ctx)
@@ -165,6 +164,18 @@ type resolved struct {
 	conn *connection
 	self *workload.Workload
 	route.InboundDecision
+	labels labels
+}
+
+// refuse ends a connection that is not let in. It is counted, but what the peer says of
+// itself is not: it could say something else in each request.
+func (r *resolved) refuse(in *hbone.Incoming, status int, err error) {
+	if r.labels.told != "" {
+		r.labels.untell()
+	}
+	r.conn.open(r.labels)
+	in.Reject(status)
+	r.conn.end(err)
 }
 
 func (t *tunnel) resolve(in *hbone.Incoming) (resolved, *route.Refusal) {
@@ -199,15 +210,17 @@ func (t *tunnel) resolve(in *hbone.Incoming) (resolved, *route.Refusal) {
 	}
 	c.dst, c.hbone, c.dstPod = t.dst, in.Authority, self.Name
 	l := labels{direction: track.Inbound, dst: partyOf(self), mtls: true}
-	l.src, c.srcPod, l.told = t.source(in, view)
+	src, name, told := t.source(in, view)
+	if l.src, c.srcPod = src, name; told {
+		l.told = t.p.uid
+	}
 	l.src.principal, l.dst.principal = principal(peer), principal(self.Identity())
 	service := d.Service
 	if service == nil {
 		service = serviceOf(view, self, host, d.Target.Port())
 	}
 	l.withService(service)
-	c.open(l)
-	return resolved{c, self, d}, nil
+	return resolved{c, self, d, l}, nil
 }
 
 // peerOf is who the tunnel's client is.

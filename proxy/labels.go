@@ -51,12 +51,14 @@ type labels struct {
 	src, dst                             party
 	service, serviceNamespace, shortName string
 	mtls                                 bool
-	// told says that one of the parties is as a peer says it is: part of no series.
-	told bool
+	// told is the pod, its UID, to which a peer has said who it is: one of the parties is
+	// as it says. It is part of no series.
+	told string
 }
 
 // untell leaves of the party that was told what its certificate says.
 func (l *labels) untell() {
+	l.told = ""
 	p := &l.src
 	if l.direction == track.Outbound {
 		p = &l.dst

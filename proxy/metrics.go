@@ -18,17 +18,13 @@ import (
 // beyond are counted together, under labels that are all unknown.
 const maxSeries = 100_000
 
-// maxTold bounds those of them that peers have a say in: whoever has a certificate of
-// the mesh may call itself anything. In a scrape each is up to 15 KB of text. Further
-// ones are counted without what was told.
-const maxTold = 1000
-
 // series counts the connections of one set of labels.
 type series struct {
 	labels                 labels
 	opened                 atomic.Int64
 	closed                 [flagCount]atomic.Int64
-	fromClient, fromServer atomic.Int64 // bytes; see metrics.collectBytes
+	fromClient, fromServer atomic.Int64  // bytes; see metrics.collectBytes
+	told                   *atomic.Int64 // when one began or ended last, in Unix nanoseconds; nil where peers have no say
 }
 
 // metrics are the proxy's own. Bytes of live connections are read when somebody
@@ -55,7 +51,7 @@ type metrics struct {
 
 	mu     sync.Mutex
 	series map[labels]*series
-	told   int // of series; see maxTold
+	told   toldSeries // of series
 	rest   map[track.Direction]*series
 }
 
@@ -126,16 +122,14 @@ func gauge(name, help string) prometheus.Gauge {
 func (m *metrics) of(l labels) *series {
 	l.forget(unknown) // or two series would be written the same, and spoil the whole answer
 	told := l.told
-	l.told = false
+	l.told = ""
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s := m.series[l]
-	if s == nil && told {
-		if m.told++; m.told > maxTold {
-			m.told = maxTold
-			l.untell()
-			s = m.series[l]
-		}
+	if s == nil && told != "" && !m.mayTell(told) {
+		told = ""
+		l.untell()
+		s = m.series[l]
 	}
 	if rest := m.rest[l.direction]; l == rest.labels {
 		return rest
@@ -146,14 +140,29 @@ func (m *metrics) of(l labels) *series {
 		}
 		s = &series{labels: l}
 		m.series[l] = s
+		if told != "" {
+			m.told.add(told, s)
+		}
 	}
+	s.used()
 	return s
 }
+
+// mayTell says whether peers of a pod may have a say in one more series.
+func (m *metrics) mayTell(pod string) bool {
+	if m.told.full(pod) {
+		m.sweep()
+	}
+	return !m.told.full(pod)
+}
+
+func (m *metrics) sweep() { m.told.sweep(func(s *series) { delete(m.series, s.labels) }) }
 
 // all returns every series that has counted anything.
 func (m *metrics) all() []*series {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.sweep()
 	out := make([]*series, 0, len(m.series)+len(m.rest))
 	for _, s := range m.series {
 		out = append(out, s)

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -161,27 +163,77 @@ func TestSeriesAreBounded(t *testing.T) {
 	}
 }
 
-// What peers call themselves makes so many series and no more, and leaves room for those
-// that are known; the identity counts on.
+// toldLabels are what a peer calls itself to a pod.
+func toldLabels(pod string, i int) labels {
+	return labels{direction: track.Inbound, told: pod, src: party{workload: itoa(i), principal: "spiffe://x/ns/a/sa/b"}, dst: party{workload: pod}}
+}
+
+// What peers call themselves makes so many series and no more, leaves room for what the
+// peers of other pods say and for those that are known; the identity counts on.
 func TestToldSeriesAreBounded(t *testing.T) {
 	m, _ := testMetrics()
-	told := func(i int) labels {
-		return labels{direction: track.Inbound, told: true, src: party{workload: itoa(i), principal: "spiffe://x/ns/a/sa/b"}, dst: party{workload: "server"}}
+	for i := range 10 * maxToldPod {
+		m.of(toldLabels("a", i)).opened.Add(1)
 	}
-	for i := range 10 * maxTold {
-		m.of(told(i)).opened.Add(1)
+	m.of(toldLabels("a", 1)).opened.Add(1)
+	if n := len(m.series); n != maxToldPod+1 {
+		t.Errorf("%d series, want %d and one for the rest", n, maxToldPod)
 	}
-	m.of(told(1)).opened.Add(1)
-	if n := len(m.series); n != maxTold+1 {
-		t.Errorf("%d series, want %d and one for the rest", n, maxTold)
-	}
-	rest := labels{direction: track.Inbound, src: party{principal: "spiffe://x/ns/a/sa/b"}, dst: party{workload: "server"}}
-	if s := m.series[rest]; s == nil || s.opened.Load() != 9*maxTold {
+	rest := labels{direction: track.Inbound, src: party{principal: "spiffe://x/ns/a/sa/b"}, dst: party{workload: "a"}}
+	if s := m.series[rest]; s == nil || s.opened.Load() != 9*maxToldPod {
 		t.Errorf("the rest: %+v", s)
 	}
-	known := told(-1)
-	known.told = false
+	if s := m.of(toldLabels("b", 1)); s.labels.src.workload != "1" {
+		t.Errorf("another pod's peer: %+v", s.labels)
+	}
+	known := toldLabels("a", -1)
+	known.told = ""
 	if m.of(known); m.series[known] == nil {
 		t.Error("one that is known has no series")
 	}
+	for i := range 20 * maxTold {
+		m.of(toldLabels(itoa(i/100), i))
+	}
+	if n := m.told.all; n != maxTold {
+		t.Errorf("%d series in all that peers have a say in, want %d", n, maxTold)
+	}
+}
+
+// A series that peers have a say in ends an hour after its last connection, and makes room.
+func TestToldSeriesEnd(t *testing.T) {
+	m, _ := testMetrics()
+	synctest.Test(t, func(t *testing.T) {
+		for i := range maxToldPod {
+			s := m.of(toldLabels("a", i))
+			s.opened.Add(1)
+			if i > 0 {
+				s.end(flagNone)
+			}
+		}
+		late := func() string { return m.of(toldLabels("a", maxToldPod)).labels.src.workload }
+		time.Sleep(toldTime - time.Second)
+		again := m.of(toldLabels("a", 1))
+		again.opened.Add(1)
+		again.end(flagNone)
+		if got := late(); got != "" {
+			t.Fatalf("%q has a series before there was room", got)
+		}
+		time.Sleep(sweepTime)
+		if got := late(); got == "" {
+			t.Error("no room after an hour")
+		}
+		left := 0
+		for _, s := range m.all() {
+			if w := s.labels.src.workload; w == "0" || w == "1" {
+				left++
+			}
+		}
+		if left != 2 || m.told.all != 3 || len(m.series) != 4 { // with the rest
+			t.Errorf("%d of the two that are used, %d told, %d in all", left, m.told.all, len(m.series))
+		}
+		time.Sleep(2 * toldTime)
+		if m.all(); len(m.series) != 2 || m.told.all != 1 || len(m.told.of) != 1 {
+			t.Errorf("%d series, want the rest and one with a connection", len(m.series))
+		}
+	})
 }

@@ -225,7 +225,7 @@ func (c *connection) abandon() error {
 	}
 	c.guard.Release()
 	if c.series != nil {
-		c.series.closed[flagNone].Add(1)
+		c.series.end(flagNone)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
