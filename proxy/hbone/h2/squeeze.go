@@ -6,10 +6,10 @@ import "golang.org/x/net/http2"
 // peer has acknowledged.
 type initialRecv struct {
 	said, agreed int64
-	pongs        int // since said, while it is not agreed
+	pongs        int // since our last SETTINGS, while they are not acknowledged
 }
 
-// maxPongs is how many PINGs a peer may answer before it acknowledges other windows.
+// maxPongs is how many PINGs a peer may answer before it acknowledges our SETTINGS.
 const maxPongs = 3
 
 // wantedWindow is what streams should begin with, as memory is now.
@@ -46,9 +46,9 @@ func (c *Conn) agree() {
 }
 
 // ponged ends the connection of a peer that does as if it had not been told of smaller
-// windows.
+// windows, or of anything: while SETTINGS are not acknowledged there are no others.
 func (c *Conn) ponged() error {
-	if c.initial.said == c.initial.agreed {
+	if c.unacked == 0 {
 		return nil
 	}
 	if c.initial.pongs++; c.initial.pongs > maxPongs {

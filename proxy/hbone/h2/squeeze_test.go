@@ -138,3 +138,34 @@ func TestPeersThatIgnoreSettings(t *testing.T) {
 		t.Fatal(p.err)
 	}
 }
+
+// TestPeersThatIgnoreTheFirstSettings lose theirs, too: they could be told of no pressure.
+func TestPeersThatIgnoreTheFirstSettings(t *testing.T) {
+	for _, client := range []bool{true, false} {
+		for _, acks := range []bool{true, false} {
+			p := rawPeer(t, client, testConfig)
+			if !client {
+				p.out.WriteString(http2.ClientPreface)
+			}
+			p.must(p.fr.WriteSettings())
+			p.send()
+			p.flush()
+			p.must(p.err)
+			for i := range 2 * maxPongs {
+				if acks && i == maxPongs-1 { // late, but not too late
+					p.must(p.fr.WriteSettingsAck())
+				}
+				p.must(p.fr.WritePing(true, [8]byte{}))
+				p.send()
+				if !acks && i >= maxPongs {
+					break
+				}
+				p.must(p.err)
+			}
+			var ce *ConnError
+			if ended := errors.As(p.err, &ce) && ce.Code == http2.ErrCodeSettingsTimeout; ended == acks {
+				t.Errorf("client %v, acknowledges %v: %v", client, acks, p.err)
+			}
+		}
+	}
+}
