@@ -49,16 +49,19 @@ func TestDumpIsBounded(t *testing.T) {
 	go func() { defer close(ended); ask(t.Context(), first) }()
 	<-begun
 	ctx, cancel := context.WithCancel(t.Context())
-	cancel() // it waits for nothing
-	second := httptest.NewRecorder()
-	ask(ctx, second)
-	if second.Code != http.StatusServiceUnavailable {
-		t.Errorf("a second dump beside the first: status %d", second.Code)
+	cancel()       // it waits for nothing
+	for range 20 { // were there room beside the first, one of them would have got in
+		second := httptest.NewRecorder()
+		ask(ctx, second)
+		if second.Code != http.StatusServiceUnavailable {
+			t.Errorf("a second dump beside the first: status %d", second.Code)
+			break
+		}
 	}
 	close(first.goOn)
 	<-ended
 	if n := first.Body.Len(); n < 1<<20 || first.largest > 128<<10 {
-		t.Errorf("the largest of %d bytes was written with %d others at once", n, first.largest)
+		t.Errorf("of %d bytes %d were written at once", n, first.largest)
 	}
 	third := httptest.NewRecorder()
 	ask(t.Context(), third)
