@@ -121,7 +121,7 @@ func decodeResponse(data mem.BufferSlice, r *delivery, limit int, share *workloa
 				return fmt.Errorf("xds: a response of more than %d resources", limit)
 			}
 			rest.item()
-			return d.resource(v, r.resources.add())
+			d.resource(v, r.resources.add())
 		case 4:
 			r.typeURL, err = text(v)
 		case 5:
@@ -144,7 +144,18 @@ type decoder struct {
 	aliases int // that may still come
 }
 
-func (d *decoder) resource(b []byte, r *resource) error {
+// resource reads one, whose extent is known whatever it holds: what is wrong with it is
+// its own error, and holds up no other.
+func (d *decoder) resource(b []byte, r *resource) {
+	if err := d.read(b, r); err != nil {
+		*r = resource{name: r.name, rare: r.rare, err: fmt.Errorf("it is malformed: %w", err)}
+		if nerr := d.name(b, r); nerr != nil && r.name == "" {
+			r.name = "(a resource whose name cannot be read)"
+		}
+	}
+}
+
+func (d *decoder) read(b []byte, r *resource) error {
 	var inside, value []byte
 	packed := false
 	err := eachBytes(b, func(num protowire.Number, v []byte) (err error) {

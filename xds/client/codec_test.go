@@ -2,6 +2,7 @@ package client
 
 import (
 	"bytes"
+	"fmt"
 	"runtime"
 	"slices"
 	"strings"
@@ -9,6 +10,7 @@ import (
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/warren-mesh/warren/xds/workload"
@@ -125,4 +127,33 @@ func TestTooManyResources(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.subscribed() // it has hung up, and is back
+}
+
+// A resource whose envelope is broken is refused by its name, as far as that can be read,
+// and those around it are taken.
+func TestBrokenEnvelope(t *testing.T) {
+	good := func(name string) []byte {
+		return field(2, append(field(3, []byte(name)), field(2, nil)...))
+	}
+	wire := slices.Concat(good("a"), field(2, append(field(3, []byte("b")), 0x12, 0x7f, 0x01)), field(2, []byte{0x12, 0xff}), good("c"), field(5, []byte("n1")))
+	var r delivery
+	if err := decodeResponse(mem.BufferSlice{mem.SliceBuffer(wire)}, &r, 10, &workload.Sharer{}, nil); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for res := range r.resources.all {
+		if res.err == nil {
+			t.Errorf("%q is taken", res.name)
+			continue
+		}
+		got = append(got, fmt.Sprintf("%s malformed=%v", res.name, strings.Contains(res.err.Error(), "malformed")))
+	}
+	want := []string{"a malformed=false", "b malformed=true", "(a resource whose name cannot be read) malformed=true", "c malformed=false"}
+	if !slices.Equal(got, want) || r.nonce != "n1" {
+		t.Errorf("got %q, nonce %q, want %q", got, r.nonce, want)
+	}
+}
+
+func field(num protowire.Number, v []byte) []byte {
+	return protowire.AppendBytes(protowire.AppendTag(nil, num, protowire.BytesType), v)
 }

@@ -24,6 +24,8 @@ type demand struct {
 	names map[string]struct{}
 	asked map[string]struct{} // not answered yet
 	has   map[string]string   // name → version of what the client has
+	at    *Snapshot           // that the client is at
+	less  bool                // names were given back since
 }
 
 // onDemand reports whether a first request is for less than everything: it names
@@ -61,6 +63,13 @@ func (d *demand) change(req *discovery.DeltaDiscoveryRequest) error {
 		delete(d.names, name)
 		delete(d.asked, name)
 	}
+	defer func() {
+		for _, name := range req.GetResourceNamesUnsubscribe() {
+			if _, again := d.names[name]; !again {
+				d.less = true
+			}
+		}
+	}()
 	for _, name := range req.GetResourceNamesSubscribe() {
 		if name == "*" {
 			continue // with the unsubscription that makes it on demand
@@ -84,16 +93,25 @@ func (d *demand) add(name string) error {
 	return nil
 }
 
-// step is what brings the client to a snapshot, and the answers to what it asked for.
+// step is what brings the client to a snapshot, and the answers to what it asked for. Of
+// a client that is there already only what it asked for is looked at.
 func (d *demand) step(to *Snapshot) step {
+	names := d.names
+	whole := d.at != to || d.less
+	if !whole {
+		names = d.asked
+	}
+	d.at, d.less = to, false
 	x, all := to.index(), to.types[addresses]
 	exists := func(name string) bool { _, ok := all.byName[name]; return ok }
 	wanted := make(map[string]bool) // → send it though the client has it
 	var s step
-	for _, name := range x.byNode[d.node] {
-		wanted[name] = false
+	if whole {
+		for _, name := range x.byNode[d.node] {
+			wanted[name] = false
+		}
 	}
-	for name := range d.names {
+	for name := range names {
 		found := x.find(name, exists)
 		_, asked := d.asked[name]
 		for _, n := range found {
@@ -113,6 +131,9 @@ func (d *demand) step(to *Snapshot) step {
 		}
 	}
 	for name := range d.has {
+		if !whole {
+			break
+		}
 		if _, still := wanted[name]; !still {
 			s.gone = append(s.gone, name)
 		}
@@ -122,7 +143,7 @@ func (d *demand) step(to *Snapshot) step {
 	return s
 }
 
-// took notes that a step was sent.
+// took notes that the last step was sent.
 func (d *demand) took(s step) {
 	for _, r := range s.send {
 		d.has[r.GetName()] = r.GetVersion()

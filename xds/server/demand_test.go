@@ -3,6 +3,7 @@ package server
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -204,5 +205,37 @@ func TestOnDemandLimits(t *testing.T) {
 	}
 	if _, err := s.request(&discovery.DeltaDiscoveryRequest{TypeUrl: AddressType, ResourceNamesSubscribe: []string{"/one too many"}}); grpcstatus.Code(err) != codes.ResourceExhausted {
 		t.Errorf("one name too many: %v", err)
+	}
+}
+
+// TestOnDemandAsksAreShort: what a client that is up to date asks for is answered as if
+// all that it has ever asked for were gone through, whatever it gave back meanwhile.
+func TestOnDemandAsksAreShort(t *testing.T) {
+	newest := build(t, nil, town())
+	requests := [][2][]string{
+		{{"app/web", "/10.0.0.77"}, nil}, {{"web-1", "far"}, nil}, {{"app/web"}, nil}, {{"/fd00::4"}, {"app/web"}},
+		{{"app/web"}, {"app/web"}}, {nil, {"web-1", "app/web"}}, {{"app/range", "app/nothing"}, {"far"}},
+	}
+	short, long := visitor(t, newest), visitor(t, newest)
+	for i, names := range requests {
+		for _, m := range []*model{short, long} {
+			m.log = nil
+			if m == long {
+				m.s.subs[addresses].demand.less = true
+			}
+			m.request(&discovery.DeltaDiscoveryRequest{TypeUrl: AddressType, ResourceNamesSubscribe: names[0], ResourceNamesUnsubscribe: names[1]})
+			m.settle(newest)
+		}
+		if !slices.Equal(short.log, long.log) {
+			t.Errorf("request %d: %q, want %q", i, short.log, long.log)
+		}
+	}
+	d := short.s.subs[addresses].demand
+	for i := range 50_000 {
+		d.names[fmt.Sprint("/10.1.", i>>8, ".", i&255)] = struct{}{}
+	}
+	d.asked["web-1"] = struct{}{}
+	if n := testing.AllocsPerRun(10, func() { d.step(newest) }); n > 50 {
+		t.Errorf("%v allocations for one name beside 50,000", n)
 	}
 }
