@@ -71,6 +71,9 @@ type world struct {
 // The ports that servers listen on. 18084 is on loopback alone.
 var ports = []int{18080, 19090}
 
+// privateNamespace is one whose ServiceEntries nobody else may see.
+const privateNamespace = "private"
+
 const (
 	webVIP   = "10.96.10.10"
 	localVIP = "10.96.10.11"
@@ -114,11 +117,18 @@ func (w *world) showLogs(t *testing.T) {
 func (w *world) build(env []string) error {
 	w.onDemand = slices.Contains(env, "XDS_ON_DEMAND=true")
 	o := onehost.Options{Prefix: fmt.Sprintf("wi%d-%d", os.Getpid()%100000, built.Add(1)), Bins: bins, Env: env, NoWire: true}
+	o.Env = append(slices.Clone(env), "SERVICE_ACCOUNT=ztunnel")
+	if !w.onDemand {
+		o.Env = append(o.Env, "ISTIO_META_DNS_CAPTURE=true") // for pods that ask for it
+	}
+	if w.name == "warren" {
+		o.Args = []string{"--allocate-addresses"}
+	}
 	if w.name == "istiod" {
 		// Gateways' status is the scenarios' to say.
 		o.ControlPlane = &istiod{env: []string{"PILOT_ENABLE_GATEWAY_API_STATUS=false", "PILOT_ENABLE_GATEWAY_API_DEPLOYMENT_CONTROLLER=false",
 			"PILOT_ENABLE_GATEWAY_API_GATEWAYCLASS_CONTROLLER=false"}}
-		o.Env = append(slices.Clone(env), "ALT_XDS_HOSTNAME=istiod.istio-system.svc", "ALT_CA_HOSTNAME=istiod.istio-system.svc", "SERVICE_ACCOUNT=ztunnel")
+		o.Env = append(o.Env, "ALT_XDS_HOSTNAME=istiod.istio-system.svc", "ALT_CA_HOSTNAME=istiod.istio-system.svc")
 	}
 	var err error
 	if o.Dir, err = os.MkdirTemp("", o.Prefix+"-"); err != nil {
@@ -130,6 +140,7 @@ func (w *world) build(env []string) error {
 		return err
 	}
 	if err := errors.Join(w.PutNamespace("app", map[string]string{"istio.io/dataplane-mode": "ambient"}), w.PutNamespace("plain", nil),
+		w.PutNamespace(privateNamespace, map[string]string{"istio.io/dataplane-mode": "ambient", "visibility": "private"}),
 		w.PutNamespace("far", map[string]string{"istio.io/dataplane-mode": "ambient"})); err != nil {
 		return err
 	}

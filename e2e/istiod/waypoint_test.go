@@ -3,19 +3,13 @@
 package istiod
 
 import (
-	"bufio"
 	"context"
-	"errors"
 	"fmt"
-	"io"
-	"net"
 	"net/netip"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/warren-mesh/warren/e2e/onehost"
-	"github.com/warren-mesh/warren/proxy/proxyproto"
 )
 
 // The waypoint of these scenarios is a pod of the mesh whose application takes PROXY
@@ -25,63 +19,37 @@ import (
 // judge is a waypoint.
 type judge struct {
 	*onehost.Pod
-	heard chan proxyproto.Header
+	heard chan onehost.Told
 }
 
 // judge starts a waypoint's pod, and its application, which sends everything on to where
 // the client wanted to go.
 func (w *world) judge(t *testing.T, namespace, name string) *judge {
 	t.Helper()
+	return w.judgeOf(t, namespace, name, name)
+}
+
+// judgeOf is a judge in a pod of a Gateway that has several, one after another.
+func (w *world) judgeOf(t *testing.T, namespace, name, gateway string) *judge {
+	t.Helper()
 	p, err := w.Nodes[1].AddPod(t.Context(), onehost.PodSpec{
-		Namespace: namespace, Name: name, ServiceAccount: name, Labels: map[string]string{"gateway.networking.k8s.io/gateway-name": name},
+		Namespace: namespace, Name: name, ServiceAccount: gateway, Labels: map[string]string{"gateway.networking.k8s.io/gateway-name": gateway},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = p.Delete(context.Background()) })
-	j := &judge{Pod: p, heard: make(chan proxyproto.Header, 64)}
-	s, err := p.Serve(15088, func(c *net.TCPConn) {
-		r := bufio.NewReader(c)
-		h, err := readHeader(r)
-		if err != nil {
-			return
+	t.Cleanup(func() {
+		if _, there := w.Nodes[1].Pods[namespace+"/"+name]; there {
+			_ = p.Delete(context.Background())
 		}
-		select {
-		case j.heard <- h:
-		default:
-		}
-		out, err := p.Dial(context.Background(), h.Dst)
-		if err != nil {
-			return
-		}
-		defer out.Close()
-		var wg sync.WaitGroup
-		wg.Go(func() { _, _ = io.Copy(out, r); _ = out.CloseWrite() })
-		_, _ = io.Copy(c, out)
-		_ = c.CloseWrite()
-		wg.Wait()
 	})
+	j := &judge{Pod: p, heard: make(chan onehost.Told, 64)}
+	s, err := p.ServeWaypoint(15088, j.heard)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = s.Close() })
 	return j
-}
-
-func readHeader(r *bufio.Reader) (proxyproto.Header, error) {
-	for size := 16; ; size++ {
-		b, err := r.Peek(size)
-		if err != nil {
-			return proxyproto.Header{}, err
-		}
-		h, n, err := proxyproto.Parse(b)
-		if err == nil {
-			_, err = r.Discard(n)
-		}
-		if !errors.Is(err, proxyproto.ErrShort) {
-			return h, err
-		}
-	}
 }
 
 // gateway is the Gateway of a judge. allowed says from which namespaces it may be used.
@@ -104,7 +72,7 @@ spec: {clusterIP: %s, clusterIPs: [%[4]s], selector: {app: web}, ports: [{name: 
 
 // by waits for a call that is answered by way of who, nil for nobody, then has every call
 // go so, and says what that one was told of the last.
-func (w *world) by(t *testing.T, to netip.AddrPort, who *judge, others ...*judge) (told proxyproto.Header) {
+func (w *world) by(t *testing.T, to netip.AddrPort, who *judge, others ...*judge) (told onehost.Told) {
 	t.Helper()
 	what := fmt.Sprintf("%s is reached as it should", to)
 	once := func() (err error) { told, err = w.way(to, who, others...); return err }
@@ -118,7 +86,7 @@ func (w *world) by(t *testing.T, to netip.AddrPort, who *judge, others ...*judge
 }
 
 // way makes a call and looks which way it went.
-func (w *world) way(to netip.AddrPort, who *judge, others ...*judge) (told proxyproto.Header, err error) {
+func (w *world) way(to netip.AddrPort, who *judge, others ...*judge) (told onehost.Told, err error) {
 	for _, j := range append(others, who) {
 		for j != nil && len(j.heard) > 0 {
 			<-j.heard
@@ -253,4 +221,34 @@ func TestWeightedWaypoint(t *testing.T) {
 			return nil
 		})
 	})
+}
+
+// TestWaypointRollout: a waypoint that is a Service is replaced, pod by pod, and the
+// connections go to who is there.
+func TestWaypointRollout(t *testing.T) { both(t, rollWaypoint) }
+
+// It is not tried on demand: a request that only gives names back has istiod say that
+// everything is gone, and what runs on a node is not sent again.
+func rollWaypoint(t *testing.T, w *world) {
+	vip := at("10.96.10.44", 80)
+	first := w.judgeOf(t, "app", "rolled-1", "rolled")
+	w.put(t, "Service", "app", "rolled", `apiVersion: v1
+kind: Service
+metadata: {name: rolled, namespace: app}
+spec: {clusterIP: 10.96.10.45, clusterIPs: [10.96.10.45], selector: {gateway.networking.k8s.io/gateway-name: rolled}, ports: [{name: hbone, port: 15008}]}
+`)
+	w.put(t, "Gateway", "app", "rolled", `apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: rolled, namespace: app, labels: {istio.io/waypoint-for: service}, annotations: {ambient.istio.io/waypoint-inbound-binding: PROXY/15088}}
+spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE, allowedRoutes: {namespaces: {from: Same}}}]}
+status: {addresses: [{type: Hostname, value: rolled.app.svc.cluster.local}]}
+`)
+	w.put(t, "Service", "app", "judged-by-turns", judged("judged-by-turns", vip.Addr().String(), "istio.io/use-waypoint: rolled", ""))
+	w.by(t, vip, first)
+	for i := range 2 {
+		next := w.judgeOf(t, "app", fmt.Sprintf("rolled-%d", i+2), "rolled")
+		w.end(t, first.Pod)
+		w.by(t, vip, next)
+		first = next
+	}
 }

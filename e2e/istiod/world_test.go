@@ -242,6 +242,10 @@ func (i *istiod) token(ctx context.Context, account, pod string) (string, error)
 	return r.Status.Token, nil
 }
 
+const meshConfig = `serviceEntryVisibility:
+  policies: [{visibility: NAMESPACE, matchingRules: [{namespaceSelector: {matchLabels: {visibility: private}}}]}]
+`
+
 func (i *istiod) startIstiod(ctx context.Context) error {
 	bin, err := program(istiodBin)
 	if err != nil {
@@ -257,13 +261,16 @@ current-context: x
 	if err := os.WriteFile(i.file("kubeconfig"), []byte(kubeconfig), 0o600); err != nil {
 		return err
 	}
+	if err := os.WriteFile(i.file("mesh-config"), []byte(meshConfig), 0o600); err != nil {
+		return err
+	}
 	env := append([]string{
 		"PILOT_ENABLE_AMBIENT=true", "CA_TRUSTED_NODE_ACCOUNTS=" + rootNamespace + "/ztunnel", "POD_NAMESPACE=" + rootNamespace,
 		"POD_NAME=istiod-local", "CLUSTER_ID=Kubernetes", "ENABLE_LEADER_ELECTION=false", "INJECT_ENABLED=false", "VALIDATION_WEBHOOK_CONFIG_NAME=",
 	}, i.env...)
 	err = i.mesh.Run("istiod", bin, env, "discovery", "--kubeconfig="+i.file("kubeconfig"), "--grpcAddr=127.0.0.1:15010",
 		"--secureGRPCAddr="+net.JoinHostPort("", fmt.Sprint(i.mesh.ControlPlaneAddr().Port())), "--httpAddr=127.0.0.1:8080", "--httpsAddr=127.0.0.1:15017",
-		"--monitoringAddr=127.0.0.1:15014", "--ctrlz_port=9876", "--meshConfig="+i.file("no-mesh-config"))
+		"--monitoringAddr=127.0.0.1:15014", "--ctrlz_port=9876", "--meshConfig="+i.file("mesh-config"))
 	if err != nil {
 		return err
 	}

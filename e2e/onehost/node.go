@@ -241,3 +241,11 @@ func tail(path string, lines int) string {
 	all := strings.Split(strings.TrimSpace(string(b)), "\n")
 	return strings.Join(all[max(0, len(all)-lines):], "\n")
 }
+
+// Translate sends what pods outside of the mesh send to a Service's address to an
+// endpoint, which a cluster has kube-proxy for. It ends with the node.
+func (n *Node) Translate(vip, to netip.AddrPort) error {
+	_, err := output(n.NS, "iptables", "-w", "5", "-t", "nat", "-A", "PREROUTING", "-p", "tcp", "-d", vip.Addr().String(),
+		"--dport", strconv.Itoa(int(vip.Port())), "-j", "DNAT", "--to-destination", to.String())
+	return err
+}

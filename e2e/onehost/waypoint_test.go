@@ -1,19 +1,15 @@
 package onehost_test
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/warren-mesh/warren/e2e/onehost"
-	"github.com/warren-mesh/warren/proxy/proxyproto"
 )
 
 // put writes an object that the test's end removes.
@@ -77,55 +73,16 @@ func waypointOf(t *testing.T, m *onehost.Mesh, name, destination string) {
 	})
 }
 
-// told is what a waypoint's application learns about a connection.
-type told struct {
-	from netip.Addr
-	proxyproto.Header
-}
-
-// serveWaypoint runs the application of a waypoint that takes PROXY protocol: it
-// sends everything on to where the client wanted to go.
-func serveWaypoint(t *testing.T, wp *onehost.Pod, port int) <-chan told {
-	heard := make(chan told, 16)
-	serve(t, wp, port, func(c *net.TCPConn) {
-		r := bufio.NewReader(c)
-		h, err := readProxyHeader(r)
-		if err != nil {
-			return
-		}
-		from := c.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap()
-		select {
-		case heard <- told{from, h}:
-		default:
-		}
-		out, err := wp.Dial(testContext(t), h.Dst)
-		if err != nil {
-			return
-		}
-		defer out.Close()
-		var wg sync.WaitGroup
-		wg.Go(func() { io.Copy(out, r); out.CloseWrite() })
-		io.Copy(c, out)
-		c.CloseWrite()
-		wg.Wait()
-	})
-	return heard
-}
-
-func readProxyHeader(r *bufio.Reader) (proxyproto.Header, error) {
-	for size := 16; ; size++ {
-		b, err := r.Peek(size)
-		if err != nil {
-			return proxyproto.Header{}, err
-		}
-		h, n, err := proxyproto.Parse(b)
-		if err == nil {
-			_, err = r.Discard(n)
-		}
-		if !errors.Is(err, proxyproto.ErrShort) {
-			return h, err
-		}
+// serveWaypoint runs the application of a waypoint until the test ends.
+func serveWaypoint(t *testing.T, wp *onehost.Pod, port int) <-chan onehost.Told {
+	t.Helper()
+	heard := make(chan onehost.Told, 16)
+	s, err := wp.ServeWaypoint(port, heard)
+	if err != nil {
+		t.Fatal(err)
 	}
+	t.Cleanup(func() { _ = s.Close() })
+	return heard
 }
 
 // TestWaypoint binds a Service to a Gateway whose pod is in the mesh: the proxies
@@ -168,7 +125,7 @@ status: {addresses: [{type: IPAddress, value: %s}]}`, wp.IP4())
 		t.Fatal(err)
 	}
 	got := <-heard
-	if want := "spiffe://cluster.local/ns/app/sa/client"; got.from != netip.MustParseAddr("127.0.0.1") || got.Src.Addr() != client.IP4() || got.Dst != vip || got.Identity != want {
+	if want := "spiffe://cluster.local/ns/app/sa/client"; got.From != netip.MustParseAddr("127.0.0.1") || got.Src.Addr() != client.IP4() || got.Dst != vip || got.Identity != want {
 		t.Errorf("the waypoint was told %+v", got)
 	}
 	if from := <-seen; from != wp.IP4() {
@@ -201,7 +158,7 @@ func TestWeightedWaypoints(t *testing.T) {
 	server := addPod(t, m.Nodes[1], "app", "server", map[string]string{"app": "canaried"})
 	echo(t, server, 8080)
 	vip := netip.MustParseAddrPort("10.96.71.2:80")
-	var heard []<-chan told
+	var heard []<-chan onehost.Told
 	var pods []*onehost.Pod
 	for _, name := range []string{"stable", "canary"} {
 		wp := addPod(t, m.Nodes[1], "app", name, map[string]string{"gateway.networking.k8s.io/gateway-name": name})
