@@ -227,7 +227,12 @@ func TestHostilePeers(t *testing.T) {
 			}
 			return f.fr.WriteData(1, false, nil)
 		})), want: "flood of empty DATA", busy: true},
-		"floods pings":          {do: secure(flooding(func(f *framed, _ int) error { return f.fr.WritePing(true, [8]byte{}) })), want: "flood of PING", busy: true},
+		"floods pings": {do: secure(flooding(func(f *framed, i int) error {
+			if i == 0 {
+				_ = f.fr.WriteSettingsAck() // or that would be missed first
+			}
+			return f.fr.WritePing(true, [8]byte{})
+		})), want: "flood of PING", busy: true},
 		"floods settings":       {do: secure(flooding(func(f *framed, i int) error { return f.fr.WriteSettings(tables(1 + i%32)...) })), want: "ENHANCE_YOUR_CALM", busy: true},
 		"one endless settings":  {do: secure(flooding(func(f *framed, _ int) error { return f.fr.WriteSettings(tables(2000)...) })), want: "too many settings", busy: true},
 		"floods window updates": {do: secure(flooding(func(f *framed, _ int) error { return f.fr.WriteWindowUpdate(0, 1) })), want: "flood of window updates", busy: true},
