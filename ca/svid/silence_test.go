@@ -158,12 +158,16 @@ func TestOverdue(t *testing.T) {
 		defer stop()
 		a.give(pod(0).UID, sa("a"))
 		mustIdentity(t, m.Acquire(pod(0), sa("a")))
-		time.Sleep(59 * time.Minute) // it says nothing by itself, and the last word is from its stream opened anew
+		time.Sleep(time.Minute)
 		a.mu.Lock()
 		a.deaf[pod(0).UID] = true
 		a.mu.Unlock()
-		for m.Health().Overdue == 0 {
+		a.end(pod(0).UID, errors.New("the agent ends its streams, and answers none"))
+		for begin := time.Now(); m.Health().Overdue == 0; {
 			time.Sleep(10 * time.Second)
+			if time.Since(begin) > 2*time.Hour {
+				t.Fatal("nobody is told")
+			}
 			if m.Dump()[0].Identity == nil {
 				t.Fatal("it ended before anybody was told")
 			}

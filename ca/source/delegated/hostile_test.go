@@ -202,8 +202,10 @@ func podGroup(t *testing.T, uid string) string {
 func reusedBefore(t *testing.T) {
 	var victim *exec.Cmd
 	var once sync.Once
+	replaced := make(chan struct{})
 	n := realNode(t, func(string) {
 		once.Do(func() {
+			defer close(replaced)
 			pid := victim.Process.Pid
 			reap(victim)
 			spawn(t, uidB, pid)
@@ -213,6 +215,7 @@ func reusedBefore(t *testing.T) {
 	n.agent.Give(ref(victim.Process.Pid), bar)
 	said := 0
 	err := n.source.Watch(t.Context(), n.pod(uidA), bar, func(svid.Update) { said++ })
+	<-replaced
 	if said > 0 || err == nil {
 		t.Errorf("believed %d times, %v", said, err)
 	}
