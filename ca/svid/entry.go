@@ -64,6 +64,7 @@ type entry struct {
 	attempts int                 // ended
 	failures int                 // since the last success
 	failing  time.Time           // the first of them
+	mute     bool                // the source answers others, and not this one
 	failed   bool                // before the call under way
 	lastEnd  time.Time
 	lastErr  error

@@ -1,6 +1,9 @@
 package svid
 
-import "container/heap"
+import (
+	"container/heap"
+	"time"
+)
 
 // queue is a heap of entries; each is in at most one queue and knows its place there.
 type queue struct {
@@ -54,6 +57,17 @@ func (q *queue) remove(e *entry) { heap.Remove(q, e.index) }
 func (q *queue) freshest() (first *entry) {
 	for _, e := range q.items {
 		if e.failures == 0 && (first == nil || q.less(e, first)) {
+			first = e
+		}
+	}
+	return first
+}
+
+// unheld is the first of those that may ask although the source is silent.
+func (q *queue) unheld(m *Manager, now time.Time) (first *entry) {
+	room := m.failing < max(m.cfg.MaxInFlight/2, 1)
+	for _, e := range q.items {
+		if (e.failures == 0 || room && m.heldLocked(e, now) == 0) && (first == nil || q.less(e, first)) {
 			first = e
 		}
 	}

@@ -65,8 +65,8 @@ func (m *Manager) startDueLocked(ctx context.Context, now time.Time, next time.D
 			}
 		}
 		if wait := m.heldLocked(e, now); wait > 0 {
-			// Those that have not failed come first within a priority, and may be let through.
-			if e = m.due.freshest(); e == nil {
+			// Those that have not failed come first within a priority, and may be let through; so may others.
+			if e = m.due.unheld(m, now); e == nil {
 				return min(next, wait)
 			}
 		}

@@ -20,7 +20,7 @@ var errSilent = errors.New("the source did not answer in time")
 // not recover by itself, and every call more is one more that hangs in it.
 type silence struct {
 	calls int // in a row
-	who   map[key]struct{}
+	who   map[*entry]struct{}
 	since time.Time // zero: it answers
 	probe time.Time // the last one
 }
@@ -29,29 +29,43 @@ type silence struct {
 func (m *Manager) heardLocked(e *entry, err error) {
 	q := &m.silence
 	if !errors.Is(err, errSilent) {
-		if !q.since.IsZero() {
-			m.cfg.Log.Warn("the source of certificates answers again", "after", time.Since(q.since).Round(time.Second).String())
-		}
-		*q = silence{}
+		m.answeredLocked()
+		e.mute = false
 		return
 	}
+	if e.mute {
+		return // for it alone, as is known
+	}
 	if q.who == nil {
-		q.who = map[key]struct{}{}
+		q.who = map[*entry]struct{}{}
 	}
 	q.calls++
-	q.who[e.key] = struct{}{}
+	q.who[e] = struct{}{}
 	if q.since.IsZero() && q.calls >= silentCalls && len(q.who) >= min(silentCalls, len(m.entries)) {
 		q.since = time.Now()
 		m.cfg.Log.Error("the source of certificates takes calls and answers none; it is asked now and then", "err", err)
 	}
 }
 
-// heldLocked says for how long e must not ask because the source answers nobody. What has failed is asked for one call at a
-// time then; what has not is asked for once: that may be somebody whom it does answer.
+// answeredLocked notes that the source has said something, to whomever: those that it has not answered meanwhile are
+// particular to it. SPIRE answers nothing about a pod while one of the entries for it cannot be signed.
+func (m *Manager) answeredLocked() {
+	q := &m.silence
+	if !q.since.IsZero() {
+		m.cfg.Log.Warn("the source of certificates answers again", "after", time.Since(q.since).Round(time.Second).String())
+	}
+	for e := range q.who {
+		e.mute = true
+	}
+	*q = silence{}
+}
+
+// heldLocked says for how long e must not ask because the source answers nobody. What got no answer is asked for one call at
+// a time then; everything else is asked for once: that may be somebody whom it does answer.
 func (m *Manager) heldLocked(e *entry, now time.Time) time.Duration {
 	q := &m.silence
 	switch {
-	case q.since.IsZero() || e.failures == 0:
+	case q.since.IsZero() || !errors.Is(e.lastErr, errSilent):
 		return 0
 	case m.failing > 0:
 		return clockCheck // its end wakes us

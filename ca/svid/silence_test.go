@@ -93,6 +93,53 @@ func TestWhatIsNoSilence(t *testing.T) {
 	})
 }
 
+// SPIRE answers nothing about pods one of whose entries cannot be signed. Three of those are not silence while others are
+// spoken to, and hold up nobody who failed for another reason.
+func TestThreeMutePods(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAgent(t)
+		m, stop := run(t, svid.Config{Watcher: a})
+		defer stop()
+		for n := range 20 {
+			a.give(pod(n).UID, sa("a"))
+			m.Acquire(pod(n), sa("a"))
+		}
+		a.mu.Lock()
+		for n := range 3 {
+			a.deaf[pod(100+n).UID] = true
+		}
+		a.mu.Unlock()
+		for n := range 3 {
+			m.Acquire(pod(100+n), sa("b"))
+		}
+		silent := time.Duration(0)
+		for n := range 60 {
+			if n%2 == 0 {
+				a.rotate(sa("a")) // on all streams
+			}
+			late := pod(200 + n)
+			a.end(late.UID, errors.New("the entry has not come yet"))
+			l := m.Acquire(late, sa("c"))
+			time.Sleep(5 * time.Second)
+			a.mu.Lock()
+			clear(a.ends)
+			a.mu.Unlock()
+			a.give(late.UID, sa("c"))
+			start := time.Now()
+			mustIdentity(t, l)
+			if took := time.Since(start); took > 3*time.Second {
+				t.Errorf("a pod whose entry came late waited %s", took)
+			}
+			if !m.Health().Silent.IsZero() {
+				silent += 5 * time.Second
+			}
+		}
+		if silent > 40*time.Second { // until the first answer, at most
+			t.Errorf("said to be silent for %s", silent)
+		}
+	})
+}
+
 // A pod whose processes end all the time does not have the source attest it all the time.
 func TestAPodsOwnPace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

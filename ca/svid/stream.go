@@ -155,6 +155,9 @@ func (s *stream) takeLocked(i *mtls.Identity, given []*x509.Certificate, proof P
 		return // superseded
 	}
 	s.last = time.Now()
+	if !s.follows && len(m.silence.who) > 0 {
+		m.answeredLocked()
+	}
 	m.dropEarlyLocked(e)
 	switch {
 	case err == nil:
