@@ -210,7 +210,7 @@ func (p *probes) Add(_ context.Context, uid string, ips []netip.Addr) error {
 	return nil
 }
 
-func (p *probes) Del(_ context.Context, uid string) error { return p.Add(nil, uid, nil) }
+func (p *probes) Del(ctx context.Context, uid string) error { return p.Add(ctx, uid, nil) }
 
 func (p *probes) ips(uid string) []netip.Addr {
 	p.mu.Lock()
