@@ -520,6 +520,9 @@ spec: {clusterIP: 10.96.10.24, clusterIPs: [10.96.10.24], selector: {app: renewe
 				w.end(t, p)
 				w.refused(t, w.client, at("10.96.10.24", 80), "no healthy upstream")
 			}
+
+			// Names are given back for that, and the node's own workloads stay known.
+			rollWaypoint(t, w)
 		})
 	}
 }

@@ -224,11 +224,9 @@ func TestWeightedWaypoint(t *testing.T) {
 }
 
 // TestWaypointRollout: a waypoint that is a Service is replaced, pod by pod, and the
-// connections go to who is there.
+// connections go to who is there. TestOnDemand does it, too.
 func TestWaypointRollout(t *testing.T) { both(t, rollWaypoint) }
 
-// It is not tried on demand: a request that only gives names back has istiod say that
-// everything is gone, and what runs on a node is not sent again.
 func rollWaypoint(t *testing.T, w *world) {
 	vip := at("10.96.10.44", 80)
 	first := w.judgeOf(t, "app", "rolled-1", "rolled")

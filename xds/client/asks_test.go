@@ -115,7 +115,7 @@ func TestAsk(t *testing.T) {
 		// What has come without having been asked for by this name is asked for as if it
 		// had been: a control plane that thinks it said everything would not answer.
 		done = askers(t, c, 1, "w")
-		wantAsked(t, f, "-w", "+w")
+		wantAsked(t, f, "+"+nothing+" -w", "+w")
 		f.push(response(AddressType, "a2b", found))
 		wantEnded(t, done, 1, nil)
 		wantAsked(t, f)
@@ -130,7 +130,7 @@ func TestAsk(t *testing.T) {
 		wantAsked(t, f)
 		time.Sleep(answerHolds)
 		done = askers(t, c, 1, "/10.0.0.2")
-		wantAsked(t, f, "-/10.0.0.2", "+/10.0.0.2")
+		wantAsked(t, f, "+"+nothing+" -/10.0.0.2", "+/10.0.0.2")
 		f.push(removal(AddressType, "a4", "/10.0.0.2"))
 		wantEnded(t, done, 1, nil)
 
@@ -278,7 +278,7 @@ func TestRefresh(t *testing.T) {
 			}
 		}
 		done := refresh()
-		wantAsked(t, f, "-ns/s", "+ns/s")
+		wantAsked(t, f, "+"+nothing+" -ns/s", "+ns/s")
 		if ended(done) {
 			t.Error("nobody waited for the answer")
 		}

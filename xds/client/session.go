@@ -22,6 +22,9 @@ const maxEcho = 4 << 10
 // maxNamesSent bounds a message: servers take 4 MiB.
 const maxNamesSent = 1 << 10
 
+// nothing is a name that no resource has: it is asked for where names are given back.
+const nothing = "warren/nothing"
+
 // maxNamed is how many policies a line of the log names.
 const maxNamed = 16
 
@@ -127,7 +130,7 @@ func (s *session) demand(ctx context.Context) error {
 		}
 	}
 	for names := range slices.Chunk(leave, maxNamesSent) {
-		if err := s.send(ctx, &discovery.DeltaDiscoveryRequest{TypeUrl: AddressType, ResourceNamesUnsubscribe: names}); err != nil {
+		if err := s.send(ctx, &discovery.DeltaDiscoveryRequest{TypeUrl: AddressType, ResourceNamesSubscribe: []string{nothing}, ResourceNamesUnsubscribe: names}); err != nil {
 			return err
 		}
 	}
