@@ -19,7 +19,7 @@ import (
 // not about one pod that it has nothing for, nor about what we gave up ourselves.
 func TestWhatIsTheSourcesFault(t *testing.T) {
 	m, _ := testMetrics()
-	s := &Server{metrics: m}
+	s := &Server{metrics: m, origin: &origin{}}
 	o := &caObserver{s}
 	for _, tt := range []struct {
 		err  error
