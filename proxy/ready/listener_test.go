@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,7 +17,7 @@ import (
 type doorman struct {
 	in    chan netip.AddrPort
 	fails chan error
-	pause time.Duration
+	pause atomic.Int64 // nanoseconds
 }
 
 func (d *doorman) Accepted(fd int, peer netip.AddrPort, _ *ready.Turn) {
@@ -26,7 +27,7 @@ func (d *doorman) Accepted(fd int, peer netip.AddrPort, _ *ready.Turn) {
 
 func (d *doorman) Failed(err error) time.Duration {
 	d.fails <- err
-	return max(d.pause, time.Millisecond)
+	return max(time.Duration(d.pause.Load()), time.Millisecond)
 }
 
 func listen(t *testing.T, s *ready.Set) (*doorman, *ready.Listener) {
@@ -140,7 +141,8 @@ func TestListenerSurvives(t *testing.T) {
 // However many knock while it rests, it tries again when it has said, and they all come in then.
 func TestListenerRests(t *testing.T) {
 	d, l := listen(t, newSet(t, 1))
-	d.pause = time.Second
+	const pause = time.Second
+	d.pause.Store(int64(pause))
 	const many = 50
 	start := time.Now()
 	knocks(t, l, many, func() { <-d.fails })
@@ -148,7 +150,7 @@ func TestListenerRests(t *testing.T) {
 		<-d.in
 	}
 	// On a slow machine the rest may be over before all have knocked.
-	if n := len(d.fails); n > int(time.Since(start)/d.pause) {
+	if n := len(d.fails); n > int(time.Since(start)/pause) {
 		t.Errorf("%d more tries failed in %v", n, time.Since(start))
 	}
 }
