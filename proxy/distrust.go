@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"sync/atomic"
 	"time"
 
 	"github.com/warren-mesh/warren/ca/mtls"
@@ -20,7 +21,14 @@ const (
 )
 
 // judgeLate is the age from which a tunnel's first request has its peer judged again: younger ones are met by judgePeers.
-var judgeLate = judgeFor / 2
+// Tests have it be less, while tunnels are served.
+var judgeLate = nanoseconds(judgeFor / 2)
+
+func nanoseconds(d time.Duration) *atomic.Int64 {
+	n := new(atomic.Int64)
+	n.Store(int64(d))
+	return n
+}
 
 // Reasons why connections end whose peer was good when they began.
 var (
@@ -205,7 +213,7 @@ func (t *tunnel) stillGood() error {
 	t.judge.Do(func() {
 		chain, i := t.peer(), t.p.heldIdentity()
 		switch {
-		case time.Since(t.born) < judgeLate || len(chain) == 0 || i == nil:
+		case time.Since(t.born) < time.Duration(judgeLate.Load()) || len(chain) == 0 || i == nil:
 		case time.Now().After(chain[0].NotAfter):
 			t.late = errEnded
 		default:

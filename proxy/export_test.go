@@ -76,7 +76,6 @@ func (s *Server) Judged() bool { return s.judged.Load() == s.store.View() }
 
 // JudgeFirstRequestsAfter has tunnels of that age judged again at their first request.
 func JudgeFirstRequestsAfter(d time.Duration) (restore func()) {
-	was := judgeLate
-	judgeLate = d
-	return func() { judgeLate = was }
+	was := judgeLate.Swap(int64(d))
+	return func() { judgeLate.Store(was) }
 }

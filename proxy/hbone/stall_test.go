@@ -65,14 +65,10 @@ func TestStalledTunnels(t *testing.T) {
 	}
 	wg.Wait()
 	waitUntil(t, "all writers wait with as much as there is", func() bool { return budget.Used() > limit-256<<10 })
-	if n := budget.Used(); n > limit {
-		t.Errorf("%d of %d are taken", n, limit)
-	}
-	n := heapInUse()
-	t.Logf("%d KiB in use, were %d", n>>10, before>>10)
-	if n > before+limit+tunnels*small {
-		t.Error("more is held than the budget gave")
-	}
+	// Taking is tried first and undone then, and who has just come to its end still holds what it gives back.
+	waitUntil(t, "no more is held than the budget gave", func() bool {
+		return budget.Used() <= limit && heapInUse() <= before+limit+tunnels*small
+	})
 	r.killTunnels()
 	waitUntil(t, "all is given back", func() bool { return budget.Used() == 0 })
 }
