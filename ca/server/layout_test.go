@@ -2,6 +2,7 @@ package server_test
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"github.com/warren-mesh/warren/ca/authority"
 	"github.com/warren-mesh/warren/ca/rotation"
 	"github.com/warren-mesh/warren/ca/server"
+	"github.com/warren-mesh/warren/internal/nstest"
 	"github.com/warren-mesh/warren/internal/owner"
 )
 
@@ -66,7 +68,7 @@ func loads(t *testing.T, s *server.StateDir) error {
 // What an administrator's command writes, the control plane of another user can read and replace.
 func TestWhatRootWritesIsTheFoldersOwners(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("needs root, to give a folder away")
+		nstest.Need(t, errors.New("needs root, to give a folder away"))
 	}
 	const uid, gid = 12345, 12346
 	dir := t.TempDir()

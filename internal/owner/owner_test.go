@@ -1,12 +1,14 @@
 package owner_test
 
 import (
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/warren-mesh/warren/internal/nstest"
 	"github.com/warren-mesh/warren/internal/owner"
 )
 
@@ -15,7 +17,7 @@ const stranger = 12345
 // Only what belongs to root, to us or to who is named is talked to.
 func TestDial(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("needs root, to give files away")
+		nstest.Need(t, errors.New("needs root, to give files away"))
 	}
 	for _, tc := range []struct {
 		name    string

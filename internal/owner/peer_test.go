@@ -2,6 +2,7 @@ package owner_test
 
 import (
 	"bufio"
+	"errors"
 	"net"
 	"os"
 	"os/exec"
@@ -10,6 +11,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/warren-mesh/warren/internal/nstest"
 	"github.com/warren-mesh/warren/internal/owner"
 )
 
@@ -33,7 +35,7 @@ func TestMain(m *testing.M) {
 // A path that looks right is not enough: the process counts that listens there.
 func TestAnotherUserListens(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("needs root, to become another user")
+		nstest.Need(t, errors.New("needs root, to become another user"))
 	}
 	dir := t.TempDir()
 	if err := os.Chmod(dir, 0o777|os.ModeSticky); err != nil {

@@ -17,6 +17,7 @@ import (
 	"github.com/warren-mesh/warren/ca/fakeagent"
 	"github.com/warren-mesh/warren/ca/source/delegated"
 	"github.com/warren-mesh/warren/ca/svid"
+	"github.com/warren-mesh/warren/internal/nstest"
 )
 
 // What was proven before SPIRE was asked is looked at again when it has answered: its answer is about what the process was
@@ -97,14 +98,14 @@ func TestPIDsAreUsedAgain(t *testing.T) {
 		return
 	}
 	if os.Geteuid() != 0 {
-		t.Skip("needs root, for a PID namespace")
+		nstest.Need(t, errors.New("needs root, for a PID namespace"))
 	}
 	cmd := exec.Command("/proc/self/exe", "-test.run=^TestPIDsAreUsedAgain$", "-test.v", "-test.timeout=4m")
 	cmd.Env = append(os.Environ(), inPIDNamespace+"=1")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID, Unshareflags: syscall.CLONE_NEWNS}
 	out, err := cmd.CombinedOutput()
 	if errors.Is(err, syscall.EPERM) {
-		t.Skip("no PID namespace can be made here: ", err)
+		nstest.Need(t, fmt.Errorf("no PID namespace can be made here: %w", err))
 	}
 	if err != nil || strings.Count(string(out), "--- PASS") != 3 {
 		t.Errorf("%v\n%s", err, out)
@@ -195,7 +196,7 @@ func podGroup(t *testing.T, uid string) string {
 		})
 		return dir
 	}
-	t.Skip("no control groups are mounted in /sys/fs/cgroup")
+	nstest.Need(t, errors.New("no control groups are mounted in /sys/fs/cgroup"))
 	return ""
 }
 

@@ -22,6 +22,7 @@ import (
 	"github.com/warren-mesh/warren/ca/source/delegated"
 	"github.com/warren-mesh/warren/ca/svid"
 	"github.com/warren-mesh/warren/internal/netns"
+	"github.com/warren-mesh/warren/internal/nstest"
 	"github.com/warren-mesh/warren/internal/owner"
 )
 
@@ -338,7 +339,7 @@ func TestConfigRefuses(t *testing.T) {
 // Whoever can put a socket at the path could be the agent.
 func TestAStrangersSocket(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("needs root, to give a folder away")
+		nstest.Need(t, errors.New("needs root, to give a folder away"))
 	}
 	n := newNode(t, delegated.PID, nil)
 	n.process(t, uidA)
