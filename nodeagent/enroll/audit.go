@@ -176,8 +176,8 @@ func (e *Enroller) dueLocked(now time.Time) (due []*member) {
 
 // every is how often a pod's turn comes when nothing is heard of it.
 func (e *Enroller) every(m *member) time.Duration {
-	if m.audit.watched.IsZero() {
-		return e.times.Sweep // as often as there are turns: nobody tells of changes
+	if m.audit.watched.IsZero() || m.audit.proof != ProofWhole {
+		return e.times.Sweep // as often as there are turns: nobody tells of changes, or that it is right again
 	}
 	return e.times.Inspect
 }

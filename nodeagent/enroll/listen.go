@@ -42,6 +42,9 @@ func (e *Enroller) listenIn(ctx context.Context, m *member) {
 	if len(missing) > 0 {
 		m.audit.flaw = fmt.Sprintf("nobody listens on %v", missing)
 	}
+	if back := !was && !m.audit.unheard; back {
+		m.audit.dirty = true // who looked meanwhile found nobody who answers
+	}
 	late := time.Now().Before(m.retry)
 	e.mu.Unlock()
 	if len(missing) == 0 || late {
