@@ -19,13 +19,19 @@ const (
 // client's node, and to names. A name is a resource's or an address's, "network/ip".
 // That of a service brings its workloads, now and later. A name under which there is
 // nothing is answered as removed; it is remembered, and what comes to have it is sent.
+// An address that is nobody's, but in the range of a service, is both: removed, and the
+// service is sent.
+//
+// Who gives a name back and asks for it in the next message wants a new answer, and is not
+// told between the two that what it stands for is gone.
 type demand struct {
 	node  string
 	names map[string]struct{}
 	asked map[string]struct{} // not answered yet
+	left  []string            // names that the last message gave back
 	has   map[string]string   // name → version of what the client has
 	at    *Snapshot           // that the client is at
-	less  bool                // names were given back since
+	less  bool                // there are fewer names since
 }
 
 // onDemand reports whether a first request is for less than everything: it names
@@ -59,17 +65,13 @@ func newDemand(req *discovery.DeltaDiscoveryRequest) (*demand, error) {
 
 // change takes the names in a request.
 func (d *demand) change(req *discovery.DeltaDiscoveryRequest) error {
+	d.forget(req.GetResourceNamesSubscribe())
 	for _, name := range req.GetResourceNamesUnsubscribe() {
-		delete(d.names, name)
+		if _, known := d.names[name]; known {
+			d.left = append(d.left, name)
+		}
 		delete(d.asked, name)
 	}
-	defer func() {
-		for _, name := range req.GetResourceNamesUnsubscribe() {
-			if _, again := d.names[name]; !again {
-				d.less = true
-			}
-		}
-	}()
 	for _, name := range req.GetResourceNamesSubscribe() {
 		if name == "*" {
 			continue // with the unsubscription that makes it on demand
@@ -78,7 +80,27 @@ func (d *demand) change(req *discovery.DeltaDiscoveryRequest) error {
 			return err
 		}
 	}
+	d.left = slices.DeleteFunc(d.left, func(name string) bool { _, again := d.asked[name]; return again })
 	return nil
+}
+
+// forget drops the names that the message before gave back, but for those that this one
+// asks for.
+func (d *demand) forget(but []string) {
+	if len(d.left) == 0 {
+		return
+	}
+	again := make(map[string]struct{}, len(but))
+	for _, name := range but {
+		again[name] = struct{}{}
+	}
+	for _, name := range d.left {
+		if _, kept := again[name]; !kept {
+			delete(d.names, name)
+			d.less = true
+		}
+	}
+	d.left = nil
 }
 
 func (d *demand) add(name string) error {
@@ -112,12 +134,12 @@ func (d *demand) step(to *Snapshot) step {
 		}
 	}
 	for name := range names {
-		found := x.find(name, exists)
+		found, exact := x.find(name, exists)
 		_, asked := d.asked[name]
 		for _, n := range found {
 			wanted[n] = wanted[n] || asked
 		}
-		if len(found) == 0 && asked {
+		if !exact && asked {
 			s.gone = append(s.gone, name)
 		}
 	}

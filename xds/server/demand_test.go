@@ -89,8 +89,8 @@ func TestOnDemandAnswers(t *testing.T) {
 		"/fd00::4":     "addresses +far",
 		"app/web":      "addresses +app/web +web-1 +web-2",
 		"/10.9.0.1":    "addresses +app/web +old/web +web-1 +web-2",
-		"/10.9.7.7":    "addresses +app/range",
-		"/fd01::1":     "addresses +app/range",
+		"/10.9.7.7":    "addresses +app/range -/10.9.7.7", // nobody is there
+		"/fd01::1":     "addresses +app/range -/fd01::1",
 		"here":         "addresses +here", // again, for who waits for it
 		"/10.0.0.9":    "addresses -/10.0.0.9",
 		"/10.0.0.77":   "addresses -/10.0.0.77",
@@ -133,6 +133,31 @@ func TestOnDemandFollows(t *testing.T) {
 	three := build(t, two, town(func(t *Model) { t.Workloads = t.Workloads[:1] }))
 	m.settle(three)
 	m.wantLog("addresses -found -web-2 -web-3")
+}
+
+// TestOnDemandAsksAgain: who gives a name back and asks for it in the next message is
+// answered, and told in no moment that what it stands for is gone.
+func TestOnDemandAsksAgain(t *testing.T) {
+	one := build(t, nil, town())
+	two := build(t, one, town(func(t *Model) { t.Workloads[3].CanonicalName = "changed" }))
+	for name, newest := range map[string]*Snapshot{"nothing has changed": one, "there is news between the two": two} {
+		t.Run(name, func(t *testing.T) {
+			m := visitor(t, one)
+			m.ask(one, "app/web")
+			m.log = nil
+			m.request(&discovery.DeltaDiscoveryRequest{TypeUrl: AddressType, ResourceNamesSubscribe: []string{"no/body"}, ResourceNamesUnsubscribe: []string{"app/web"}})
+			m.pull(newest)
+			m.wantLog("addresses -no/body")
+			m.request(&discovery.DeltaDiscoveryRequest{TypeUrl: AddressType, ResourceNamesSubscribe: []string{"app/web"}})
+			m.settle(newest)
+			m.wantLog("addresses +app/web +web-1 +web-2")
+			// What is not asked for again is gone when there is something to say.
+			m.request(&discovery.DeltaDiscoveryRequest{TypeUrl: AddressType, ResourceNamesUnsubscribe: []string{"app/web", "no/body"}})
+			m.settle(newest)
+			m.ask(newest, "far")
+			m.wantLog("addresses +far -app/web -web-1 -web-2")
+		})
+	}
 }
 
 // TestOnDemandReconnect: names that the client has come from its versions.
@@ -205,6 +230,12 @@ func TestOnDemandLimits(t *testing.T) {
 	}
 	if _, err := s.request(&discovery.DeltaDiscoveryRequest{TypeUrl: AddressType, ResourceNamesSubscribe: []string{"/one too many"}}); grpcstatus.Code(err) != codes.ResourceExhausted {
 		t.Errorf("one name too many: %v", err)
+	}
+	for _, r := range []*discovery.DeltaDiscoveryRequest{{ResourceNamesUnsubscribe: []string{"/0-0"}}, {ResourceNamesSubscribe: []string{"/in its place"}}} {
+		r.TypeUrl = AddressType
+		if _, err := s.request(r); err != nil {
+			t.Errorf("one name for another: %v", err)
+		}
 	}
 }
 

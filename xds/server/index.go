@@ -85,21 +85,21 @@ func (x *index) address(a workload.NetworkAddr, name string) {
 
 // find returns the resources that a name stands for: a workload, or a service with its
 // workloads, by name or by an address, exact ones before ranges. Of several that
-// share an address all are returned: which of them is meant depends on who asks.
-func (x *index) find(name string, exists func(string) bool) []string {
+// share an address all are returned: which of them is meant depends on who asks. exact is
+// false where there are ranges at best.
+func (x *index) find(name string, exists func(string) bool) (found []string, exact bool) {
 	if exists(name) {
-		return x.whole(nil, name)
+		return x.whole(nil, name), true
 	}
 	a, err := workload.ParseNetworkAddr(name)
 	if err != nil {
-		return nil
+		return nil, false
 	}
-	var found []string
 	for _, n := range x.byAddress[a] {
 		found = x.whole(found, n)
 	}
 	if len(found) > 0 {
-		return found
+		return found, true
 	}
 	for _, bits := range x.lengths {
 		p, err := a.Addr.Prefix(bits)
@@ -110,7 +110,7 @@ func (x *index) find(name string, exists func(string) bool) []string {
 			found = x.whole(found, n)
 		}
 	}
-	return found
+	return found, false
 }
 
 func (x *index) whole(to []string, name string) []string {
