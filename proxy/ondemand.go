@@ -94,10 +94,10 @@ func (p *pod) ask(ctx context.Context, names, stale []string) error {
 func missingOnPath(v *workload.View, self *workload.Workload, dst netip.Addr) missing {
 	u := missing{view: v, self: self}
 	addr := workload.NetworkAddr{Network: self.Network, Addr: dst.Unmap()}
-	s, w := v.ServiceByVIP(addr, self.Namespace), v.WorkloadByAddr(addr)
+	s, w := v.ServiceByExactVIP(addr, self.Namespace), v.WorkloadByAddr(addr)
 	if s == nil && w == nil {
 		u.names = append(u.names, addr.String())
-		return u
+		s = v.ServiceByRange(addr, self.Namespace) // whose addresses may be others'
 	}
 	if w != nil {
 		u.waypoint(w.Waypoint)
@@ -153,17 +153,17 @@ func (u *missing) gateway(g *workload.GatewayAddress) *workload.Service {
 		return nil
 	}
 	s, w := route.Lookup(u.view, g, u.self.Namespace)
-	if s != nil {
-		u.uses(s)
-		return s
+	known := s != nil
+	if g.Address.Addr.IsValid() {
+		known = w != nil || s != nil && slices.Contains(s.VIPs, g.Address) // not in a range of it
 	}
-	if w != nil && g.Address.Addr.IsValid() {
-		return nil
-	}
-	if name := g.String(); !slices.Contains(u.names, name) {
+	if name := g.String(); !known && !slices.Contains(u.names, name) {
 		u.names = append(u.names, name)
 	}
-	return nil
+	if s != nil {
+		u.uses(s)
+	}
+	return s
 }
 
 // uses notes a service that the connection may go through. All its endpoints that were
@@ -195,7 +195,7 @@ func (u *missing) authority(a route.Authority, pod netip.Addr) (chosen string) {
 		u.gateway(w.Waypoint)
 	}
 	for s := range u.view.ServicesAt(addr) {
-		known = true
+		known = known || slices.Contains(s.VIPs, addr)
 		u.gateway(s.Waypoint)
 		for i := range s.WeightedWaypoints {
 			u.gateway(&s.WeightedWaypoints[i].Destination)

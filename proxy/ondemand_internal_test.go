@@ -63,12 +63,18 @@ func TestUnknownOnPath(t *testing.T) {
 	spare.WeightedWaypoints = []workload.WeightedWaypoint{{Destination: *byHost("simple"), Weight: 1}, {Destination: *byHost("gone"), Weight: 1}}
 	behind := pod("behind", "", "10.0.0.8")
 	behind.Waypoint = byIP("", "10.9.0.20")
+	within := service("within", "", byHost("simple"))
+	within.CIDRs = []workload.NetworkPrefix{{Prefix: netip.MustParsePrefix("10.8.0.0/16")}}
+	within.LoadBalancing = through.LoadBalancing
+	lodger := pod("lodger", "", "10.8.0.4")
+	led := pod("led", "", "10.0.0.9")
+	led.Waypoint = byIP("", "10.8.0.9")
 	out := pod("out", "other", "", "away")
 	out.NetworkGateway = byHost("gone")
 
 	store := workload.NewStore()
 	store.Apply(workload.Batch{
-		Workloads: []*workload.Workload{abroad, abroad2, guarded, local, circle, sick, behind, out, pod("plain", "", "10.0.0.4", "simple"),
+		Workloads: []*workload.Workload{abroad, abroad2, guarded, local, circle, sick, behind, out, lodger, led, pod("plain", "", "10.0.0.4", "simple"),
 			pod("e1", "", "10.0.1.1", "behind"), pod("e2", "", "10.0.1.2", "known"), pod("e3", "", "10.0.1.3", "weighted"), pod("e4", "", "10.0.1.4", "c1"),
 			pod("e5", "", "10.0.1.5", "far"), pod("e6", "", "10.0.1.6", "c2"),
 			pod("e7", "", "10.0.1.7", "rolled"), pod("e8", "", "10.0.1.8", "spare")},
@@ -76,7 +82,7 @@ func TestUnknownOnPath(t *testing.T) {
 			service("simple", "10.9.0.1", nil), service("spread", "10.9.0.2", nil), service("behind", "10.9.0.3", byHost("unknown")),
 			service("known", "10.9.0.4", byHost("simple")), weighted, service("c1", "10.9.0.6", byHost("c2")), service("c2", "10.9.0.7", byHost("c1")),
 			service("empty", "10.9.0.8", nil), service("far", "10.9.0.9", byHost("spread")), service("ailing", "10.9.0.10", nil), through,
-			rolled, spare, service("gone", "10.9.0.20", nil), service("away", "10.9.0.14", nil),
+			rolled, spare, service("gone", "10.9.0.20", nil), service("away", "10.9.0.14", nil), within, service("tenant", "10.8.0.5", nil),
 		},
 	})
 	self := pod("self", "", "10.0.0.1")
@@ -98,6 +104,11 @@ func TestUnknownOnPath(t *testing.T) {
 		"10.9.0.10":      {stale: []string{"ns/ailing"}, used: []string{"ns/ailing"}},
 		"10.9.0.11":      {used: []string{"ns/through"}},                                              // to where the client wants
 		"10.9.0.9":       {names: []string{"other/192.0.2.1"}, used: []string{"ns/spread", "ns/far"}}, // the waypoint's own endpoints are abroad
+		// In a service's range there may be pods, and other services.
+		"10.8.0.1": {names: []string{"/10.8.0.1"}, used: []string{"ns/simple", "ns/within"}},
+		"10.8.0.4": {},
+		"10.8.0.5": {stale: []string{"ns/tenant"}, used: []string{"ns/tenant"}},
+		"10.0.0.9": {names: []string{"/10.8.0.9"}, used: []string{"ns/within"}},
 		// The pods of a waypoint, or of a gateway, have all been replaced.
 		"10.9.0.12": {stale: []string{"ns/gone"}, used: []string{"ns/gone", "ns/rolled"}},
 		"10.9.0.13": {stale: []string{"ns/gone"}, used: []string{"ns/simple", "ns/gone", "ns/spare"}},
@@ -132,6 +143,8 @@ func TestUnknownAuthority(t *testing.T) {
 	store := workload.NewStore()
 	store.Apply(workload.Batch{Workloads: []*workload.Workload{guarded}, Services: []*workload.Service{
 		behind("a", "10.9.0.1", "wp"), {Name: "mine", Namespace: "ns", Hostname: "mine"},
+		{Name: "within", Namespace: "ns", Hostname: "within", CIDRs: []workload.NetworkPrefix{{Network: "n", Prefix: netip.MustParsePrefix("10.7.0.0/16")}},
+			Waypoint: &workload.GatewayAddress{Hostname: host("wp")}},
 	}})
 	plain := &workload.Workload{UID: "self", Network: "n", Namespace: "ns"}
 	server, tunnel := *plain, *plain
@@ -147,6 +160,7 @@ func TestUnknownAuthority(t *testing.T) {
 		{&server, "[fd00::7]:80", "n/fd00::7", true},
 		{&server, "10.9.0.1:80", "ns/wp", false}, // it may be the waypoint of this service
 		{&server, "10.0.0.9:80", "ns/wp", false}, // and of this workload
+		{&server, "10.7.0.1:80", "ns/wp n/10.7.0.1", true},
 		{&server, "wp:80", "ns/wp", false},
 		{&server, "mine:80", "", false},
 		{&server, "other:80", "", false},

@@ -104,3 +104,31 @@ func TestWaypointAsks(t *testing.T) {
 		}
 	}
 }
+
+// TestRangeHidesNobody: that an address is in the range of a service says nothing about
+// who else is there.
+func TestRangeHidesNobody(t *testing.T) {
+	at := func(uid, node, ip string) *workload.Workload {
+		return &workload.Workload{UID: uid, Name: uid, Namespace: "ns", Node: node, Addresses: []netip.Addr{netip.MustParseAddr(ip)}}
+	}
+	outside := &workload.Service{
+		Name: "outside", Namespace: "ns", Hostname: "outside", CIDRs: []workload.NetworkPrefix{{Prefix: netip.MustParsePrefix("10.3.0.0/16")}},
+		LoadBalancing: &workload.LoadBalancing{Mode: workload.LBPassthrough},
+	}
+	inside := &workload.Service{Name: "inside", Namespace: "ns", Hostname: "inside", VIPs: []workload.NetworkAddr{{Addr: netip.MustParseAddr("10.3.0.9")}}}
+	p := onDemand(t, server.Model{
+		Workloads: []*workload.Workload{at("here", "one", "10.0.0.1"), at("pod", "two", "10.3.0.7")}, Services: []*workload.Service{outside, inside},
+	})
+	for _, dst := range []string{"10.3.3.3", "10.3.0.7", "10.3.0.9", "10.3.3.3"} {
+		view := p.s.store.View()
+		view, err := p.known(t.Context(), view, view.WorkloadByUID("here"), netip.MustParseAddr(dst))
+		if err != nil {
+			t.Fatalf("%s: %v", dst, err)
+		}
+		addr := workload.NetworkAddr{Addr: netip.MustParseAddr(dst)}
+		got := [...]bool{view.ServiceByExactVIP(addr, "ns") != nil, view.WorkloadByAddr(addr) != nil, view.ServiceByRange(addr, "ns") != nil}
+		if want := [...]bool{dst == "10.3.0.9", dst == "10.3.0.7", true}; got != want {
+			t.Errorf("%s: known as a service's own, a pod's and in a range %v, want %v", dst, got, want)
+		}
+	}
+}
