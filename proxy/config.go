@@ -65,6 +65,7 @@ type Config struct {
 	DrainDeadline   time.Duration // for connections that live when the proxy ends
 	SameNode        bool          // between two pods of this node: from socket to socket, without TLS
 	ConnectRetries  int           // how many more endpoints of a service a connection goes to; 0: none
+	PeerSeries      int           // of metrics, that peers have a say in; a pod's peers have a tenth of them; 0: none
 	ResponseBaggage bool          // send and read baggage about workloads
 	// LocalhostTunnel: applications that take PROXY protocol are reached on loopback.
 	LocalhostTunnel bool
@@ -156,6 +157,7 @@ func Defaults() Config {
 		DrainDeadline:   5 * time.Second,
 		SameNode:        true,
 		ConnectRetries:  defaultRetries,
+		PeerSeries:      maxTold,
 		ResponseBaggage: true,
 		LocalhostTunnel: true,
 		Log:             LogConfig{Filter: "info"},

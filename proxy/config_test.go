@@ -53,6 +53,8 @@ func TestEnviron(t *testing.T) {
 		{"SECRET_TTL=24h", func(c Config) any { return c.SecretTTL }, 24 * time.Hour},
 		{"SECRET_TTL=1day 12h", func(c Config) any { return c.SecretTTL }, 36 * time.Hour},
 		{"PACKET_MARK=0", func(c Config) any { return c.Sockets.Mark }, uint32(0)},
+		{"METRICS_PEER_SERIES=0", func(c Config) any { return c.PeerSeries }, 0},
+		{"METRICS_PEER_SERIES=50000", func(c Config) any { return c.PeerSeries }, 50_000},
 		{"ENABLE_ORIG_SRC=true", func(c Config) any { return c.Sockets.Transparent }, sockopt.On},
 		{"ENABLE_ORIG_SRC=false", func(c Config) any { return c.Sockets.Transparent }, sockopt.Off},
 		{"KEEPALIVE_ENABLED=false", func(c Config) any { return c.Sockets.Keepalive }, sockopt.Keepalive{}},
@@ -111,7 +113,7 @@ func TestMeshConfigBeforeTheCluster(t *testing.T) {
 // Every mistake is named, all at once.
 func TestEnvironMistakes(t *testing.T) {
 	env := []string{
-		"XDS_ADDRESS=", "CA_ADDRESS=", "INPOD_UDS=", "SECRET_TTL=soon", "PACKET_MARK=-1", "KEEPALIVE_RETRIES=0", "IPV6_ENABLED=yes",
+		"XDS_ADDRESS=", "CA_ADDRESS=", "INPOD_UDS=", "SECRET_TTL=soon", "PACKET_MARK=-1", "METRICS_PEER_SERIES=50001", "KEEPALIVE_RETRIES=0", "IPV6_ENABLED=yes",
 		"HTTP2_FRAME_SIZE=1", "POOL_MAX_STREAMS_PER_CONNECTION=70000", "LOG_FORMAT=xml", "RUST_LOG=loud", "ZTUNNEL_WORKER_THREADS=0%",
 		"ISTIO_METAJSON_X=nope", "XDS_HEADER_A B=1", "PROXY_CONFIG=[", "PROXY_MODE=lonely", "ENABLE_PROXY=no",
 		"XDS_ON_DEMAND=perhaps", "UNSTABLE_ENABLE_SOCKS5=perhaps", "ISTIO_META_DNS_CAPTURE=some",

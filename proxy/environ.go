@@ -257,6 +257,7 @@ func (e *environ) tunnels(c *Config) {
 		e.bad("SAME_NODE", "%q is neither splice nor mtls", v)
 	}
 	c.ConnectRetries = int(e.number("CONNECT_RETRIES", uint64(c.ConnectRetries), 0, maxRetries))
+	c.PeerSeries = int(e.number("METRICS_PEER_SERIES", uint64(c.PeerSeries), 0, maxToldMost))
 	c.ResponseBaggage = e.boolean("ENABLE_RESPONSE_BAGGAGE", c.ResponseBaggage)
 	c.LocalhostTunnel = e.boolean("LOCALHOST_APP_TUNNEL", c.LocalhostTunnel)
 	c.PolicyInfoLog = e.boolean("AUTHZ_POLICY_INFO_LOGGING", false)

@@ -63,7 +63,7 @@ func (s *Server) AddTunnels(n int64) {
 const MaxTunnels = maxTunnels
 
 // MaxToldPod is how many series the peers of one pod may have a say in.
-const MaxToldPod = maxToldPod
+const MaxToldPod = maxTold / 10
 
 // ConnectPatience is how long an endpoint may take to be connected to, while there is another.
 const ConnectPatience = connectPatience

@@ -99,9 +99,9 @@ func (l *labels) located() bool {
 	return l.src.region+l.src.zone+l.dst.region+l.dst.zone != ""
 }
 
-// reporter is the end that these labels come from.
-func (l *labels) reporter() string {
-	if l.direction == track.Outbound {
+// reporter is what metrics call the end that has a connection of this direction.
+func reporter(d track.Direction) string {
+	if d == track.Outbound {
 		return "source"
 	}
 	return "destination"
@@ -122,7 +122,7 @@ var localityNames = []string{"source_region", "source_zone", "destination_region
 // values are the values of labelNames, and of localityNames when located.
 func (l *labels) values(flag flag) []string {
 	v := make([]string, 0, len(labelNames)+len(localityNames))
-	v = append(v, l.reporter())
+	v = append(v, reporter(l.direction))
 	v = l.src.appendTo(v)
 	v = append(v, l.service, l.serviceNamespace, l.shortName)
 	v = l.dst.appendTo(v)

@@ -57,7 +57,7 @@ type metrics struct {
 
 func newMetrics(tracked *track.Registry, lost func() int, version string) *metrics {
 	m := &metrics{
-		registry: prometheus.NewRegistry(), tracked: tracked, series: make(map[labels]*series),
+		registry: prometheus.NewRegistry(), tracked: tracked, series: make(map[labels]*series), told: toldSeries{most: maxTold},
 		rest:    make(map[track.Direction]*series),
 		started: counter("workload_manager_proxies_started_total", "Pods that were served (unstable)."),
 		stopped: counter("workload_manager_proxies_stopped_total", "Pods that are not served any more (unstable)."),
@@ -232,8 +232,8 @@ func (c connectionCollector) Collect(ch chan<- prometheus.Metric) {
 			}
 		}
 	}
-	for d, reporter := range map[track.Direction]string{track.Inbound: "destination", track.Outbound: "source"} {
-		ch <- prometheus.MustNewConstMetric(open, prometheus.GaugeValue, float64(c.m.sockets[d].Load()), reporter)
+	for _, d := range []track.Direction{track.Inbound, track.Outbound} {
+		ch <- prometheus.MustNewConstMetric(open, prometheus.GaugeValue, float64(c.m.sockets[d].Load()), reporter(d))
 	}
 }
 

@@ -163,6 +163,8 @@ func TestSeriesAreBounded(t *testing.T) {
 	}
 }
 
+const toldShare = maxTold / 10
+
 // toldLabels are what a peer calls itself to a pod.
 func toldLabels(pod string, i int) labels {
 	return labels{direction: track.Inbound, told: pod, src: party{workload: itoa(i), principal: "spiffe://x/ns/a/sa/b"}, dst: party{workload: pod}}
@@ -172,15 +174,15 @@ func toldLabels(pod string, i int) labels {
 // peers of other pods say and for those that are known; the identity counts on.
 func TestToldSeriesAreBounded(t *testing.T) {
 	m, _ := testMetrics()
-	for i := range 10 * maxToldPod {
+	for i := range 10 * toldShare {
 		m.of(toldLabels("a", i)).opened.Add(1)
 	}
 	m.of(toldLabels("a", 1)).opened.Add(1)
-	if n := len(m.series); n != maxToldPod+1 {
-		t.Errorf("%d series, want %d and one for the rest", n, maxToldPod)
+	if n := len(m.series); n != toldShare+1 {
+		t.Errorf("%d series, want %d and one for the rest", n, toldShare)
 	}
 	rest := labels{direction: track.Inbound, src: party{principal: "spiffe://x/ns/a/sa/b"}, dst: party{workload: "a"}}
-	if s := m.series[rest]; s == nil || s.opened.Load() != 9*maxToldPod {
+	if s := m.series[rest]; s == nil || s.opened.Load() != 9*toldShare {
 		t.Errorf("the rest: %+v", s)
 	}
 	if s := m.of(toldLabels("b", 1)); s.labels.src.workload != "1" {
@@ -199,18 +201,32 @@ func TestToldSeriesAreBounded(t *testing.T) {
 	}
 }
 
+// Who runs the node says how many series peers may make, none too.
+func TestToldSeriesAsConfigured(t *testing.T) {
+	for most, want := range map[int]int{0: 0, 1: 1, 25: 3, maxToldMost: maxToldMost / 10} {
+		m, _ := testMetrics()
+		m.told.most = most
+		for i := range want + 5 {
+			m.of(toldLabels("a", i)).opened.Add(1)
+		}
+		if m.told.all != want || len(m.series) != want+1 {
+			t.Errorf("of %d: %d told, %d in all, want %d and one for the rest", most, m.told.all, len(m.series), want)
+		}
+	}
+}
+
 // A series that peers have a say in ends an hour after its last connection, and makes room.
 func TestToldSeriesEnd(t *testing.T) {
 	m, _ := testMetrics()
 	synctest.Test(t, func(t *testing.T) {
-		for i := range maxToldPod {
+		for i := range toldShare {
 			s := m.of(toldLabels("a", i))
 			s.opened.Add(1)
 			if i > 0 {
 				s.end(flagNone)
 			}
 		}
-		late := func() string { return m.of(toldLabels("a", maxToldPod)).labels.src.workload }
+		late := func() string { return m.of(toldLabels("a", toldShare)).labels.src.workload }
 		time.Sleep(toldTime - time.Second)
 		again := m.of(toldLabels("a", 1))
 		again.opened.Add(1)

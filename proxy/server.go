@@ -137,6 +137,7 @@ func New(cfg Config, o Options) (s *Server, err error) {
 	}
 	s.relay = relay.New(s.waiting)
 	s.metrics = newMetrics(s.tracked, l.sink.Lost, s.tag())
+	s.metrics.told.most = s.cfg.PeerSeries
 	s.metrics.registry.MustRegister(s.resting.gauge(), s.alarms)
 	s.ready.Notes = s.alarms.notes
 	s.pods = newPods(s)

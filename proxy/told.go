@@ -10,8 +10,11 @@ import (
 // and is let in by a pod's policies, may call itself anything. In a scrape each is up to
 // 15 KB of text. Further ones are counted without what was told.
 const (
-	maxTold    = 2000
-	maxToldPod = 200 // of them by the peers of one pod, so that others have theirs
+	// maxTold of them there are on a node, unless METRICS_PEER_SERIES says otherwise: 30 MB
+	// in a scrape, if each peer does its worst; a kilobyte each, if nobody does.
+	maxTold = 2000
+	// maxToldMost is half of all series: those that are known have room, whoever talks.
+	maxToldMost = maxSeries / 2
 	// toldTime is how long one is kept without a connection: what a hostile peer has
 	// used up is free again some time.
 	toldTime = time.Hour
@@ -21,14 +24,18 @@ const (
 
 // toldSeries are the series that peers have a say in. Its owner guards it.
 type toldSeries struct {
+	most  int                  // on this node; 0: none
 	of    map[string][]*series // by the pod that was told, its UID
 	all   int
 	swept time.Time
 }
 
 func (t *toldSeries) full(pod string) bool {
-	return t.all >= maxTold || len(t.of[pod]) >= maxToldPod
+	return t.all >= t.most || len(t.of[pod]) >= t.share()
 }
+
+// share is what the peers of one pod may have, so that others have theirs.
+func (t *toldSeries) share() int { return (t.most + 9) / 10 }
 
 func (t *toldSeries) add(pod string, s *series) {
 	if t.of == nil {

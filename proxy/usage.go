@@ -31,6 +31,7 @@ TLS            TLS12_ENABLED (1.2 beside 1.3) COMPLIANCE_POLICY (pqc: X25519MLKE
                fips-140-3: Go's module, in a program that was built with it)
 tunnels        HTTP2_STREAM_WINDOW_SIZE HTTP2_CONNECTION_WINDOW_SIZE HTTP2_FRAME_SIZE
                POOL_MAX_STREAMS_PER_CONNECTION POOL_UNUSED_RELEASE_TIMEOUT
+               CONNECT_RETRIES (3: how many more endpoints of a Service are tried; 0: none)
                ENABLE_RESPONSE_BAGGAGE TLS_RECORDS (own, or stock: those of crypto/tls)
                LOCALHOST_APP_TUNNEL (true: waypoints that take PROXY protocol, on loopback)
 process        CONNECTION_TERMINATION_DEADLINE TERMINATION_GRACE_PERIOD_SECONDS
@@ -41,6 +42,8 @@ process        CONNECTION_TERMINATION_DEADLINE TERMINATION_GRACE_PERIOD_SECONDS
                so many are there). GOMEMLIMIT (nine tenths of the cgroup's limit)
 logs           RUST_LOG (info, or info,access=debug) LOG_FORMAT (plain or json)
                AUTHZ_POLICY_INFO_LOGGING
+metrics        METRICS_PEER_SERIES (2000: series whose labels peers say of themselves; a tenth
+               of them for the peers of one pod; 0: none, they count by identity alone)
 
 of no effect   ISTIO_META_DNS_PROXY_ADDR: the rules in pods name the port
 
