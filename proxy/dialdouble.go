@@ -107,7 +107,7 @@ func (c *connection) openInner(outer *hbone.Stream, d route.Decision, self *work
 			p.s.share.give(p)
 			p.work.Done()
 		})
-	p.s.metrics.svids.refuse(err)
+	p.s.metrics.svids.refuse(track.Outbound, err)
 	if err == nil {
 		certs := stream.TLS().PeerCertificates
 		in.certs.Store(&certs)
@@ -150,6 +150,7 @@ func (p *pod) judgeInners(i *mtls.Identity) {
 		}
 		if err := distrusts(i, *certs, x509.ExtKeyUsageServerAuth); err != nil {
 			p.s.tracked.Cut(func(g *track.Guard) bool { return g.Owner == in.c }, err)
+			p.s.metrics.svids.cut(track.Outbound, err)
 		}
 	}
 }

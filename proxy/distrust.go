@@ -90,7 +90,9 @@ func (s *Server) judgePeers() {
 			continue
 		}
 		p.pool.End(func(cs tls.ConnectionState) error {
-			return distrusts(i, cs.PeerCertificates, x509.ExtKeyUsageServerAuth)
+			err := distrusts(i, cs.PeerCertificates, x509.ExtKeyUsageServerAuth)
+			s.metrics.svids.cut(track.Outbound, err)
+			return err
 		})
 		p.judgeInners(i)
 		for _, t := range p.accepted() {
@@ -141,12 +143,13 @@ func (s *Server) judgeHere() {
 		if shown == nil {
 			return
 		}
-		err := ask(c.p, shown.server, x509.ExtKeyUsageServerAuth)
+		at, err := track.Outbound, ask(c.p, shown.server, x509.ExtKeyUsageServerAuth)
 		if err == nil {
-			err = ask(shown.to, shown.client, x509.ExtKeyUsageClientAuth)
+			at, err = track.Inbound, ask(shown.to, shown.client, x509.ExtKeyUsageClientAuth)
 		}
 		if err != nil {
 			g.Cut(err)
+			s.metrics.svids.cut(at, err)
 		}
 	})
 }

@@ -37,13 +37,19 @@ func TestRevokedWhileInUse(t *testing.T) {
 		p.echo(8080)
 		p.give(agent)
 	}
-	for name, tt := range map[string]struct{ loser, server *pod }{
-		"the client, on two nodes": {client, far},
-		"the server, on two nodes": {far, far},
-		"the client, on one node":  {client, near},
-		"the server, on one node":  {near, near},
+	const rejections = "istio_crl_policy_rejections_total"
+	for name, tt := range map[string]struct {
+		loser, server *pod
+		judge         *node // who notices, as which end
+		reporter      string
+	}{
+		"the client, on two nodes": {client, far, m.nodes[1], "destination"},
+		"the server, on two nodes": {far, far, m.nodes[0], "source"},
+		"the client, on one node":  {client, near, m.nodes[0], "destination"},
+		"the server, on one node":  {near, near, m.nodes[0], "source"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			before := tt.judge.metric(t, rejections, "reporter", tt.reporter)
 			live, unmoved := hold(t, client, tt.server), hold(t, bystander, client)
 			defer live.Close()
 			defer unmoved.Close()
@@ -51,7 +57,9 @@ func TestRevokedWhileInUse(t *testing.T) {
 			replace(t, path, list(t, agent, tt.loser))
 			mustBeCut(t, live)
 			m.nodes[0].logs.access(t, mark, map[string]string{"direction": "outbound", "src.workload": "client", "dst.workload": tt.server.Name})
+			until(t, "the cut is counted", func() bool { return tt.judge.metric(t, rejections, "reporter", tt.reporter) == before+1 })
 			client.mustFail(tt.server.addr(8080))
+			until(t, "the refusal is counted", func() bool { return tt.judge.metric(t, rejections, "reporter", tt.reporter) >= before+2 })
 			if tt.loser != client {
 				if _, err := io.WriteString(unmoved, "x"); err != nil {
 					t.Errorf("a connection of others: %v", err)
@@ -119,6 +127,9 @@ func TestRevokedBehindAGateway(t *testing.T) {
 	replace(t, path, list(t, agent, server))
 	mustBeCut(t, live)
 	m.nodes[0].logs.access(t, mark, map[string]string{"direction": "outbound", "dst.workload": "server", "error": "revoked by CRL"})
+	until(t, "it is counted", func() bool {
+		return m.nodes[0].metric(t, "istio_crl_policy_rejections_total", "reporter", "source") == 1
+	})
 	client.mustFail("10.96.0.1:80")
 	if _, err := io.WriteString(unmoved, "x"); err != nil {
 		t.Errorf("a connection of others: %v", err)

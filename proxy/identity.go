@@ -15,6 +15,7 @@ import (
 	"github.com/warren-mesh/warren/ca/mtls"
 	"github.com/warren-mesh/warren/ca/svid"
 	"github.com/warren-mesh/warren/proxy/hbone"
+	"github.com/warren-mesh/warren/proxy/track"
 	"github.com/warren-mesh/warren/xds/workload"
 )
 
@@ -168,7 +169,7 @@ func (p *pod) dialTunnel(ctx context.Context, key hbone.Key) (net.Conn, *tls.Con
 	verify := config.VerifyConnection
 	config.VerifyConnection = func(cs tls.ConnectionState) error {
 		if err := verify(cs); err != nil {
-			p.s.metrics.svids.refuse(err)
+			p.s.metrics.svids.refuse(track.Outbound, err)
 			return err // until will not be asked: nothing may stay here
 		}
 		p.mu.Lock()

@@ -62,6 +62,7 @@ func (p *pod) inbound(conn *net.TCPConn, transparent bool) {
 	t.join()
 	defer t.leave()
 	err := hbone.Serve(hard, ctx, conn, p.serverTLS, p.hboneConfig(), t)
+	p.s.metrics.svids.cut(track.Inbound, context.Cause(hard))
 	t.expiry.Do(func() {}) // no timer is set from here on
 	if t.timer != nil {
 		t.timer.Stop()
@@ -72,7 +73,7 @@ func (p *pod) inbound(conn *net.TCPConn, transparent bool) {
 	var tlsErr *hbone.TLSError
 	switch {
 	case errors.As(err, &tlsErr) && !t.seen.Load():
-		p.s.metrics.svids.refuse(err)
+		p.s.metrics.svids.refuse(track.Inbound, err)
 		p.s.logs.early(track.Inbound, t.src, t.dst, &wordedError{word: "tls handshake error: ", err: err, cause: tlsErr.Err})
 	default:
 		p.log.Debug("tunnel ended", "src.addr", t.src, "dst.addr", t.dst, "err", err)

@@ -197,7 +197,8 @@ func (c *connection) proveIdentities(n *neighbour, d route.Decision, self *workl
 		return err
 	}
 	if !c.p.s.proven.has(mine, theirs) {
-		if err := acceptEachOther(mine, theirs, time.Now()); err != nil {
+		if at, err := acceptEachOther(mine, theirs, time.Now()); err != nil {
+			c.p.s.metrics.svids.refuse(at, err)
 			return err
 		}
 		c.p.s.proven.add(mine, theirs)
@@ -216,15 +217,15 @@ func asNamed(mine, theirs *mtls.Identity, self spiffeid.ID, expected []spiffeid.
 	return &identityError{errors.New("the certificates held on this node are not of the workloads that the control plane names")}
 }
 
-// acceptEachOther is what the two sides of a handshake check of each other.
-func acceptEachOther(mine, theirs *mtls.Identity, now time.Time) error {
+// acceptEachOther is what the two sides of a handshake check of each other. It says which of them refuses.
+func acceptEachOther(mine, theirs *mtls.Identity, now time.Time) (at track.Direction, err error) {
 	if _, err := mine.VerifyPeer(theirs.Chain(), x509.ExtKeyUsageServerAuth, now); err != nil {
-		return &identityError{err}
+		return track.Outbound, &identityError{err}
 	}
 	if _, err := theirs.VerifyPeer(mine.Chain(), x509.ExtKeyUsageClientAuth, now); err != nil {
-		return &identityError{err}
+		return track.Inbound, &identityError{err}
 	}
-	return nil
+	return 0, nil
 }
 
 // outboundHere carries a connection from socket to socket. On success the relay

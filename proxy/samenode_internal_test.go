@@ -11,6 +11,7 @@ import (
 	"github.com/warren-mesh/warren/ca/mtls"
 	"github.com/warren-mesh/warren/ca/source/fake"
 	"github.com/warren-mesh/warren/ca/svid"
+	"github.com/warren-mesh/warren/proxy/track"
 )
 
 // issued gets a certificate from a CA of its own.
@@ -49,15 +50,16 @@ func TestNeighboursProveThemselves(t *testing.T) {
 		mine, theirs *mtls.Identity
 		at           time.Time
 		ok           bool
+		by           track.Direction // who refuses
 	}{
-		{"one CA", pair[0], pair[1], now, true},
-		{"we do not trust the destination's CA", pair[0], stranger[1].WithRoots(both), now, false},
-		{"the destination does not trust ours", pair[0].WithRoots(both), stranger[1], now, false},
-		{"two CAs, both trusted by both", pair[0].WithRoots(both), stranger[1].WithRoots(both), now, true},
-		{"ended", pair[0], pair[1], pair[0].NotAfter().Add(time.Second), false},
+		{"one CA", pair[0], pair[1], now, true, 0},
+		{"we do not trust the destination's CA", pair[0], stranger[1].WithRoots(both), now, false, track.Outbound},
+		{"the destination does not trust ours", pair[0].WithRoots(both), stranger[1], now, false, track.Inbound},
+		{"two CAs, both trusted by both", pair[0].WithRoots(both), stranger[1].WithRoots(both), now, true, 0},
+		{"ended", pair[0], pair[1], pair[0].NotAfter().Add(time.Second), false, track.Outbound},
 	} {
-		if err := acceptEachOther(tc.mine, tc.theirs, tc.at); (err == nil) != tc.ok {
-			t.Errorf("%s: %v", tc.name, err)
+		if by, err := acceptEachOther(tc.mine, tc.theirs, tc.at); (err == nil) != tc.ok || by != tc.by {
+			t.Errorf("%s: %v, by the %s", tc.name, err, reporter(by))
 		}
 	}
 	id := spiffeid.RequireFromString

@@ -13,6 +13,7 @@ import (
 
 	"github.com/warren-mesh/warren/ca/mtls"
 	"github.com/warren-mesh/warren/ca/svid"
+	"github.com/warren-mesh/warren/proxy/track"
 )
 
 // svidMetrics count what the source of certificates does.
@@ -21,6 +22,7 @@ type svidMetrics struct {
 	took     *prometheus.HistogramVec
 	notes    *prometheus.CounterVec
 	refused  *prometheus.CounterVec
+	revoked  *prometheus.CounterVec
 }
 
 // Why peers are refused, as metrics have it.
@@ -32,8 +34,8 @@ const (
 	peerMalformed = "malformed"
 )
 
-// refuse counts a peer that did not prove who it is, if that is what err says.
-func (m *svidMetrics) refuse(err error) {
+// refuse counts a peer that did not prove who it is to this end of a connection, if that is what err says.
+func (m *svidMetrics) refuse(at track.Direction, err error) {
 	var verify *mtls.VerifyError
 	if !errors.As(err, &verify) {
 		return
@@ -44,6 +46,7 @@ func (m *svidMetrics) refuse(err error) {
 	switch {
 	case errors.Is(err, mtls.ErrRevoked):
 		why = peerRevoked
+		m.revoked.WithLabelValues(reporter(at)).Inc()
 	case errors.As(err, &authority):
 		why = peerUnknown
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
@@ -52,6 +55,14 @@ func (m *svidMetrics) refuse(err error) {
 		why = peerIdentity
 	}
 	m.refused.WithLabelValues(why).Inc()
+}
+
+// cut counts a tunnel, or a connection without one, that ended because this end learned that the peer is revoked, if that
+// is what err says.
+func (m *svidMetrics) cut(at track.Direction, err error) {
+	if errors.Is(err, errRevoked) {
+		m.revoked.WithLabelValues(reporter(at)).Inc()
+	}
 }
 
 func newSVIDMetrics(r *prometheus.Registry) *svidMetrics {
@@ -64,6 +75,7 @@ func newSVIDMetrics(r *prometheus.Registry) *svidMetrics {
 			Buckets: []float64{.005, .02, .1, .5, 1, 2, 5, 12, 30},
 		}, []string{"priority"}),
 		refused: counters("warren_peers_refused_total", "Peers that did not prove who they are, in either direction (unstable).", "reason"),
+		revoked: counters("istio_crl_policy_rejections_total", "Peers that were refused, or cut off, because their certificate, or one that issued it, is revoked (unstable).", "reporter"),
 		notes:   counters("warren_svid_notes_total", "What was seen of the source of certificates, such as expired ones (unstable).", "what"),
 	}
 	for _, n := range []svid.Note{svid.Mismatch, svid.Redacted, svid.ServedExpired, svid.ServedEarly, svid.ProcessEnded, svid.Unconfirmed, svid.Disagreed, svid.BundleRefused} {
@@ -72,7 +84,10 @@ func newSVIDMetrics(r *prometheus.Registry) *svidMetrics {
 	for _, why := range []string{peerRevoked, peerUnknown, peerTime, peerIdentity, peerMalformed} {
 		m.refused.WithLabelValues(why)
 	}
-	r.MustRegister(m.requests, m.took, m.notes, m.refused)
+	for _, at := range []track.Direction{track.Inbound, track.Outbound} {
+		m.revoked.WithLabelValues(reporter(at))
+	}
+	r.MustRegister(m.requests, m.took, m.notes, m.refused, m.revoked)
 	return m
 }
 
