@@ -147,18 +147,27 @@ type decoder struct {
 // resource reads one, whose extent is known whatever it holds: what is wrong with it is
 // its own error, and holds up no other.
 func (d *decoder) resource(b []byte, r *resource) {
-	if err := d.read(b, r); err != nil {
+	if value, err := d.read(b, r); err != nil {
 		*r = resource{name: r.name, rare: r.rare, err: fmt.Errorf("it is malformed: %w", err)}
 		if nerr := d.name(b, r); nerr != nil && r.name == "" {
 			r.name = "(a resource whose name cannot be read)"
 		}
+		r.standFor(value) // it may be meant for a policy
 	}
 }
 
-func (d *decoder) read(b []byte, r *resource) error {
-	var inside, value []byte
+// standFor has something stand in the resource's place, if it is a policy.
+func (r *resource) standFor(value []byte) {
+	if p := workload.StandIn(r.name, value); p != nil {
+		r.more().standIn = p
+	}
+}
+
+// read returns what is in the envelope, also where that is broken elsewhere.
+func (d *decoder) read(b []byte, r *resource) (value []byte, err error) {
+	var inside []byte
 	packed := false
-	err := eachBytes(b, func(num protowire.Number, v []byte) (err error) {
+	err = eachBytes(b, func(num protowire.Number, v []byte) (err error) {
 		switch num {
 		case 1:
 			r.version, err = text(v)
@@ -186,19 +195,17 @@ func (d *decoder) read(b []byte, r *resource) error {
 		return err
 	})
 	if err != nil {
-		return err
+		return value, err
 	}
 	r.size = len(value)
 	r.err = d.convert(r, packed, inside, value)
 	if err := d.name(b, r); err != nil {
-		return err
+		return value, err
 	}
 	if r.err != nil || r.known && r.inside == policies { // which may be refused for another reason
-		if p := workload.StandIn(r.name, value); p != nil {
-			r.more().standIn = p
-		}
+		r.standFor(value)
 	}
-	return nil
+	return value, nil
 }
 
 // name reads a resource's name. That of a workload is mostly its UID, and then the same

@@ -154,6 +154,37 @@ func TestBrokenEnvelope(t *testing.T) {
 	}
 }
 
+// A policy whose envelope is broken, or which is none, leaves what it would have guarded
+// closed, as one that is broken itself does.
+func TestBrokenEnvelopeOfAPolicy(t *testing.T) {
+	dry := []byte{6 << 3, 1} // a policy in dry run guards nothing
+	for name, c := range map[string]struct {
+		resource []byte
+		stands   bool
+	}{
+		"a broken policy":     {slices.Concat(field(3, []byte("ns/p")), field(2, slices.Concat(field(1, []byte(AuthorizationType)), field(2, []byte{0x12, 0x7f, 0x01})))), true},
+		"a broken envelope":   {slices.Concat(field(3, []byte("ns/p")), field(2, []byte{0x12, 0x7f, 0x01})), true},
+		"a broken version":    {slices.Concat(field(1, []byte{0xff}), field(3, []byte("ns/p"))), true},
+		"a broken alias":      {slices.Concat(field(2, slices.Concat(field(1, []byte(AuthorizationType)), field(2, nil))), field(3, []byte("ns/p")), field(4, []byte{0xff})), true},
+		"one in dry run":      {slices.Concat(field(2, slices.Concat(field(1, []byte(AuthorizationType)), field(2, dry))), field(3, []byte("ns/p")), field(4, []byte{0xff})), false},
+		"an address":          {slices.Concat(field(2, field(1, []byte(AddressType))), field(3, []byte("ns/p"))), true},
+		"not even a name":     {field(2, []byte{0x12, 0x7f, 0x01}), false},
+		"no namespace either": {slices.Concat(field(3, []byte("p")), field(2, []byte{0x12, 0x7f, 0x01})), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var r delivery
+			wire := slices.Concat(field(4, []byte(AuthorizationType)), field(2, c.resource), field(5, []byte("n1")))
+			if err := decodeResponse(mem.BufferSlice{mem.SliceBuffer(wire)}, &r, 10, &workload.Sharer{}, nil); err != nil {
+				t.Fatal(err)
+			}
+			got := newLedger(limits{100, 1 << 20}).read(policies, &r, nil)
+			if stands := len(got.batch.Policies) == 1 && got.batch.Policies[0].ResourceName() == "ns/p"; got.refusals.count != 1 || stands != c.stands {
+				t.Errorf("refused %q, in its place %v", got.refusals.message(), got.batch.Policies)
+			}
+		})
+	}
+}
+
 func field(num protowire.Number, v []byte) []byte {
 	return protowire.AppendBytes(protowire.AppendTag(nil, num, protowire.BytesType), v)
 }

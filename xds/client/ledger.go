@@ -123,6 +123,9 @@ func (l *ledger) record(c *change, rest *breath) {
 		delete(l.entries, key)
 		delete(l.refused, key)
 	}
+	for _, name := range c.forgotten {
+		delete(l.refused, name)
+	}
 	fresh := len(l.entries) == 0
 	for key, e := range c.set {
 		rest.item()

@@ -105,6 +105,27 @@ func TestUnknownConditions(t *testing.T) {
 	})
 }
 
+// TestRefusedIsForgotten: a refused policy in whose place nothing stands, since it is for
+// single workloads, is not counted any more once it is removed.
+func TestRefusedIsForgotten(t *testing.T) {
+	o := &tally{Observer: newObserver()}
+	selector := func(name string) *discovery.Resource {
+		m := &security.Match{DestinationPorts: []uint32{80}}
+		m.ProtoReflect().SetUnknown([]byte{0xa2, 0x06, 1, 'x'})
+		return &discovery.Resource{Name: "ns/" + name, Version: "1", Resource: pack(AuthorizationType, &security.Authorization{
+			Name: name, Namespace: "ns", Scope: security.Scope_WORKLOAD_SELECTOR,
+			Groups: []*security.Group{{Rules: []*security.Rules{{Matches: []*security.Match{m}}}}},
+		})}
+	}
+	cfg := Config{Address: "http://localhost:1", Observer: o, Log: slog.New(slog.DiscardHandler)}
+	bubbleWith(t, cfg, func(t *testing.T, f *fakeStream, c *Client, store *workload.Store) {
+		f.push(response(AuthorizationType, "p1", selector("one"), selector("two")))
+		f.push(removal(AuthorizationType, "p2", "ns/one"))
+		f.push(removal(AuthorizationType, "p3", "ns/two", "ns/never"))
+		o.want(t, "security.Authorization 2 2", "security.Authorization 0 1", "security.Authorization 0 0")
+	})
+}
+
 // TestComplaints: the log tells of what is refused, and goes on to do so, however much
 // there is: the first ones all, then one a second.
 func TestComplaints(t *testing.T) {

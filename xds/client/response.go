@@ -27,16 +27,17 @@ const (
 
 // change is a response as the store takes it.
 type change struct {
-	kind     kind
-	nonce    string
-	batch    workload.Batch
-	set      map[string]entry    // by key
-	gone     map[string]struct{} // keys
-	refusals refusals
-	standIns []string // names of refused policies in whose place something stands
-	received int      // bytes of the resources
-	growth   limits   // of the ledger, the keys that go away not counted
-	answers  answers  // of a client on demand
+	kind      kind
+	nonce     string
+	batch     workload.Batch
+	set       map[string]entry    // by key
+	gone      map[string]struct{} // keys
+	forgotten []string            // names of policies that were refused, and are removed
+	refusals  refusals
+	standIns  []string // names of refused policies in whose place something stands
+	received  int      // bytes of the resources
+	growth    limits   // of the ledger, the keys that go away not counted
+	answers   answers  // of a client on demand
 }
 
 // read turns a response into a change. Nothing is changed yet.
@@ -53,6 +54,9 @@ func (l *ledger) read(k kind, r *delivery, rest *breath) *change {
 		// never there.
 		if key, ok := l.find(name); ok {
 			c.gone[key] = struct{}{}
+		}
+		if _, ok := l.refused[name]; ok {
+			c.forgotten = append(c.forgotten, name)
 		}
 	}
 	for res := range r.resources.all {
@@ -146,6 +150,9 @@ func (c *change) standIn(l *ledger, res *resource) {
 	_, gone := c.gone[name]
 	if _, set := c.set[name]; set || held && !gone && !old.standIn {
 		return
+	}
+	if res.known && res.inside != policies {
+		res.standFor(nil) // of what a policy could not be, nothing is read
 	}
 	if res.rare == nil || res.rare.standIn == nil {
 		return
