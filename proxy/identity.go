@@ -42,13 +42,31 @@ func (p *pod) local(ctx context.Context) (*workload.View, *workload.Workload, er
 // find looks the pod up by what the node agent said of it; where a connection
 // came from says nothing.
 func (p *pod) find(v *workload.View) *workload.Workload {
-	w := v.Local(p.info.Name, p.info.Namespace, p.info.ServiceAccount, p.s.cfg.NodeName)
+	w := v.Local(p.info.Name, p.info.Namespace, p.info.ServiceAccount, p.s.cfg.NodeName, p.s.cfg.ClusterID)
+	if w != nil && p.s.foreign(v, w) {
+		return nil
+	}
 	if w != nil {
 		p.mu.Lock()
 		p.last = w
 		p.mu.Unlock()
 	}
 	return w
+}
+
+// foreign says whether a workload with the name of a pod of this node, on a node with the
+// name of this one, is another cluster's: if the control plane calls the cluster of others
+// here as we do.
+func (s *Server) foreign(v *workload.View, w *workload.Workload) bool {
+	if w.ClusterID == "" || w.ClusterID == s.cfg.ClusterID || s.cfg.NodeName == "" {
+		return false
+	}
+	for other := range v.LocalTo(s.cfg.NodeName) {
+		if other.ClusterID == s.cfg.ClusterID {
+			return true
+		}
+	}
+	return false
 }
 
 // speaker returns the world and this pod in it; while the control plane does not

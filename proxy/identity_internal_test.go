@@ -39,3 +39,33 @@ func TestStandIn(t *testing.T) {
 		}
 	}
 }
+
+// A pod is not its namesake in another cluster whose node has the name of this one: what
+// guards that one guards nothing here.
+func TestNamesake(t *testing.T) {
+	cfg := Defaults()
+	cfg.NodeName, cfg.ClusterID = "worker", "west"
+	p := &pod{s: &Server{cfg: cfg}, info: zds.Info{Name: "web-0", Namespace: "ns", ServiceAccount: "sa"}}
+	named := func(cluster, name string) *workload.Workload {
+		return &workload.Workload{UID: cluster + "//Pod/ns/" + name, Name: name, Namespace: "ns", ServiceAccount: "sa", Node: "worker", ClusterID: cluster}
+	}
+	store := workload.NewStore()
+	for _, step := range []struct {
+		what string
+		add  *workload.Workload
+		want string // UID
+	}{
+		{"the control plane may call this cluster by another name", named("east", "web-0"), "east//Pod/ns/web-0"},
+		{"but it does not", named("west", "other"), ""},
+		{"its own", named("west", "web-0"), "west//Pod/ns/web-0"},
+	} {
+		store.Apply(workload.Batch{Workloads: []*workload.Workload{step.add}})
+		got := ""
+		if w := p.find(store.View()); w != nil {
+			got = w.UID
+		}
+		if got != step.want {
+			t.Errorf("%s: %q, want %q", step.what, got, step.want)
+		}
+	}
+}

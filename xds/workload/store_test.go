@@ -317,13 +317,16 @@ func TestAddressPassesOn(t *testing.T) {
 func TestLocal(t *testing.T) {
 	sick := func(w *Workload) { w.Status = Unhealthy }
 	on := func(node string) func(*Workload) { return func(w *Workload) { w.Name, w.Node = "p", node } }
-	v := viewOf(Batch{Workloads: []*Workload{wl("1", on("n1"), sick), wl("2", on("n2")), wl("3", on("n2"))}})
-	for _, tt := range []struct{ name, ns, sa, node, want string }{
-		{"p", "app", "sa", "n1", "1"}, {"p", "app", "sa", "n2", "2"}, {"p", "app", "sa", "", "2"},
-		{"p", "app", "sa", "n3", ""}, {"p", "app", "other", "n1", ""}, {"p", "other", "sa", "n1", ""}, {"q", "app", "sa", "n1", ""},
+	of := func(cluster string) func(*Workload) { return func(w *Workload) { w.ClusterID = cluster } }
+	v := viewOf(Batch{Workloads: []*Workload{wl("1", on("n1"), sick), wl("2", on("n2")), wl("3", on("n2")),
+		wl("4", on("n4"), of("east")), wl("5", on("n4"), of("west"), sick)}})
+	for _, tt := range []struct{ name, ns, sa, node, cluster, want string }{
+		{"p", "app", "sa", "n1", "", "1"}, {"p", "app", "sa", "n2", "", "2"}, {"p", "app", "sa", "", "", "2"},
+		{"p", "app", "sa", "n3", "", ""}, {"p", "app", "other", "n1", "", ""}, {"p", "other", "sa", "n1", "", ""}, {"q", "app", "sa", "n1", "", ""},
+		{"p", "app", "sa", "n4", "east", "4"}, {"p", "app", "sa", "n4", "west", "5"}, {"p", "app", "sa", "n4", "north", "4"},
 	} {
 		got := ""
-		if w := v.Local(tt.name, tt.ns, tt.sa, tt.node); w != nil {
+		if w := v.Local(tt.name, tt.ns, tt.sa, tt.node, tt.cluster); w != nil {
 			got = w.UID
 		}
 		if got != tt.want {

@@ -76,19 +76,28 @@ func (v *View) WorkloadByHostname(n NamespacedHostname) *Workload {
 }
 
 // Local finds the workload of a pod by what its node knows of it. An empty node
-// accepts any. Of several the healthy one is returned, then the first by UID.
-func (v *View) Local(name, namespace, serviceAccount, node string) *Workload {
+// accepts any. Of several one of the cluster is returned, for nodes and pods of others
+// may have the same names, then the healthy one, then the first by UID.
+func (v *View) Local(name, namespace, serviceAccount, node, cluster string) *Workload {
 	key := localKey{namespace: namespace, name: name, serviceAccount: serviceAccount}
 	var best *Workload
 	for w := range v.local.under(key) {
 		if w.localKey() != key || node != "" && w.Node != node {
 			continue
 		}
-		if best == nil || cmp.Or(cmp.Compare(w.Status, best.Status), strings.Compare(w.UID, best.UID)) < 0 {
+		if best == nil || w.before(best, cluster) {
 			best = w
 		}
 	}
 	return best
+}
+
+// before says whether w is likelier than o to be a pod of the cluster.
+func (w *Workload) before(o *Workload, cluster string) bool {
+	if own := w.ClusterID == cluster; own != (o.ClusterID == cluster) {
+		return own
+	}
+	return cmp.Or(cmp.Compare(w.Status, o.Status), strings.Compare(w.UID, o.UID)) < 0
 }
 
 // LocalTo goes through the workloads of a node. For those of no node, "", it looks at
