@@ -16,6 +16,21 @@ const maxHostname = 253
 // or two, and some more by multus; a host that stands for many may have thousands.
 const maxAddresses = 16 << 10
 
+// What decisions about connections walk through, or carry along, is bounded far above what
+// anybody writes: a resource has room for millions.
+const (
+	maxPreferences = 32
+	maxNames       = 1024 // subject alternative names
+	maxWaypoints   = 256  // weighted ones
+)
+
+func atMost(limit, n int, what string) error {
+	if n > limit {
+		return fmt.Errorf("%d %s, the limit is %d", n, what, limit)
+	}
+	return nil
+}
+
 // AddressFromProto converts the one resource type that carries both workloads and
 // services; one of the two results is nil.
 func AddressFromProto(p *workloadapi.Address) (*Workload, *Service, error) {
@@ -165,13 +180,22 @@ func ServiceFromProto(p *workloadapi.Service) (*Service, error) {
 		return nil, fmt.Errorf("workload: service hostname has %d bytes, the limit is %d", len(s.Hostname), maxHostname)
 	}
 	for _, step := range []func(*Service, *workloadapi.Service) error{
-		serviceAddresses, serviceWaypoints, serviceBalancing,
+		serviceBounds, serviceAddresses, serviceWaypoints, serviceBalancing,
 	} {
 		if err := step(s, p); err != nil {
 			return nil, fmt.Errorf("workload: service: %w", err)
 		}
 	}
 	return s.sealed(), nil
+}
+
+func serviceBounds(_ *Service, p *workloadapi.Service) error {
+	return errors.Join(
+		atMost(maxAddresses, len(p.GetAddresses()), "addresses"),
+		atMost(maxNames, len(p.GetSubjectAltNames()), "subject alternative names"),
+		atMost(maxWaypoints, len(p.GetWeightedWaypoints()), "weighted waypoints"),
+		atMost(maxPreferences, len(p.GetLoadBalancing().GetRoutingPreference()), "routing preferences"),
+	)
 }
 
 func serviceAddresses(s *Service, p *workloadapi.Service) (err error) {

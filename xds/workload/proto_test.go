@@ -2,6 +2,7 @@ package workload
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -252,6 +253,14 @@ func TestServiceRefused(t *testing.T) {
 		{"mode", func(s *workloadapi.Service) { s.LoadBalancing.Mode = 9 }, "unknown load balancing mode 9"},
 		{"health policy", func(s *workloadapi.Service) { s.LoadBalancing.HealthPolicy = 9 }, "unknown health policy 9"},
 		{"scope", func(s *workloadapi.Service) { s.LoadBalancing.RoutingPreference[0] = 0 }, "unknown routing preference 0"},
+		{"too many preferences", func(s *workloadapi.Service) {
+			s.LoadBalancing.RoutingPreference = slices.Repeat(s.LoadBalancing.RoutingPreference[:1], maxPreferences+1)
+		}, "33 routing preferences, the limit is 32"},
+		{"too many names", func(s *workloadapi.Service) { s.SubjectAltNames = slices.Repeat([]string{"spiffe://td/x"}, maxNames+1) }, "1025 subject alternative names"},
+		{"too many addresses", func(s *workloadapi.Service) { s.Addresses = slices.Repeat(s.Addresses[:1], maxAddresses+1) }, "16385 addresses"},
+		{"too many waypoints", func(s *workloadapi.Service) {
+			s.WeightedWaypoints = slices.Repeat(s.WeightedWaypoints[:1], maxWaypoints+1)
+		}, "257 weighted waypoints"},
 		{"weighted waypoint to nowhere", func(s *workloadapi.Service) { s.WeightedWaypoints[0].Destination = nil }, "weighted waypoint: no destination"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -407,4 +416,24 @@ func FuzzAuthorization(f *testing.F) {
 			t.Fatalf("there and back (-first +second):\n%s", diff)
 		}
 	})
+}
+
+// TestPortMap: a service may have every port that there is; looking one up stays cheap.
+func TestPortMap(t *testing.T) {
+	for _, n := range []int{1, 2, 16, 17, 1000, 1 << 15} {
+		list := make([]Port, 0, n)
+		for i := range n {
+			list = append(list, Port{Service: uint16(2*i + 1), Target: uint16(2 * i)})
+		}
+		slices.Reverse(list)
+		m := NewPortMap(list...)
+		for i := range n {
+			if target, ok := m.Target(uint16(2*i + 1)); !ok || target != uint16(2*i) {
+				t.Fatalf("of %d, port %d: %d, %v", n, 2*i+1, target, ok)
+			}
+			if target, ok := m.Target(uint16(2 * i)); ok {
+				t.Fatalf("of %d, port %d: %d", n, 2*i, target)
+			}
+		}
+	}
 }

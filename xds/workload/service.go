@@ -134,6 +134,13 @@ func NewPortMap(ports ...Port) PortMap {
 // Target is the target of a service port. ok says whether the port is listed;
 // its target may still be 0.
 func (m PortMap) Target(servicePort uint16) (target uint16, ok bool) {
+	if len(m) > 16 {
+		i, ok := slices.BinarySearchFunc(m, servicePort, func(p Port, s uint16) int { return cmp.Compare(p.Service, s) })
+		if !ok {
+			return 0, false
+		}
+		return m[i].Target, true
+	}
 	for _, p := range m {
 		if p.Service == servicePort {
 			return p.Target, true
