@@ -18,9 +18,16 @@ const maxRequest = authority.MaxCSR + 16<<10
 // tooLarge stands for the CSR of a request that was not decoded; it is answered as one of that size is.
 var tooLarge = strings.Repeat("-", authority.MaxCSR+1)
 
-// Bound keeps the server from decoding requests for certificates that are larger than any that is granted. Its
-// metadata, which is any tree of values, takes forty times as much memory as it has bytes.
-func Bound() grpc.ServerOption { return grpc.ForceServerCodecV2(Codec()) }
+// window is what a stream may send before it is read. It does not grow with the speed of a connection, to 16 MiB by
+// default: who calls is not known by then.
+const window = 64 << 10
+
+// Bound keeps the server from holding much of what is not read yet, and from decoding requests for certificates that are
+// larger than any that is granted. Their metadata, which is any tree of values, takes forty times as much memory as it has
+// bytes.
+func Bound() []grpc.ServerOption {
+	return []grpc.ServerOption{grpc.ForceServerCodecV2(Codec()), grpc.StaticStreamWindowSize(window), grpc.StaticConnWindowSize(window)}
+}
 
 // Codec is what Bound has the server use.
 func Codec() encoding.CodecV2 { return boundedCodec{encoding.GetCodecV2("proto")} }

@@ -29,11 +29,17 @@ import (
 // dialServer is a client of s over a socket, with what the control plane has around s.
 func dialServer(t *testing.T, s *server.Server) pb.IstioCertificateServiceClient {
 	t.Helper()
+	client, _ := dialServerAt(t, s, grpc.MaxRecvMsgSize(4<<20))
+	return client
+}
+
+func dialServerAt(t *testing.T, s *server.Server, more ...grpc.ServerOption) (client pb.IstioCertificateServiceClient, address string) {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := grpc.NewServer(server.Bound(), grpc.MaxRecvMsgSize(4<<20))
+	g := grpc.NewServer(append(server.Bound(), more...)...)
 	s.Register(g)
 	go g.Serve(l)
 	t.Cleanup(g.Stop)
@@ -42,7 +48,7 @@ func dialServer(t *testing.T, s *server.Server) pb.IstioCertificateServiceClient
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { cc.Close() })
-	return pb.NewIstioCertificateServiceClient(cc)
+	return pb.NewIstioCertificateServiceClient(cc), l.Addr().String()
 }
 
 // withKey puts another key into a request, which is then not signed by its own.

@@ -78,17 +78,19 @@ type Config struct {
 	TrustDomain   spiffeid.TrustDomain // of all identities that may be asked for
 	Authenticator Authenticator
 	Authorizer    Authorizer
-	Log           *slog.Logger // default: discards
-	Observer      Observer     // default: none
-	Rate          float64      // signatures a second for one caller; default DefaultRate
-	Burst         int          // default DefaultBurst: a node that starts asks for all its pods at once
+	Log           *slog.Logger  // default: discards
+	Observer      Observer      // default: none
+	Rate          float64       // signatures a second for one caller; default DefaultRate
+	Burst         int           // default DefaultBurst: a node that starts asks for all its pods at once
+	ReadTimeout   time.Duration // for a request to come, once it is known who calls; default DefaultReadTimeout
 }
 
 // Server implements CreateCertificate. Safe for concurrent use.
 type Server struct {
 	pb.UnimplementedIstioCertificateServiceServer
-	cfg    Config
-	limits *limits
+	cfg     Config
+	limits  *limits
+	reading *reading
 }
 
 // New checks cfg and fills its blanks.
@@ -118,13 +120,17 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Burst <= 0 {
 		cfg.Burst = DefaultBurst
 	}
-	return &Server{cfg: cfg, limits: newLimits(cfg.Rate, cfg.Burst)}, nil
+	if cfg.ReadTimeout <= 0 {
+		cfg.ReadTimeout = DefaultReadTimeout
+	}
+	return &Server{cfg: cfg, limits: newLimits(cfg.Rate, cfg.Burst), reading: newReading()}, nil
 }
 
 // Register adds the service to g. Do so on listeners with TLS only: tokens and requests are not otherwise protected.
 //
 // On the wire a call with one message each way is a stream of one message each way. As a stream its handler runs before the
-// message is read: of those who are nobody, nothing is kept but what a stream's window lets in.
+// message is read: of those who are nobody, nothing is kept but what a stream's window lets in; of others, few messages
+// for a short time. g has to be made with Bound.
 func (s *Server) Register(g grpc.ServiceRegistrar) {
 	const method = "CreateCertificate"
 	g.RegisterService(&grpc.ServiceDesc{
@@ -182,10 +188,12 @@ func (s *Server) answer(ctx context.Context, read func() (*pb.IstioCertificateRe
 	caller, no := s.admit(ctx)
 	if no == nil {
 		var err error
-		if req, err = read(); err != nil {
-			return nil, err // the caller has gone, or sends what is no request
+		if req, no, err = s.receive(ctx, caller, read); err != nil {
+			return nil, err
 		}
-		id, leaf, no = s.create(caller, req, start)
+	}
+	if no == nil {
+		id, leaf, no = s.create(caller, req, time.Now())
 	}
 	code := codes.OK
 	if no != nil {

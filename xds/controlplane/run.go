@@ -164,7 +164,8 @@ func (p *ControlPlane) issue() error {
 	if err != nil {
 		return err
 	}
-	p.secure = grpc.NewServer(append(server.ServerOptions(), caserver.Bound(), grpc.Creds(credentials.NewTLS(
+	options := append(server.ServerOptions(), caserver.Bound()...)
+	p.secure = grpc.NewServer(append(options, grpc.Creds(credentials.NewTLS(
 		mtls.ServerAuth(func() (*tls.Certificate, error) { return cert.certificate(time.Now()) }))))...)
 	p.ads.Register(p.secure)
 	issuer.Register(p.secure)
