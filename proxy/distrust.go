@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -58,6 +59,7 @@ func (s *Server) watchTrust(ctx context.Context) {
 					s.log.Warn("revocation lists stay as they were", "path", s.cfg.CRLPath, "err", err)
 				}
 			}
+			s.alarms.set(alarmRevocations, unentitled(s.revoked.Unentitled()))
 			if changed {
 				s.log.Info("revocation lists loaded", "path", s.cfg.CRLPath, "revoked", s.revoked.Len())
 				until = time.Now().Add(judgeFor)
@@ -69,16 +71,37 @@ func (s *Server) watchTrust(ctx context.Context) {
 	}
 }
 
+// alarmRevocations is of lists that others may not heed.
+const alarmRevocations = "revocations"
+
+func unentitled(issuer string) string {
+	if issuer == "" {
+		return ""
+	}
+	return "a revocation list is heeded although the certificate of its issuer, " + issuer + ", has no cRLSign: other proxies may refuse all that it signed, or not heed the list"
+}
+
 // loadRevocations reads the file if it is there; one that has gone leaves what was loaded.
 func (s *Server) loadRevocations() (changed bool, err error) {
 	if s.cfg.CRLPath == "" {
 		return false, nil
 	}
 	text, err := readBounded(s.cfg.CRLPath, maxRevocations)
-	if err != nil || text == nil {
+	if err != nil || text == nil || s.crlEmptied.justNow(text) {
 		return false, err
 	}
 	return s.revoked.Load(text)
+}
+
+// emptied is of a file that is looked at again and again: whether it was empty the last time. Writers empty what they write
+// anew, and what is trusted, or revoked, is not to be forgotten for that moment.
+type emptied bool
+
+// justNow takes what was read, and says to go on with what was there before.
+func (e *emptied) justNow(text []byte) bool {
+	was := *e
+	*e = emptied(len(bytes.TrimSpace(text)) == 0)
+	return bool(*e && !was)
 }
 
 // judgePeers ends the tunnels whose peers no handshake would accept now, and what has none on this node.

@@ -178,6 +178,9 @@ func (s *Server) loadExtraRoots(path string, before []byte) []byte {
 			s.alarms.set(alarmRoots, fmt.Sprintf("SVID_EXTRA_ROOTS: %s is not loaded: %v", path, err))
 			return before
 		}
+		if s.rootsEmptied.justNow(text) {
+			return before
+		}
 	}
 	if bytes.Equal(text, before) {
 		s.alarms.set(alarmRoots, "") // it may have been away

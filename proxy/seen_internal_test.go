@@ -1,8 +1,14 @@
 package proxy
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"log/slog"
+	"math/big"
 	"os"
 	"path/filepath"
 	"testing"
@@ -79,4 +85,64 @@ func TestExtraRootsComeBack(t *testing.T) {
 	if s.loadExtraRoots(path, text); len(s.alarms.list()) != 0 {
 		t.Errorf("the alarm stays: %v", s.alarms.list())
 	}
+}
+
+// TestFilesThatAreWrittenAnew: a writer that begins by emptying the file takes nothing from anybody; a file that stays empty does.
+func TestFilesThatAreWrittenAnew(t *testing.T) {
+	agent, err := fakeagent.New(spiffeid.RequireTrustDomainFromString("cluster.local"), time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	s := &Server{log: slog.New(slog.DiscardHandler), alarms: newAlarms(slog.New(slog.DiscardHandler)), certs: svid.New(svid.Config{})}
+	s.cfg.TrustDomain, s.cfg.CRLPath = "cluster.local", filepath.Join(dir, "crl.pem")
+	roots, path := []byte{}, filepath.Join(dir, "roots.pem")
+	write := func(path string, text []byte) {
+		t.Helper()
+		if err := os.WriteFile(path, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	look := func() (trusted, revoked bool) {
+		t.Helper()
+		roots = s.loadExtraRoots(path, roots)
+		if _, err := s.loadRevocations(); err != nil {
+			t.Fatal(err)
+		}
+		return len(roots) > 0, s.revoked.Len() > 0
+	}
+	root := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: agent.Roots()[0].Raw})
+	crl := revocations(t)
+	for round := range 2 {
+		write(path, root)
+		write(s.cfg.CRLPath, crl)
+		if trusted, revoked := look(); !trusted || !revoked {
+			t.Fatalf("round %d: trusted %v, revoked %v", round, trusted, revoked)
+		}
+		write(path, nil)
+		write(s.cfg.CRLPath, []byte("\n"))
+		if trusted, revoked := look(); !trusted || !revoked {
+			t.Errorf("round %d: for a moment empty: trusted %v, revoked %v", round, trusted, revoked)
+		}
+	}
+	if trusted, revoked := look(); trusted || revoked {
+		t.Errorf("empty for good: trusted %v, revoked %v", trusted, revoked)
+	}
+}
+
+// revocations is a list of one.
+func revocations(t *testing.T) []byte {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	issuer := &x509.Certificate{SerialNumber: big.NewInt(1), SubjectKeyId: []byte{1}, KeyUsage: x509.KeyUsageCRLSign}
+	list := &x509.RevocationList{Number: big.NewInt(1), ThisUpdate: time.Now(), NextUpdate: time.Now().Add(time.Hour),
+		RevokedCertificateEntries: []x509.RevocationListEntry{{SerialNumber: big.NewInt(2), RevocationTime: time.Now()}}}
+	der, err := x509.CreateRevocationList(rand.Reader, list, issuer, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: der})
 }

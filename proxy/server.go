@@ -76,6 +76,8 @@ type Server struct {
 	proven       pairs
 	resting      resting
 	revoked      mtls.Revocations
+	crlEmptied   emptied                       // belongs to watchTrust
+	rootsEmptied emptied                       // belongs to followOrigin
 	judged       atomic.Pointer[workload.View] // by which live connections were judged last
 	rootsChanged chan struct{}                 // capacity 1: peers have to be judged again
 	names        *resolve.Resolver             // of workloads' hostnames

@@ -204,6 +204,10 @@ func TestParsePEM(t *testing.T) {
 		{"text around", "hello\n" + one + "bye\n" + one, 2, true}, {"too many", one + one + one, 0, false},
 		{"no PEM", "hello", 0, false}, {"a key", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", 0, false},
 		{"no certificate", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", 0, false},
+		{"a second one cut off", one + one[:len(one)/2], 0, false}, {"cut off in its first line", one + one[:len("-----BEGIN CERT")], 0, false},
+		{"a second one damaged", one + strings.Replace(one, "MII", "M!I", 1), 0, false},
+		{"a first one damaged", strings.Replace(one, "MII", "M!I", 1) + one, 0, false},
+		{"a first one without its end", one[:strings.Index(one, "-----END")] + one, 0, false},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -34,6 +34,8 @@ type revoked struct {
 	text     []byte
 	byIssuer map[string][]*list
 	count    int
+	// unentitled is a name of an issuer whose list counts although its certificate does not let it sign lists.
+	unentitled atomic.Pointer[string]
 }
 
 type list struct {
@@ -41,8 +43,17 @@ type list struct {
 	serials map[string]struct{}
 
 	mu     sync.Mutex
-	signer map[string]bool // by public key: whether it signed this list
+	signer map[string]signature // by public key
 }
+
+// signature is what is known of a key and a list.
+type signature int
+
+const (
+	others     signature = iota // somebody else's, for all that is known
+	good                        // the key's
+	unentitled                  // the key's, whose certificate says that it signs no lists
+)
 
 // Load replaces all lists by those in text, which is PEM of any number or one list in DER; an empty text has none. It
 // reports whether that changed anything. After an error everything is as before.
@@ -87,7 +98,7 @@ func parseLists(text []byte) (*revoked, error) {
 		if err != nil {
 			return nil, fmt.Errorf("revocation list %d: %w", n, err)
 		}
-		l := &list{crl: crl, serials: make(map[string]struct{}, len(crl.RevokedCertificateEntries)), signer: map[string]bool{}}
+		l := &list{crl: crl, serials: make(map[string]struct{}, len(crl.RevokedCertificateEntries)), signer: map[string]signature{}}
 		for _, e := range crl.RevokedCertificateEntries {
 			l.serials[serialKey(e.SerialNumber)] = struct{}{}
 		}
@@ -103,7 +114,10 @@ func listBlocks(text []byte) (blocks [][]byte, err error) {
 	}
 	for rest := text; ; {
 		var b *pem.Block
-		if b, rest = pem.Decode(rest); b == nil {
+		if b, rest, err = nextBlock(rest); err != nil {
+			return nil, err
+		}
+		if b == nil {
 			break
 		}
 		if b.Type != "X509 CRL" {
@@ -113,9 +127,6 @@ func listBlocks(text []byte) (blocks [][]byte, err error) {
 			return nil, fmt.Errorf("more than %d revocation lists", maxLists)
 		}
 		blocks = append(blocks, b.Bytes)
-	}
-	if len(blocks) == 0 {
-		return nil, errors.New("no PEM block found")
 	}
 	return blocks, nil
 }
@@ -133,23 +144,50 @@ func (r *Revocations) check(path []*x509.Certificate) error {
 	}
 	for n, c := range path[:len(path)-1] {
 		for _, l := range all.byIssuer[string(c.RawIssuer)] {
-			if _, ok := l.serials[serialKey(c.SerialNumber)]; ok && l.signedBy(path[n+1]) {
-				return fmt.Errorf("%w: serial %s of issuer %q", ErrRevoked, c.SerialNumber.Text(16), c.Issuer)
+			if _, ok := l.serials[serialKey(c.SerialNumber)]; !ok {
+				continue
 			}
+			by := l.signedBy(path[n+1])
+			if by == others {
+				continue
+			}
+			if by == unentitled {
+				name := c.Issuer.String()
+				all.unentitled.Store(&name)
+			}
+			return fmt.Errorf("%w: serial %s of issuer %q", ErrRevoked, c.SerialNumber.Text(16), c.Issuer)
 		}
 	}
 	return nil
 }
 
+// Unentitled names an issuer that has revoked somebody whom it met although its certificate has no cRLSign; empty for none.
+// Such a list counts: whoever has the CA's key has spoken, and to let in whom he has revoked would be the worse mistake. But
+// other proxies may see it otherwise.
+func (r *Revocations) Unentitled() string {
+	if all := r.lists.Load(); all != nil {
+		if name := all.unentitled.Load(); name != nil {
+			return *name
+		}
+	}
+	return ""
+}
+
 // signedBy checks the list's signature once for each key.
-func (l *list) signedBy(issuer *x509.Certificate) bool {
+func (l *list) signedBy(issuer *x509.Certificate) signature {
 	key := string(issuer.RawSubjectPublicKeyInfo)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	ok, known := l.signer[key]
+	by, known := l.signer[key]
 	if !known && len(l.signer) < maxLists {
-		ok = l.crl.CheckSignatureFrom(issuer) == nil
-		l.signer[key] = ok
+		switch {
+		case issuer.CheckSignature(l.crl.SignatureAlgorithm, l.crl.RawTBSRevocationList, l.crl.Signature) != nil:
+		case l.crl.CheckSignatureFrom(issuer) == nil:
+			by = good
+		default:
+			by = unentitled
+		}
+		l.signer[key] = by
 	}
-	return ok
+	return by
 }

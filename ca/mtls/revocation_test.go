@@ -79,6 +79,39 @@ func TestRevocation(t *testing.T) {
 	}
 }
 
+// A root without cRLSign, as istiod makes itself, is heard, and named.
+func TestRevocationWithoutTheRight(t *testing.T) {
+	root := newListPKI(t, nil)
+	self, peer := root.identity(t, "/ns/a/sa/self"), root.identity(t, "/ns/a/sa/peer")
+	list := asPEM(root.revoke(t, peer.Chain()[0]))
+	var r mtls.Revocations
+	refused := func(i *mtls.Identity) bool {
+		_, err := i.WithRevocations(&r).VerifyPeer(peer.Chain(), x509.ExtKeyUsageClientAuth, time.Now())
+		return errors.Is(err, mtls.ErrRevoked)
+	}
+	if _, err := r.Load(list); err != nil {
+		t.Fatal(err)
+	}
+	if !refused(self) || r.Unentitled() != "" {
+		t.Errorf("of a root with the right: refused %v, named %q", refused(self), r.Unentitled())
+	}
+	// The same key and name without the right.
+	bare := *root
+	bare.cert = root.sign(t, &x509.Certificate{
+		Subject: root.cert.Subject, NotBefore: time.Now().Add(-48 * time.Hour), IsCA: true, SubjectKeyId: []byte{1}, KeyUsage: x509.KeyUsageCertSign,
+	}, root.key.Public())
+	r = mtls.Revocations{}
+	if _, err := r.Load(list); err != nil {
+		t.Fatal(err)
+	}
+	if got := refused(bare.identity(t, "/ns/a/sa/self")); !got || r.Unentitled() != root.cert.Subject.String() {
+		t.Errorf("of a root without it: refused %v, named %q", got, r.Unentitled())
+	}
+	if _, err := r.Load(nil); err != nil || r.Unentitled() != "" {
+		t.Errorf("named without a list: %q, %v", r.Unentitled(), err)
+	}
+}
+
 func TestRevocationBadInput(t *testing.T) {
 	root := newListPKI(t, nil)
 	peer := root.identity(t, "/ns/a/sa/peer")
@@ -87,11 +120,14 @@ func TestRevocationBadInput(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, text := range map[string]string{
-		"junk":        "junk",
-		"no block":    "-----BEGIN X509 CRL-----\n!",
-		"certificate": string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: root.cert.Raw})),
-		"short":       string(asPEM(root.revoke(t)[:40])),
-		"too many":    strings.Repeat(string(asPEM(root.revoke(t))), 65),
+		"junk":                   "junk",
+		"no block":               "-----BEGIN X509 CRL-----\n!",
+		"certificate":            string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: root.cert.Raw})),
+		"short":                  string(asPEM(root.revoke(t)[:40])),
+		"too many":               strings.Repeat(string(asPEM(root.revoke(t))), 65),
+		"a second list cut off":  string(asPEM(root.revoke(t), root.revoke(t, peer.Chain()[0])))[:len(asPEM(root.revoke(t)))+100],
+		"a second list, damaged": string(asPEM(root.revoke(t))) + strings.Replace(string(asPEM(root.revoke(t, peer.Chain()[0]))), "MI", "M!", 1),
+		"a first list, damaged":  strings.Replace(string(asPEM(root.revoke(t, peer.Chain()[0]))), "MI", "M!", 1) + string(asPEM(root.revoke(t))),
 	} {
 		if changed, err := r.Load([]byte(text)); err == nil || changed {
 			t.Errorf("%s: changed %v, %v", name, changed, err)

@@ -57,13 +57,16 @@ func (r *Roots) Certificates() []*x509.Certificate {
 	return slices.Clone(r.certs)
 }
 
-// ParsePEM reads the certificates of a PEM text, refusing other block types, text that is no PEM and more than limit
-// certificates. An empty text gives none.
+// ParsePEM reads the certificates of a PEM text, refusing other block types, text that is no PEM, blocks that are damaged
+// or cut off and more than limit certificates. An empty text gives none.
 func ParsePEM(text []byte, limit int) ([]*x509.Certificate, error) {
 	var out []*x509.Certificate
 	for rest := text; ; {
 		var block *pem.Block
-		block, rest = pem.Decode(rest)
+		var err error
+		if block, rest, err = nextBlock(rest); err != nil {
+			return nil, err
+		}
 		if block == nil {
 			if len(out) == 0 && len(bytes.TrimSpace(text)) > 0 {
 				return nil, errors.New("no PEM block found")
@@ -82,4 +85,18 @@ func ParsePEM(text []byte, limit int) ([]*x509.Certificate, error) {
 		}
 		out = append(out, c)
 	}
+}
+
+// nextBlock is pem.Decode, which passes over blocks that it cannot read, without doing so: what a writer has written half
+// of, or a disk has damaged, is not a shorter list.
+func nextBlock(text []byte) (*pem.Block, []byte, error) {
+	block, rest := pem.Decode(text)
+	looked, begun := text, 0
+	if block != nil {
+		looked, begun = text[:len(text)-len(rest)], 1
+	}
+	if bytes.Count(looked, []byte("-----BEGIN")) != begun {
+		return nil, nil, errors.New("a PEM block is damaged or cut off")
+	}
+	return block, rest, nil
 }
