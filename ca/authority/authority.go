@@ -25,6 +25,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
 	"github.com/warren-mesh/warren/ca/mtls"
 )
 
@@ -33,7 +35,7 @@ const (
 	maxTTL     = 90 * 24 * time.Hour
 	// backdate lets a client whose clock is slow use its certificate at once.
 	backdate = 2 * time.Minute
-	maxChain = 4 // issuing certificate and intermediates; a leaf more is what peers accept
+	maxChain = 4 // above the issuing certificate; whether peers accept that many is tried
 	maxRoots = 16
 )
 
@@ -61,6 +63,8 @@ type Files struct {
 type Policy struct {
 	DefaultTTL time.Duration // for requests that ask for none
 	MaxTTL     time.Duration // longer requests are refused
+	// TrustDomain is that of the identities to come; Load tries one. Zero: what the CA names.
+	TrustDomain spiffeid.TrustDomain
 }
 
 func (p Policy) withDefaults() (Policy, error) {
@@ -118,6 +122,9 @@ func load(f Files, p Policy, now time.Time) (*Authority, error) {
 		return nil, err
 	}
 	a.chain = presented(a.cert, above, roots)
+	if err := a.try(roots, now); err != nil {
+		return nil, fmt.Errorf("nobody would accept what this CA signs: %w", err)
+	}
 	return a, nil
 }
 

@@ -59,13 +59,7 @@ func (a *Authority) Sign(csrPEM []byte, id spiffeid.ID, ttl time.Duration, now t
 	if ttl > a.policy.MaxTTL {
 		return Leaf{}, &TTLError{Requested: ttl, Max: a.policy.MaxTTL}
 	}
-	tmpl := &x509.Certificate{
-		URIs: []*url.URL{id.URL()},
-		// keyEncipherment means nothing for ECDSA keys; Istio's profile has it, and RSA workloads need it.
-		KeyUsage:    x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	}
-	cert, err := a.issue(tmpl, csr.PublicKey, ttl, now)
+	cert, err := a.leaf(csr.PublicKey, id, ttl, now)
 	if err != nil {
 		return Leaf{}, fmt.Errorf("authority: %w", err)
 	}
@@ -73,6 +67,16 @@ func (a *Authority) Sign(csrPEM []byte, id spiffeid.ID, ttl time.Duration, now t
 	chain = append(chain, a.chain...)
 	chain = append(chain, string(a.roots))
 	return Leaf{Chain: chain, Serial: cert.SerialNumber.Text(16), Issuer: a.id, NotAfter: cert.NotAfter}, nil
+}
+
+// leaf is a workload's certificate.
+func (a *Authority) leaf(pub crypto.PublicKey, id spiffeid.ID, ttl time.Duration, now time.Time) (*x509.Certificate, error) {
+	return a.issue(&x509.Certificate{
+		URIs: []*url.URL{id.URL()},
+		// keyEncipherment means nothing for ECDSA keys; Istio's profile has it, and RSA workloads need it.
+		KeyUsage:    x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}, pub, ttl, now)
 }
 
 // issue completes tmpl with what all our leaves share and signs it. The empty subject makes crypto/x509 mark the SAN

@@ -307,7 +307,8 @@ func (c *Config) options() (translate.Options, error) {
 
 // lifetimes bounds those of certificates.
 func (c *Config) lifetimes() authority.Policy {
-	return authority.Policy{DefaultTTL: c.TTL, MaxTTL: c.MaxTTL}
+	td, _ := spiffeid.TrustDomainFromString(c.TrustDomain) // Validate has looked at it
+	return authority.Policy{DefaultTTL: c.TTL, MaxTTL: c.MaxTTL, TrustDomain: td}
 }
 
 // LogValue is the effective configuration. It holds paths of secrets and no secrets.
