@@ -24,9 +24,12 @@
 //
 // For this each replica counts what it signed that is still valid (Ledger), by issuer and by the roots that went along,
 // and keeps the counts in the store under its name, with the step that it is at; before it has written there
-// it signs nothing. A replica that vanished without a word counts until the longest certificate that it can have signed
-// has ended: of the default lifetime at least. There is no way to force a step. A command whose clock is more than half a
-// minute away from what the replicas wrote last is refused.
+// it signs nothing, and before it has written there that it signs for so long, it gives out nothing that lives longer than
+// what it has written about. A replica that vanished without a word counts until the longest certificate that it can have
+// signed has ended, of the default lifetime at least, and five minutes more: not for less, for it may have been given out
+// just before, and not for ever, unless its clock was ahead by years. So does an authority that is found, and of which nobody
+// wrote down what it signed, such as istiod's, for the longest lifetime that there is. There is no way to force a step. A
+// command whose clock is more than half a minute away from what the replicas wrote last is refused.
 //
 // What retire does not wait for are connections: a proxy that withdraws trust from a root ends those whose peer proved
 // itself by it (proxy/distrust.go), however old they are. They are those that were opened before activate, or within one

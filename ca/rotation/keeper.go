@@ -55,9 +55,7 @@ func New(cfg Config) *Keeper {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	k := &Keeper{cfg: cfg}
-	k.saver.wake = make(chan struct{}, 1)
-	return k
+	return &Keeper{cfg: cfg}
 }
 
 // Load reads the authority, or makes one where there is none. Of several replicas that find none at the same time the
@@ -65,7 +63,7 @@ func New(cfg Config) *Keeper {
 func (k *Keeper) Load(ctx context.Context, now time.Time) error {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
-	kept, err := k.read(ctx, now)
+	kept, found, err := k.read(ctx, now)
 	if err != nil {
 		return err
 	}
@@ -79,9 +77,17 @@ func (k *Keeper) Load(ctx context.Context, now time.Time) error {
 	if err := k.cfg.Store.Publish(ctx, u.ca.RootsPEM()); err != nil {
 		return err
 	}
+	if found {
+		if err := k.notePast(ctx, u.ca.TTL().MaxTTL, now); err != nil {
+			return err
+		}
+	}
 	// Whoever signs is in the ledger before: nobody there is nobody who needs the old root.
 	k.ledger.expect(u.ca.TTL().DefaultTTL)
-	if err := k.write(ctx, kept.Record.step(), now, false); err != nil {
+	k.saver.mu.Lock()
+	err = k.write(ctx, kept.Record.step(), now, false)
+	k.saver.mu.Unlock()
+	if err != nil {
 		return fmt.Errorf("nothing is signed before this replica is among those that do: %w", err)
 	}
 	k.put(kept, u)
@@ -90,21 +96,25 @@ func (k *Keeper) Load(ctx context.Context, now time.Time) error {
 	return nil
 }
 
-// read reads the authority, or makes one.
-func (k *Keeper) read(ctx context.Context, now time.Time) (Kept, error) {
-	kept, err := k.cfg.Store.Read(ctx)
+// read reads the authority, or makes one. found says that there was one.
+func (k *Keeper) read(ctx context.Context, now time.Time) (kept Kept, found bool, err error) {
+	kept, err = k.cfg.Store.Read(ctx)
 	if err != nil || kept.Name != "" {
-		return kept, err
+		return kept, true, err
+	}
+	// The ledger begins before the authority is there, so that nobody takes it for one with a past.
+	if err := k.cfg.Store.WriteReplica(ctx, Replica{Name: past, At: now, Ended: true}, nil); err != nil {
+		return kept, false, err
 	}
 	if err := k.cfg.Store.Create(ctx, now); err != nil {
-		return kept, err
+		return kept, false, err
 	}
 	kept, err = k.cfg.Store.Read(ctx) // what is there counts, whoever wrote it
 	if err == nil && kept.Name == "" {
 		err = errors.New("the CA is gone again after it was made")
 	}
 	kept.Record.Last = authority.Files{} // a new mesh was begun
-	return kept, err
+	return kept, false, err
 }
 
 func (k *Keeper) put(kept Kept, u use) {
@@ -125,11 +135,22 @@ func (k *Keeper) Authority() *authority.Authority {
 
 // Sign signs with the authority that there is, and counts what it signed.
 func (k *Keeper) Sign(csr []byte, id spiffeid.ID, ttl time.Duration, now time.Time) (authority.Leaf, error) {
+	leaf, err := k.sign(csr, id, ttl, now)
+	if err == nil {
+		err = k.vouch(leaf.NotAfter.Sub(now), now)
+	}
+	if err != nil {
+		return authority.Leaf{}, err
+	}
+	return leaf, nil
+}
+
+func (k *Keeper) sign(csr []byte, id spiffeid.ID, ttl time.Duration, now time.Time) (authority.Leaf, error) {
 	k.signing.RLock()
 	defer k.signing.RUnlock()
 	leaf, err := k.current.Sign(csr, id, ttl, now)
-	if err == nil && k.ledger.Signed(k.current.ID(), k.current.RootIDs(), leaf.NotAfter, now) {
-		k.saver.soon()
+	if err == nil {
+		k.ledger.Signed(k.current.ID(), k.current.RootIDs(), leaf.NotAfter, now)
 	}
 	return leaf, err
 }
@@ -143,7 +164,6 @@ func (k *Keeper) Run(ctx context.Context, changed func()) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-k.saver.wake:
 		case <-tick.C:
 			if k.Compare(ctx, time.Now()) {
 				changed()

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"encoding/base64"
 	"errors"
+	"log/slog"
+	"strings"
 	"testing"
 	"time"
 
@@ -72,6 +74,46 @@ func TestReplacedWhileNobodyRan(t *testing.T) {
 				t.Errorf("in the end %q, %v", k.Record.Phase, err)
 			}
 		})
+	}
+}
+
+// Of several that find a replacement at the same time the one that says what it is says so in the log. Another write in
+// between is not taken for that.
+func TestWhoFoundTheReplacementSaysSo(t *testing.T) {
+	m, now := newMemory(t), epoch.Add(time.Hour)
+	r := m.start(t, "one", now)
+	old := r.Authority().ID()
+	r.sign(now, 30*time.Minute)
+	r.End(now)
+	m.files = newCA(t)
+	found := map[string]int{}
+	load := func(name string) *rotation.Keeper {
+		var log bytes.Buffer
+		k := rotation.New(rotation.Config{Store: m, Replica: name, Overlap: time.Hour, Lifetimes: lifetimes, Log: slog.New(slog.NewTextHandler(&log, nil))})
+		if err := k.Load(t.Context(), now); err != nil {
+			t.Fatal(err)
+		}
+		found[name] = strings.Count(log.String(), "was replaced while no control plane ran")
+		if k.Authority().ID() != old {
+			t.Errorf("%s signs with the new one at once", name)
+		}
+		return k
+	}
+	m.before = func() { load("first") }
+	load("second")
+	if found["first"] != 1 || found["second"] != 0 {
+		t.Errorf("said it so often: %v", found)
+	}
+
+	m.files = newCA(t) // again, and somebody writes something else meanwhile
+	old = load("again").Authority().ID()
+	if found["again"] != 1 {
+		t.Fatalf("said it so often: %v", found)
+	}
+	m.files = newCA(t)
+	m.before = func() { m.version++ }
+	if load("third"); found["third"] != 1 {
+		t.Errorf("said it so often: %v", found)
 	}
 }
 

@@ -32,8 +32,8 @@ func (l *Ledger) expect(life time.Duration) {
 	l.longest = max(l.longest, life)
 }
 
-// Signed counts a certificate, and reports whether none before was valid for as long.
-func (l *Ledger) Signed(issuer string, roots []string, notAfter, now time.Time) (longest bool) {
+// Signed counts a certificate.
+func (l *Ledger) Signed(issuer string, roots []string, notAfter, now time.Time) {
 	life := notAfter.Sub(now)
 	end := roundUp(notAfter.Unix()+1, life)
 	key := issuer + " " + strings.Join(roots, " ")
@@ -52,10 +52,7 @@ func (l *Ledger) Signed(issuer string, roots []string, notAfter, now time.Time) 
 		end = b.later(end)
 	}
 	b.Live[end]++
-	if longest = life > l.longest; longest {
-		l.longest = life
-	}
-	return longest
+	l.longest = max(l.longest, life)
 }
 
 // roundUp keeps the times that are told apart to a few hundred for each length of life.
@@ -114,13 +111,6 @@ func (l *Ledger) snapshot(now time.Time) ([]Batch, time.Duration) {
 		return strings.Compare(a.Issuer+strings.Join(a.Roots, ""), b.Issuer+strings.Join(b.Roots, ""))
 	})
 	return out, l.longest
-}
-
-// life is that of the longest that were, or are to be, signed.
-func (l *Ledger) life() time.Duration {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.longest
 }
 
 // Live is a number of certificates, and when the last of them ends.

@@ -38,11 +38,12 @@ type memory struct {
 	published []byte
 	replicas  map[string]rotation.Replica
 	budget    int
+	before    func() // once, before a record is written
 }
 
 func newMemory(t testing.TB) *memory {
 	t.Helper()
-	return &memory{files: newCA(t), replicas: map[string]rotation.Replica{}, budget: -1}
+	return &memory{files: newCA(t), replicas: map[string]rotation.Replica{"of before": {Name: "of before", At: epoch, Ended: true}}, budget: -1}
 }
 
 func newCA(t testing.TB) authority.Files {
@@ -90,6 +91,10 @@ func (m *memory) Install(_ context.Context, f authority.Files) error {
 }
 
 func (m *memory) WriteRecord(_ context.Context, k rotation.Kept, r rotation.Record) error {
+	if before := m.before; before != nil {
+		m.before = nil
+		before()
+	}
 	text, err := r.Encode()
 	won := false
 	return errors.Join(err, m.write(func() {
@@ -157,6 +162,15 @@ func (r replica) at(now time.Time) {
 // sign has a certificate signed, and returns who signed it and how many roots go with it.
 func (r replica) sign(now time.Time, ttl time.Duration) (issuer string, roots int) {
 	r.t.Helper()
+	leaf, err := r.ask(now, ttl)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return r.Authority().ID(), strings.Count(leaf.Chain[len(leaf.Chain)-1], "BEGIN CERTIFICATE")
+}
+
+func (r replica) ask(now time.Time, ttl time.Duration) (authority.Leaf, error) {
+	r.t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		r.t.Fatal(err)
@@ -165,11 +179,7 @@ func (r replica) sign(now time.Time, ttl time.Duration) (issuer string, roots in
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	leaf, err := r.Sign(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}), alice, ttl, now)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	return r.Authority().ID(), strings.Count(leaf.Chain[len(leaf.Chain)-1], "BEGIN CERTIFICATE")
+	return r.Sign(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}), alice, ttl, now)
 }
 
 // step is one of `controlplane ca`.

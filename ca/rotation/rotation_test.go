@@ -160,7 +160,7 @@ func TestVanishedReplicas(t *testing.T) {
 	now = epoch.Add(4*time.Hour + 3*time.Minute) // its certificate has ended; another, signed after it wrote, might not have
 	here.at(now)
 	refused(t, m.step(t, "activate", now), "replica gone")
-	now = now.Add(5 * time.Minute)
+	now = now.Add(5*time.Minute + 3*time.Hour/8)
 	here.at(now)
 	if err := m.step(t, "activate", now); err != nil {
 		t.Error(err)
@@ -168,6 +168,89 @@ func TestVanishedReplicas(t *testing.T) {
 	here.at(now)
 	if _, there := m.replicas["gone"]; there || len(m.replicas) != 1 {
 		t.Errorf("replicas of before are kept: %v", m.replicas)
+	}
+}
+
+// An authority that is found, of which nobody wrote down what it signed, has a past: no step is taken that could cut that off.
+// One that we made has none, and one whose replicas are known has theirs.
+func TestAFoundAuthorityHasAPast(t *testing.T) {
+	for name, tc := range map[string]struct {
+		change func(m *memory)
+		past   bool
+	}{
+		"found":                 {func(m *memory) { clear(m.replicas) }, true},
+		"made":                  {func(m *memory) { clear(m.replicas); m.files = authority.Files{} }, false},
+		"found with its ledger": {func(*memory) {}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := newMemory(t)
+			tc.change(m)
+			now := epoch.Add(time.Hour)
+			r, second := m.start(t, "one", now), m.start(t, "two", now)
+			for _, step := range []string{"prepare", "activate"} {
+				if err := m.step(t, step, now); tc.past && step == "activate" {
+					refused(t, err, "written down nowhere", "before-the-ledger", now.Add(90*24*time.Hour+5*time.Minute-settle).Format(time.RFC3339))
+				} else if err != nil {
+					t.Fatal(step, err)
+				}
+				r.at(now)
+				second.at(now)
+				now = now.Add(settle)
+				r.at(now)
+				second.at(now)
+			}
+			if tc.past {
+				now = now.Add(90*24*time.Hour + 5*time.Minute)
+				r.at(now)
+				second.at(now)
+				if err := m.step(t, "activate", now); err != nil {
+					t.Error(err)
+				}
+			}
+			r.at(now.Add(2 * time.Minute))
+			if _, there := m.replicas["before-the-ledger"]; there {
+				t.Error("it is kept for ever")
+			}
+		})
+	}
+}
+
+// One that vanishes before it has counted what it signed, for longer than ever before, counts until that has ended: it is not
+// given out before that is written down, and if it cannot be, it is not at all.
+func TestTheLongestIsWrittenDownFirst(t *testing.T) {
+	m := newMemory(t)
+	now := epoch.Add(time.Hour)
+	here, gone := m.start(t, "here", now), m.start(t, "gone", now)
+	gone.sign(now, 3*time.Hour) // and is never heard of again
+	for _, step := range []string{"prepare", "activate"} {
+		now = now.Add(settle)
+		here.at(now)
+		if step == "activate" {
+			now = now.Add(time.Hour + 10*time.Minute) // what it expected to sign has ended
+			here.at(now)
+			refused(t, m.step(t, step, now), "replica gone")
+			now = epoch.Add(4*time.Hour + 30*time.Minute + 10*time.Minute) // an eighth of three hours more, and silence
+			here.at(now)
+		}
+		if err := m.step(t, step, now); err != nil {
+			t.Fatal(step, err)
+		}
+	}
+
+	now = now.Add(time.Minute)
+	here.at(now)
+	m.budget = 0
+	if leaf, err := here.ask(now, 5*time.Hour); !errors.Is(err, errIO) || len(leaf.Chain) > 0 {
+		t.Errorf("a certificate of five hours was given out: %v", err)
+	}
+	here.sign(now, time.Hour) // as long as is written down
+	m.budget = -1
+	here.sign(now, 5*time.Hour)
+	for n := range 1000 {
+		here.sign(now, 5*time.Hour+time.Duration(n)*time.Second)
+	}
+	if writes := -1 - m.budget; writes > 3 {
+		t.Errorf("%d writes for a thousand certificates, each a little longer than the one before", writes)
 	}
 }
 

@@ -2,6 +2,10 @@ package rotation
 
 import (
 	"context"
+	"fmt"
+	"math/bits"
+	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -13,21 +17,50 @@ const (
 	endTimeout = 3 * time.Second
 )
 
-// saver remembers what was written of the ledger. But for wake it belongs to Load, then to the goroutine of Run, then to End.
+// saver remembers what was written of the ledger.
 type saver struct {
-	wake    chan struct{} // capacity 1: now, please
+	longest atomic.Int64 // time.Duration; only grows
+
+	mu      sync.Mutex // held over each write, so that what is older never comes last; guards what follows
 	at      time.Time
 	step    string
-	longest time.Duration
 	swept   time.Time
 	failing bool
 }
 
-func (s *saver) soon() {
-	select {
-	case s.wake <- struct{}{}:
-	default:
+// vouch has it written down that there are certificates valid for life, before the first of them is given out: a replica
+// that vanishes then counts for as long as that one may be in use. Those that were given out and not counted before the end
+// (saveEvery) are allowed for by until.
+func (k *Keeper) vouch(life time.Duration, now time.Time) error {
+	s := &k.saver
+	if int64(life) <= s.longest.Load() {
+		return nil
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if int64(life) <= s.longest.Load() {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
+	defer cancel()
+	k.ledger.expect(coarse(life))
+	if err := k.write(ctx, k.step(), now, false); err != nil {
+		return fmt.Errorf("rotation: no certificate of %s is given out before it is written down that there are such: %w", life, err)
+	}
+	return nil
+}
+
+// coarse rounds up by an eighth at most, so that whoever asks for a little more each time causes few writes.
+func coarse(d time.Duration) time.Duration {
+	s := max(0, int64((d+time.Second-1)/time.Second))
+	grid := int64(1) << max(0, bits.Len64(uint64(s))-4)
+	return time.Duration((s+grid-1)/grid*grid) * time.Second
+}
+
+func (k *Keeper) step() string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.kept.Record.step()
 }
 
 // Save writes this replica's counts if there is need to; Run does it.
@@ -35,11 +68,11 @@ func (k *Keeper) Save(ctx context.Context, now time.Time) { k.save(ctx, now, fal
 
 // save writes this replica's counts, if there is need to.
 func (k *Keeper) save(ctx context.Context, now time.Time, ended bool) {
-	k.mu.Lock()
-	step := k.kept.Record.step()
-	k.mu.Unlock()
 	s := &k.saver
-	if step == s.step && k.ledger.life() <= s.longest && !ended && now.Sub(s.at) < saveEvery {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	step := k.step()
+	if step == s.step && !ended && now.Sub(s.at) < saveEvery {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
@@ -51,7 +84,7 @@ func (k *Keeper) save(ctx context.Context, now time.Time, ended bool) {
 	s.failing = err != nil
 }
 
-// write writes this replica's counts, and removes what replicas of before left behind.
+// write writes this replica's counts, and removes what replicas of before left behind. The caller holds saver.mu.
 func (k *Keeper) write(ctx context.Context, step string, now time.Time, ended bool) error {
 	batches, longest := k.ledger.snapshot(now)
 	s := &k.saver
@@ -63,7 +96,8 @@ func (k *Keeper) write(ctx context.Context, step string, now time.Time, ended bo
 	}
 	err := k.cfg.Store.WriteReplica(ctx, Replica{Name: k.cfg.Replica, At: now, Step: step, Ended: ended, Longest: longest, Batches: batches}, gone)
 	if err == nil {
-		s.at, s.step, s.longest = now, step, longest
+		s.at, s.step = now, step
+		s.longest.Store(int64(longest))
 	}
 	return err
 }

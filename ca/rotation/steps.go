@@ -94,7 +94,7 @@ func tooEarly(k Kept, replicas []Replica, settle time.Duration, now time.Time) e
 	}
 	for _, r := range replicas {
 		if until := r.until(); r.Step != k.Record.step() && now.Before(until) {
-			errs = append(errs, fmt.Errorf("replica %s, last heard of at %s, is not at this step yet: wait until it is, or until %s if it is gone", r.Name, stamp(r.At), stamp(until)))
+			errs = append(errs, r.absent())
 		}
 	}
 	if need := needed(k.Record, replicas, now); need.Count > 0 {

@@ -66,7 +66,7 @@ const recent = 30 * time.Second
 func checkClock(replicas []Replica, now time.Time) error {
 	for _, r := range replicas {
 		if r.At.Sub(now) > recent {
-			return fmt.Errorf("this host's clock is at %s, and replica %s wrote at %s: set the clock of the one that is wrong", stamp(now), r.Name, stamp(r.At))
+			return fmt.Errorf("this host's clock is at %s, and replica %s wrote at %s: set the clock of the one that is wrong; if it is that of a replica that is gone, remove what it wrote (in the ConfigMap warren-ca-issued, or the folder issued) once nothing can be valid that it signed", stamp(now), r.Name, stamp(r.At))
 		}
 	}
 	return nil
