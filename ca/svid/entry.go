@@ -93,3 +93,11 @@ func (e *entry) leased() bool {
 	}
 	return false
 }
+
+// attrs are args for a log line, after those that name the pod, where the entry is one's.
+func (e *entry) attrs(args ...any) []any {
+	if e.pod.UID == "" {
+		return args
+	}
+	return append([]any{"uid", e.pod.UID, "pod", e.pod.Namespace + "/" + e.pod.Name}, args...)
+}

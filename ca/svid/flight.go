@@ -25,7 +25,7 @@ func (m *Manager) fly(ctx context.Context, from Signer, e *entry, p Priority) {
 }
 
 func (m *Manager) started(e *entry, p Priority) time.Time {
-	m.cfg.Log.Info("Certificate rotation started for "+e.id.String(), "priority", p.String())
+	m.cfg.Log.Info("Certificate rotation started for "+e.id.String(), e.attrs("priority", p.String())...)
 	if m.cfg.Observer != nil {
 		m.cfg.Observer.Started(e.id, p)
 	}
@@ -38,11 +38,11 @@ func (m *Manager) finished(e *entry, p Priority, took time.Duration, i *mtls.Ide
 	}
 	switch {
 	case errors.Is(err, ErrNotNeeded):
-		m.cfg.Log.Info("Certificate rotation dropped for "+e.id.String(), "err", err)
+		m.cfg.Log.Info("Certificate rotation dropped for "+e.id.String(), e.attrs("err", err)...)
 	case err != nil:
-		m.cfg.Log.Warn("Certificate rotation failed for "+e.id.String(), "took", took, "err", err)
+		m.cfg.Log.Warn("Certificate rotation failed for "+e.id.String(), e.attrs("took", took, "err", err)...)
 	default:
-		m.logCompleted(i, "took", took)
+		m.logCompleted(i, e.attrs("took", took)...)
 	}
 }
 
@@ -231,8 +231,12 @@ func (m *Manager) trustLocked(e *entry, i *mtls.Identity, roots []*x509.Certific
 		t = &trust{refs: map[fingerprint]*rootRef{}, added: m.addedLocked(td)}
 		m.trust[td] = t
 	}
+	before := len(t.roots.Certificates())
 	changed, err := t.swap(e.roots, roots)
 	e.roots = roots
+	if changed {
+		m.cfg.Log.Info("trusted roots changed", "trust_domain", td.Name(), "roots", len(t.roots.Certificates()), "were", before)
+	}
 	if err != nil {
 		m.cfg.Log.Error("roots are kept as they were", "id", e.id.String(), "err", err)
 	}

@@ -17,6 +17,7 @@ func (m *Manager) giveNoticeLocked(e *entry, by time.Time, why error) {
 	if e.notice != nil && e.notice.by.Before(by) || e.current.Load() == nil {
 		return
 	}
+	m.cfg.Log.Info("the certificate for "+e.id.String()+" will be taken back unless it is confirmed", e.attrs("within", time.Until(by).Round(time.Second).String(), "err", why)...)
 	e.notice = &notice{by: by, why: why}
 	m.noticed[e] = struct{}{}
 	m.wakeUp()

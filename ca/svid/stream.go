@@ -182,9 +182,9 @@ func (s *stream) takeLocked(i *mtls.Identity, given []*x509.Certificate, proof P
 	}
 	e.lastErr = err
 	if err != nil {
-		m.cfg.Log.Warn("Certificate rotation failed for "+e.id.String(), "uid", e.pod.UID, "err", err)
+		m.cfg.Log.Warn("Certificate rotation failed for "+e.id.String(), e.attrs("err", err)...)
 	} else {
-		m.logCompleted(i, "uid", e.pod.UID)
+		m.logCompleted(i, e.attrs()...)
 		e.failures = 0
 	}
 	if e.phase == resting && err == nil {
@@ -198,8 +198,11 @@ func (s *stream) takeLocked(i *mtls.Identity, given []*x509.Certificate, proof P
 func (s *stream) useLocked(i *mtls.Identity, given []*x509.Certificate, proof Proof) *mtls.Identity {
 	m, e := s.m, s.e
 	i = m.same.intern(m.trustedLocked(i, given))
-	if old := e.current.Swap(i); old != nil && !sameTrust(old, i) && m.cfg.RootsChanged != nil {
-		m.cfg.RootsChanged()
+	if old := e.current.Swap(i); old != nil && !sameTrust(old, i) {
+		m.cfg.Log.Info("trust of "+e.id.String()+" changed", e.attrs("roots", len(i.Roots()), "were", len(old.Roots()), "federated", len(i.Federated()))...)
+		if m.cfg.RootsChanged != nil {
+			m.cfg.RootsChanged()
+		}
 	}
 	e.given, e.proof, e.by = given, proof, ByStream
 	m.clearNoticeLocked(e)
@@ -241,6 +244,7 @@ func (s *stream) ended(err error) {
 	e.stream = nil
 	err = cmp.Or(err, errClosed)
 	e.lastErr = err
+	m.cfg.Log.Info("the stream of certificates for "+e.id.String()+" ended", e.attrs("err", err)...)
 	m.withdrawnLocked(e, err)
 	if errors.Is(err, ErrProcessEnded) {
 		m.noteLocked(e.id, ProcessEnded)
