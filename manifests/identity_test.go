@@ -3,9 +3,13 @@ package manifests_test
 import (
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/warren-mesh/warren/ca/svid"
+	"github.com/warren-mesh/warren/proxy"
 )
 
 // proxyPod is the proxy's with values.
@@ -80,6 +84,10 @@ func TestIdentityValues(t *testing.T) {
 			[]string{"proxy.identity.source=workload-api", "proxy.identity.sockets.workloadAPI=/run/a/w.sock"},
 			[]string{"/run/a <- node /run/a Directory", "SPIFFE_ENDPOINT_SOCKET=unix:///run/a/w.sock", "SVID_SOURCE=workload-api"},
 		},
+		"an agent that is not root": {
+			[]string{"proxy.identity.source=workload-api", "proxy.identity.sockets.workloadAPI=/run/a/w.sock", "proxy.identity.agentUID=1000650000"},
+			[]string{"/run/a <- node /run/a Directory", "SPIFFE_ENDPOINT_SOCKET=unix:///run/a/w.sock", "SPIFFE_SOCKET_UID=1000650000", "SVID_SOURCE=workload-api"},
+		},
 		"changed at run time": {
 			[]string{"proxy.identity.configMap=svids"},
 			[]string{"/etc/warren/identity <- configmap svids", "SVID_CONFIG=/etc/warren/identity/svid.env"},
@@ -100,6 +108,21 @@ func TestIdentityValues(t *testing.T) {
 				t.Errorf("(-want +got):\n%s", d)
 			}
 		})
+	}
+}
+
+// The proxy reads all of it.
+func TestIdentityIsRead(t *testing.T) {
+	pod := proxyPod(t, "proxy.identity.source=broker", "proxy.identity.sockets.workloadAPI=/run/a/w.sock", "proxy.identity.sockets.broker=/run/a/b.sock",
+		"proxy.identity.sockets.admin=/run/a/a.sock", "proxy.identity.attest=selectors", "proxy.identity.agentID=spiffe://x/agent",
+		"proxy.identity.selfID=spiffe://x/z", "proxy.identity.agentUID=1000650000", "proxy.identity.configMap=svids")
+	got := proxyConfig(t, pod)
+	want := proxy.SVIDs{
+		Source: "broker", Reuse: svid.Strict, Endpoint: "unix:///run/a/w.sock", Broker: "unix:///run/a/b.sock", Admin: "unix:///run/a/a.sock",
+		Attest: "selectors", Proc: "/proc", Self: "spiffe://x/z", Agent: "spiffe://x/agent", AgentUID: 1000650000, Overlap: 24 * time.Hour,
+	}
+	if d := cmp.Diff(want, got.SVIDs); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
 	}
 }
 

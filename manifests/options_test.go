@@ -101,6 +101,8 @@ func TestRefusedValues(t *testing.T) {
 		"proxy.identity.sockets.admin=admin.sock":   "admin",
 		"proxy.identity.sockets.admin=/admin.sock":  "admin",
 		"proxy.identity.agentID=x":                  "agentID",
+		"proxy.identity.agentUID=spire":             "agentUID",
+		"proxy.identity.agentUID=-1":                "agentUID",
 		"proxy.compliancePolicy=fips":               "compliancePolicy",
 		"proxy.crl.configMap=A_b":                   "configMap",
 		"controlPlane.caRate=0":                     "caRate",
