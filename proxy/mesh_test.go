@@ -385,9 +385,14 @@ func fits(got map[string]any, want map[string]string) bool {
 // until waits for something that the mesh does by itself.
 func until(t *testing.T, what string, ok func() bool) {
 	t.Helper()
+	untilWithin(t, patience, what, ok)
+}
+
+func untilWithin(t *testing.T, most time.Duration, what string, ok func() bool) {
+	t.Helper()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
-	for deadline := time.Now().Add(patience); !ok(); <-tick.C {
+	for deadline := time.Now().Add(most); !ok(); <-tick.C {
 		if time.Now().After(deadline) {
 			t.Fatalf("waiting until %s", what)
 		}
