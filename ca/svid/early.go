@@ -20,11 +20,9 @@ var errEarly = errors.New("the certificate is not valid yet")
 
 // early is a certificate that waits for its time: the source's clock is ahead of ours.
 type early struct {
-	i     *mtls.Identity
-	came  time.Time
-	given []*x509.Certificate // its roots
-	proof Proof               // a Watcher's
-	s     *stream             // a Watcher's
+	word
+	came time.Time
+	s    *stream // a Watcher's
 }
 
 // InTime makes an identity of a chain that has just come, by build, which does so as of a time. One that is not valid yet,
@@ -84,7 +82,8 @@ func (m *Manager) checkEarlyLocked(wall time.Time, next time.Duration) time.Dura
 		was := e.early
 		m.dropEarlyLocked(e)
 		if was.s != nil {
-			was.s.takeLocked(was.i, was.given, was.proof, nil)
+			was.err = nil
+			was.s.takeLocked(was.word)
 			continue
 		}
 		e.failures, e.lastErr = 0, nil

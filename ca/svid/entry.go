@@ -53,7 +53,8 @@ type entry struct {
 	cancel   context.CancelFunc  // of the call under way
 	epoch    int                 // of the source that the call under way is to
 	roots    []*x509.Certificate // of the answer that current came with
-	given    []*x509.Certificate // a Watcher's, with current: before what is trusted in addition
+	given    []*x509.Certificate // a Watcher's, of its newest word: whom current trusts, before what is trusted in addition
+	from     int                 // epoch of the source that current is of
 	by       By                  // of current
 	proof    Proof               // of current
 	notice   *notice             // of current

@@ -96,7 +96,7 @@ func (m *Manager) land(e *entry, i *mtls.Identity, roots []*x509.Certificate, to
 		m.mergeLocked(e)
 	} else {
 		if i != nil {
-			m.keepEarlyLocked(e, &early{i: i, given: roots})
+			m.keepEarlyLocked(e, &early{word: word{i: i, given: roots}})
 		}
 		e.fails()
 		m.failedLocked(e, err)
@@ -111,7 +111,7 @@ func (m *Manager) signedLocked(e *entry, i *mtls.Identity, roots []*x509.Certifi
 	if e.by == "" {
 		after = firstRefreshAfter
 	}
-	e.by, e.given = BySigning, nil
+	e.by, e.given, e.from = BySigning, nil, m.epoch
 	m.clearNoticeLocked(e)
 	m.dropEarlyLocked(e)
 	m.trustLocked(e, i, roots)

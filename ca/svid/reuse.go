@@ -9,8 +9,6 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-
-	"github.com/warren-mesh/warren/ca/mtls"
 )
 
 // Reuse says what a pod may do with a certificate that a Watcher gave another pod of the same identity and node.
@@ -205,7 +203,10 @@ func (m *Manager) follow(ctx context.Context, prover Prover, s *stream) error {
 	m.mu.Lock()
 	from := m.lentLocked(s.e)
 	if from != nil {
-		s.takeLocked(from.current.Load(), from.given, proof, nil)
+		s.takeLocked(word{i: from.current.Load(), given: from.given, proof: proof})
+		if n := from.notice; n != nil && s.e.stream == s {
+			m.giveNoticeLocked(s.e, n.by, n.why) // lent for as long as the lender has it
+		}
 	}
 	m.mu.Unlock()
 	if from == nil {
@@ -219,12 +220,12 @@ func (m *Manager) follow(ctx context.Context, prover Prover, s *stream) error {
 }
 
 // shareLocked has others follow what the source has said to e itself.
-func (m *Manager) shareLocked(e *entry, i *mtls.Identity, err error) {
+func (m *Manager) shareLocked(e *entry, w word) {
 	g := m.groups[e.id]
 	if g == nil {
 		return
 	}
-	taken := errors.Is(err, ErrNotEntitled)
+	taken := errors.Is(w.err, ErrNotEntitled)
 	if g.anchor != e {
 		if taken && e.sampled && g.anchor != nil && g.anchor.current.Load() != nil {
 			m.noteLocked(e.id, Disagreed)
@@ -232,22 +233,28 @@ func (m *Manager) shareLocked(e *entry, i *mtls.Identity, err error) {
 				"id", e.id.String(), "uid", e.pod.UID, "pod", e.pod.Namespace+"/"+e.pod.Name)
 		}
 		if taken && m.src.Reuse == Confirm && g.lender(m.wall()) == nil {
-			m.takeBackLocked(g, err)
+			m.takeBackLocked(g, w.err)
 		}
 		return
 	}
 	switch {
-	case err == nil:
+	case w.err == nil:
 		g.frozen = time.Time{}
 		for f := range g.members {
 			if f != e && f.stream != nil && f.stream.follows {
-				f.stream.takeLocked(i, e.given, f.proof, nil)
+				f.stream.takeLocked(word{i: w.i, given: w.given, proof: f.proof})
 			}
 		}
 	case taken:
 		// What is taken back from the one who speaks for all is taken back from all; each may ask anew.
 		g.anchor, g.frozen = nil, time.Time{}
-		m.takeBackLocked(g, err)
+		m.takeBackLocked(g, w.err)
+	case w.told:
+		for f := range g.members {
+			if f != e && f.stream != nil && f.stream.follows {
+				m.toldLocked(f, w)
+			}
+		}
 	}
 	m.unparkLocked(g)
 }

@@ -4,13 +4,11 @@ import (
 	"cmp"
 	"context"
 	"crypto/sha256"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
 	"slices"
-	"strings"
 	"time"
 	"weak"
 
@@ -142,14 +140,14 @@ func (s *stream) restLocked() {
 
 // message takes what the source says.
 func (s *stream) message(u Update) {
-	i, given, err := s.m.choose(s.e.id, u)
+	w := s.m.choose(s.e.id, u)
 	s.m.mu.Lock()
 	defer s.m.mu.Unlock()
-	s.takeLocked(i, given, u.Proof, err)
+	s.takeLocked(w)
 }
 
 // takeLocked puts what was chosen to use, or notes that nothing was.
-func (s *stream) takeLocked(i *mtls.Identity, given []*x509.Certificate, proof Proof, err error) {
+func (s *stream) takeLocked(w word) {
 	m, e := s.m, s.e
 	if e.phase == gone || s.dead || s.opened && e.stream != s || s.epoch != m.epoch {
 		return // superseded
@@ -160,16 +158,19 @@ func (s *stream) takeLocked(i *mtls.Identity, given []*x509.Certificate, proof P
 	}
 	m.dropEarlyLocked(e)
 	switch {
-	case err == nil:
-		i = s.useLocked(i, given, proof)
-	case errors.Is(err, errEarly):
-		m.keepEarlyLocked(e, &early{i: i, given: given, proof: proof, s: s})
-		i = nil
+	case w.err == nil:
+		w.i = s.useLocked(w)
+	case errors.Is(w.err, errEarly):
+		m.keepEarlyLocked(e, &early{word: w, s: s})
+		w.i = nil
 	default:
-		s.refusedLocked(err)
+		s.refusedLocked(w.err)
+	}
+	if w.err != nil && w.told {
+		m.toldLocked(e, w)
 	}
 	if !s.follows {
-		defer m.shareLocked(e, i, err)
+		defer m.shareLocked(e, w)
 	}
 	if !s.opened {
 		s.opened = true
@@ -177,17 +178,17 @@ func (s *stream) takeLocked(i *mtls.Identity, given []*x509.Certificate, proof P
 			e.stream.cancel()
 		}
 		e.stream = s
-		s.first <- verdict{i, err}
+		s.first <- verdict{w.i, w.err}
 		return // land does the rest
 	}
-	e.lastErr = err
-	if err != nil {
-		m.cfg.Log.Warn("Certificate rotation failed for "+e.id.String(), e.attrs("err", err)...)
+	e.lastErr = w.err
+	if w.err != nil {
+		m.cfg.Log.Warn("Certificate rotation failed for "+e.id.String(), e.attrs("err", w.err)...)
 	} else {
-		m.logCompleted(i, e.attrs()...)
+		m.logCompleted(w.i, e.attrs()...)
 		e.failures = 0
 	}
-	if e.phase == resting && err == nil {
+	if e.phase == resting && w.err == nil {
 		m.timers.remove(e)
 		s.restLocked()
 		m.wakeUp()
@@ -195,16 +196,13 @@ func (s *stream) takeLocked(i *mtls.Identity, given []*x509.Certificate, proof P
 	e.tellLocked()
 }
 
-func (s *stream) useLocked(i *mtls.Identity, given []*x509.Certificate, proof Proof) *mtls.Identity {
+func (s *stream) useLocked(w word) *mtls.Identity {
 	m, e := s.m, s.e
-	i = m.same.intern(m.trustedLocked(i, given))
+	i := m.same.intern(m.trustedLocked(w.i, w.given))
 	if old := e.current.Swap(i); old != nil && !sameTrust(old, i) {
-		m.cfg.Log.Info("trust of "+e.id.String()+" changed", e.attrs("roots", len(i.Roots()), "were", len(old.Roots()), "federated", len(i.Federated()))...)
-		if m.cfg.RootsChanged != nil {
-			m.cfg.RootsChanged()
-		}
+		m.trustChangedLocked(e, old, i)
 	}
-	e.given, e.proof, e.by = given, proof, ByStream
+	e.given, e.proof, e.by, e.from = w.given, w.proof, ByStream, s.epoch
 	m.clearNoticeLocked(e)
 	if !s.follows {
 		return i
@@ -289,40 +287,6 @@ func (m *Manager) dropCertLocked(e *entry, why error) {
 // same answer, and costs the source an attestation.
 func (e *entry) listensLocked(now time.Time) bool {
 	return e.stream != nil && now.Sub(e.stream.last) < listenFor
-}
-
-// choose takes the identity that is wanted out of a message, and checks it. What is expired, not yet valid, or not
-// its key's is an error and leaves the one in use alone; with errEarly it is returned.
-func (m *Manager) choose(id spiffeid.ID, u Update) (i *mtls.Identity, given []*x509.Certificate, err error) {
-	var others []string
-	for _, s := range u.SVIDs {
-		if s.ID != id {
-			others = append(others, s.ID.String())
-			continue
-		}
-		i, err := m.inTime(id, s.Chain, func(at time.Time) (*mtls.Identity, error) {
-			return mtls.NewIdentity(id, s.Key, s.Chain, s.Roots, at)
-		})
-		if i == nil {
-			err = errors.Join(err, u.Refused[id.TrustDomain().Name()])
-			return nil, nil, fmt.Errorf("svid: %w", err)
-		}
-		f, unusable := mtls.NewFederation(u.Federated)
-		m.noteBundles(id, f, unusable, u.Refused)
-		return i.WithFederation(f).WithRevocations(m.cfg.Revoked), s.Roots, err
-	}
-	if len(others) > 0 {
-		return nil, nil, fmt.Errorf("svid: %s: %w: %s", id, ErrNotEntitled, strings.Join(others[:min(len(others), 4)], ", "))
-	}
-	return nil, nil, fmt.Errorf("svid: %s: %w", id, ErrNotEntitled)
-}
-
-// sameTrust reports whether two identities accept the same peers.
-func sameTrust(a, b *mtls.Identity) bool {
-	same := func(a, b []*x509.Certificate) bool {
-		return slices.EqualFunc(a, b, (*x509.Certificate).Equal)
-	}
-	return same(a.Roots(), b.Roots()) && maps.EqualFunc(a.Federated(), b.Federated(), same)
 }
 
 // interned keeps one copy of what many streams bring alike: SPIRE gives every pod of an identity the same key.

@@ -142,7 +142,7 @@ func (m *Manager) heirLocked(e *entry, pod Pod) *entry {
 	}
 	if i := e.current.Load(); i != nil && n.current.Load() == nil {
 		n.current.Store(i)
-		n.given, n.by, n.proof, n.late = e.given, e.by, e.proof, e.late
+		n.given, n.from, n.by, n.proof, n.late = e.given, e.from, e.by, e.proof, e.late
 		if e.by == BySigning {
 			n.given = e.roots
 		}
@@ -217,7 +217,10 @@ func (m *Manager) retrustLocked() {
 			e.current.Store(i.WithRoots(t.roots))
 			continue
 		}
-		roots, err := mtls.NewRoots(union(e.given, m.addedLocked(e.id.TrustDomain())))
+		if e.given == nil {
+			continue
+		}
+		roots, err := rootsOf(e.given, m.addedLocked(e.id.TrustDomain()))
 		if err != nil {
 			m.cfg.Log.Error("roots are kept as they were", "id", e.id.String(), "err", err)
 			continue

@@ -187,7 +187,6 @@ func TestSpoiled(t *testing.T) {
 		},
 		"no key":         func(_ *fakeagent.Agent, s *fakeagent.SVID) { s.Key = nil },
 		"no certificate": func(_ *fakeagent.Agent, s *fakeagent.SVID) { s.Chain = nil },
-		"no roots":       func(_ *fakeagent.Agent, s *fakeagent.SVID) { s.Roots = nil },
 		"a chain that is too long": func(_ *fakeagent.Agent, s *fakeagent.SVID) {
 			for range 300 {
 				s.Chain = append(s.Chain, s.Chain[0])
@@ -227,6 +226,23 @@ func TestSpoiled(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A bundle without anything in it is trusted by nobody, from then on.
+func TestNoRoots(t *testing.T) {
+	w := newWorld(t, spiffeid.ID{}, nil)
+	w.agent.Give("pod:u1", bar)
+	l := w.certs.Acquire(svid.Pod{UID: "u1"}, bar)
+	peer := get(t, l).Chain()
+	w.agent.Spoil(func(ref string, s *fakeagent.SVID) {
+		if strings.HasPrefix(ref, "pod:") {
+			s.Roots = nil
+		}
+	})
+	until(t, "refusal of peers", func() bool {
+		_, err := get(t, l).VerifyPeer(peer, x509.ExtKeyUsageClientAuth, time.Now())
+		return err != nil
+	})
 }
 
 // The cap that keeps an agent alive holds, and everybody is served.

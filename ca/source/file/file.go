@@ -19,6 +19,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -68,9 +69,11 @@ func New(dir string, every time.Duration) (*Source, error) {
 }
 
 // Watch implements svid.Watcher. Files that are gone, and still are at the next look, withdraw the SVID; files that
-// cannot be read or understood leave the one before in use, because a writer may be in the middle of replacing them.
+// cannot be read or understood leave the one before in use, because a writer may be in the middle of replacing them. Roots
+// that are gone are so when they still are at the next look, too: live connections end with the trust in them.
 func (s *Source) Watch(ctx context.Context, _ svid.Pod, id spiffeid.ID, emit func(svid.Update)) error {
-	var last digest
+	var last, doubted digest
+	var roots []*x509.Certificate
 	tick := time.NewTicker(s.every)
 	defer tick.Stop()
 	for {
@@ -82,8 +85,11 @@ func (s *Source) Watch(ctx context.Context, _ svid.Pod, id spiffeid.ID, emit fun
 		case gone && last != digest{}: // what is in use stays until the next look
 		case err != nil:
 			return fmt.Errorf("SVID files: %w", err)
-		case all != last:
-			last = all
+		case all == last:
+		case all != doubted && lacks(u.SVIDs[0].Roots, roots):
+			doubted = all
+		default:
+			last, roots = all, u.SVIDs[0].Roots
 			emit(u)
 		}
 		select {
@@ -92,6 +98,11 @@ func (s *Source) Watch(ctx context.Context, _ svid.Pod, id spiffeid.ID, emit fun
 		case <-tick.C:
 		}
 	}
+}
+
+// lacks reports whether roots are none, or not all of those before.
+func lacks(roots, before []*x509.Certificate) bool {
+	return len(roots) == 0 || slices.ContainsFunc(before, func(c *x509.Certificate) bool { return !slices.ContainsFunc(roots, c.Equal) })
 }
 
 // left notes whether id's files are gone now, and reports whether they have been for long enough that no writer is in

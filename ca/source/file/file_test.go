@@ -200,6 +200,48 @@ func TestSlowWriter(t *testing.T) {
 	}
 }
 
+// Roots that are gone for a moment, in which a writer is in the middle, are not; those that are gone are not trusted any more.
+func TestRootsGo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		a, err := fakeagent.New(td, time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		put(t, dir, a, bar)
+		m, _ := world(t, dir)
+		l := m.Acquire(svid.Pod{UID: "u"}, bar)
+		good, err := l.Identity(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		peer := good.Chain()
+		accepted := func() bool {
+			_, err := l.Current().VerifyPeer(peer, x509.ExtKeyUsageClientAuth, time.Now())
+			return err == nil
+		}
+		text, err := os.ReadFile(filepath.Join(dir, "ca.crt"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		write(t, dir, "ca.crt", nil)
+		time.Sleep(2 * time.Second)
+		write(t, dir, "ca.crt", text)
+		for range 10 {
+			if !accepted() {
+				t.Fatal("a writer's moment ended the trust")
+			}
+			time.Sleep(time.Second)
+		}
+		write(t, dir, "ca.crt", nil)
+		time.Sleep(5 * time.Second)
+		if accepted() {
+			t.Error("trusted without roots")
+		}
+	})
+}
+
 // A file that is removed and made anew is not one that is taken away, which is noticed at the second look.
 func TestUnlinkThenCreate(t *testing.T) {
 	for _, name := range []string{"tls.crt", "tls.key", "ca.crt"} {

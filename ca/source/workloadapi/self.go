@@ -47,6 +47,7 @@ func (s *Self) Run(ctx context.Context) error {
 		err := s.source.Watch(ctx, svid.Pod{}, s.want, func(u svid.Update) {
 			heard = true
 			s.take(s.choose(u))
+			s.trust(u)
 		})
 		if ctx.Err() != nil {
 			return nil
@@ -111,6 +112,23 @@ func (s *Self) takeLocked(i *mtls.Identity, err error) {
 	}
 	close(s.changed)
 	s.changed = make(chan struct{})
+}
+
+// trust has the identity in use trust what the message says, though it may have brought no other: a root that has gone is
+// not believed any more. What cannot be used says nothing.
+func (s *Self) trust(u svid.Update) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, one := range u.SVIDs {
+		if s.current == nil || one.ID != s.current.ID() {
+			continue
+		}
+		roots, err := mtls.NewRoots(one.Roots)
+		if err == nil || len(one.Roots) == 0 { // none are trusted then
+			s.current = s.current.WithRoots(roots)
+		}
+		return
+	}
 }
 
 // mature is when the time of an identity has come, unless another word has come before.

@@ -75,6 +75,42 @@ func issue(t *testing.T, f authority.Files, ahead time.Duration) svid.Update {
 	return svid.Update{SVIDs: []svid.SVID{{ID: self, Key: key, Chain: chain, Roots: roots}}}
 }
 
+// A root that goes is not believed any more, also where the identity itself hangs from it.
+func TestTheRootGoes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, err := authority.Create(td, time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		w := make(words)
+		s := workloadapi.NewSelf(w, self, slog.New(slog.DiscardHandler))
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- s.Run(ctx) }()
+		u := issue(t, f, 0)
+		for name, roots := range map[string][]*x509.Certificate{"it stays": u.SVIDs[0].Roots, "it has gone": nil} {
+			w <- u
+			synctest.Wait()
+			peer := u.SVIDs[0].Chain
+			u := svid.Update{SVIDs: []svid.SVID{u.SVIDs[0]}}
+			u.SVIDs[0].Roots = roots
+			w <- u
+			synctest.Wait()
+			i, err := s.Identity(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := i.VerifyPeer(peer, x509.ExtKeyUsageServerAuth, time.Now()); (err == nil) != (roots != nil) {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // The proxy's own identity, when it comes before its time, is there when that comes, unless it was taken back meanwhile.
 func TestAnEarlyIdentity(t *testing.T) {
 	for name, tc := range map[string]struct {
