@@ -90,7 +90,7 @@ func (b *iptables) Verify(ns *netns.NS, c Config) (diffs []string, err error) {
 
 func (b *iptables) Remove(ns *netns.NS) error {
 	return b.session(ns, "remove", func(ctx context.Context, s *session) error {
-		return errors.Join(s.clear(ctx), s.routes.remove(), s.forget(ctx, captured))
+		return errors.Join(s.clear(ctx), s.cleared(ctx))
 	})
 }
 

@@ -254,3 +254,33 @@ func TestWhatIsNotTakenOver(t *testing.T) {
 		})
 	})
 }
+
+// What cannot be taken over is left alone to the end: to remove ours from a pod that
+// Istio still serves takes away neither the way of the answers to its proxy nor what
+// conntrack knows of the connections that it carries.
+func TestRemoveBesideIstio(t *testing.T) {
+	forEach(t, func(t *testing.T, b redirect.Backend) {
+		s := newStage(t)
+		programAsIstio(t, s.pod.NS, redirect.NameNFT)
+		carried := s.captured()
+		run(t, s.pod.NS, "iptables-legacy", "-t", "nat", "-N", "ISTIO_OUTPUT")
+		was := feed(t, s.pod.NS, "", "sh", "-c", "ip rule; ip -6 rule; ip route show table 100; ip -6 route show table 100")
+		if form, err := redirect.TakeOver(b, s.pod.NS, redirect.Defaults()); err == nil || form != "" {
+			t.Errorf("taken over from %q, %v", form, err)
+		}
+		if form, err := redirect.Takeable(s.pod.NS); err == nil || form != "" {
+			t.Errorf("it can be taken over from %q, %v", form, err)
+		}
+		if err := b.Remove(s.pod.NS); err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(was, feed(t, s.pod.NS, "", "sh", "-c", "ip rule; ip -6 rule; ip route show table 100; ip -6 route show table 100")); d != "" {
+			t.Errorf("Istio's routes are not what they were:\n%s", d)
+		}
+		for _, l := range append(carried, s.captured()...) {
+			if err := l.exchange(); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}

@@ -52,7 +52,7 @@ func (b *native) Verify(ns *netns.NS, c Config) (diffs []string, err error) {
 
 func (b *native) Remove(ns *netns.NS) error {
 	return b.work(ns, "remove", func(ctx context.Context, s *nativeSession) error {
-		return errors.Join(s.clear(ctx), s.routes.remove(), s.forget(ctx, captured))
+		return errors.Join(s.clear(ctx), s.cleared(ctx))
 	})
 }
 

@@ -84,3 +84,14 @@ func (p place) applied(ctx context.Context, c Config, apply func() (had bool, er
 	}
 	return p.startAfresh(ctx, c, outlived)
 }
+
+// cleared is for a pod whose rules of ours have just gone: its routes go, and what
+// conntrack remembers of those that were captured. Both are left to another mesh that has
+// redirected the pod, whose they are as well: its proxy serves what it has.
+func (p place) cleared(ctx context.Context) error {
+	theirs, err := p.strangers(ctx)
+	if err != nil || len(theirs) > 0 {
+		return err
+	}
+	return errors.Join(p.routes.remove(), p.forget(ctx, captured))
+}

@@ -78,7 +78,7 @@ type Backend interface {
 	Verify(ns *netns.NS, c Config) (diffs []string, err error)
 	// Remove leaves the namespace as it was before Apply, conntrack's memory of
 	// what was captured included: connections that still are break. What is not
-	// there is not an error.
+	// there is not an error. Beside what Foreign names only the rules go.
 	Remove(ns *netns.NS) error
 	// StopCapture removes what captures and no more: new connections are no
 	// longer captured, those that are go on working.

@@ -3,6 +3,7 @@ package redirect
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -21,13 +22,38 @@ import (
 // come first and theirs go then, so that no connection notices: what Istio's
 // proxy carries it carries on, and what is new goes to whoever listens.
 //
-// What cannot be taken over is left alone: ErrNotAmbient. After another error
+// What Takeable refuses is left alone, without a form. After an error with one
 // both may be there, which does no harm; call it again, or GiveBack.
 func TakeOver(b Backend, ns *netns.NS, c Config) (form string, err error) {
+	form, were, err := lookTakeable(ns)
+	if err != nil {
+		return "", err
+	}
+	if err := b.Apply(ns, c); err != nil || form == "" {
+		return form, err
+	}
 	l := defaultLimits()
-	err = l.visit(ns, "take over", b.Name(), func(ctx context.Context, p place) error {
-		all, err := p.strangers(ctx)
-		if err == nil {
+	err = l.visit(ns, "remove Istio's rules", form, func(ctx context.Context, p place) error {
+		return p.removeStrangers(ctx)
+	})
+	if err != nil && form == NameLegacy { // one family after the other
+		err = errors.Join(err, l.visit(ns, "put Istio's rules back", form, func(ctx context.Context, p place) error {
+			return p.completeLegacy(ctx, c, were)
+		}))
+	}
+	return form, err
+}
+
+// Takeable says in which form Istio's rules are in a pod that could be taken over, ""
+// where there are none, or why it cannot be: ErrNotAmbient, for one.
+func Takeable(ns *netns.NS) (form string, err error) {
+	form, _, err = lookTakeable(ns)
+	return form, err
+}
+
+func lookTakeable(ns *netns.NS) (form string, all []stranger, err error) {
+	err = defaultLimits().visit(ns, "look for Istio's rules", "netlink", func(ctx context.Context, p place) error {
+		if all, err = p.strangers(ctx); err == nil {
 			form, err = takeable(all)
 		}
 		if err == nil && form == NameLegacy {
@@ -35,15 +61,7 @@ func TakeOver(b Backend, ns *netns.NS, c Config) (form string, err error) {
 		}
 		return err
 	})
-	if err != nil {
-		return "", err
-	}
-	if err := b.Apply(ns, c); err != nil || form == "" {
-		return form, err
-	}
-	return form, l.visit(ns, "remove Istio's rules", form, func(ctx context.Context, p place) error {
-		return p.removeStrangers(ctx)
-	})
+	return form, all, err
 }
 
 // GiveBack puts Istio's rules for c in the place of ours, in the form in which
@@ -67,7 +85,7 @@ func GiveBack(b Backend, ns *netns.NS, c Config, form string) error {
 			return err
 		}
 		write = func(p *place, ctx context.Context, c Config) error {
-			return theirs.(*iptables).writeIstioChains(ctx, p, c)
+			return theirs.(*iptables).writeIstioChains(ctx, p, c, nil)
 		}
 	}
 	l := defaultLimits()
@@ -99,14 +117,19 @@ func (b *native) release(ns *netns.NS) error {
 	return b.work(ns, "release", func(ctx context.Context, s *nativeSession) error { return s.clear(ctx) })
 }
 
-func (b *iptables) writeIstioChains(ctx context.Context, p *place, c Config) error {
+// writeIstioChains leaves out the tables that except says, if it is not nil.
+func (b *iptables) writeIstioChains(ctx context.Context, p *place, c Config, except func(Table) bool) error {
 	s := &session{b, *p}
 	c, err := s.usable(c)
 	if err != nil {
 		return err
 	}
 	for _, f := range c.families() {
-		if err := s.restore(ctx, f, istioDocument(f, istioRules(c))); err != nil {
+		doc := istioDocument(f, slices.DeleteFunc(istioRules(c), func(t Table) bool { return except != nil && except(t) }))
+		if doc == "" {
+			continue
+		}
+		if err := s.restore(ctx, f, doc); err != nil {
 			return err
 		}
 	}
@@ -288,4 +311,20 @@ func (p place) removeLegacyIstio(ctx context.Context) error {
 			d.clearOf(have.table(name), istioChains())
 		}
 	})
+}
+
+// completeLegacy writes Istio's tables for c anew that were there and have gone.
+func (p place) completeLegacy(ctx context.Context, c Config, were []stranger) error {
+	b, err := Named(NameLegacy)
+	if err != nil {
+		return err
+	}
+	now, err := p.strangers(ctx)
+	if err != nil {
+		return err
+	}
+	among := func(all []stranger, t Table) bool {
+		return slices.ContainsFunc(all, func(s stranger) bool { return s.family == t.Family.String() && s.table == t.Name })
+	}
+	return b.(*iptables).writeIstioChains(ctx, &p, c, func(t Table) bool { return !among(were, t) || among(now, t) })
 }

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -200,12 +203,15 @@ func TestCarriedIsNotOutside(t *testing.T) {
 }
 
 // istio makes a pod one that Istio's agent has redirected and left.
-func (n *node) istio(s *sandbox) {
+func (n *node) istio(s *sandbox) { n.istioAs(s, "") }
+
+// istioAs is istio, with the rules in some form.
+func (n *node) istioAs(s *sandbox, form string) {
 	n.t.Helper()
 	if err := n.backend.Apply(s.netns, redirect.Defaults()); err != nil {
 		n.t.Fatal(err)
 	}
-	if err := redirect.GiveBack(n.backend, s.netns, redirect.Defaults(), ""); err != nil {
+	if err := redirect.GiveBack(n.backend, s.netns, redirect.Defaults(), form); err != nil {
 		n.t.Fatal(err)
 	}
 	if got := n.foreign(s); len(got) == 0 {
@@ -254,23 +260,90 @@ func TestTakenOverAndGivenBack(t *testing.T) {
 	}
 }
 
-// TestTakeOverThatFails: the pod is Istio's again.
+// TestWhatCannotBeTakenOver: the pod is left as it is, and the proxy is not even asked to
+// listen beside the one that serves it.
+func TestWhatCannotBeTakenOver(t *testing.T) {
+	for name, c := range map[string]struct {
+		istio          bool
+		script, reason string
+	}{
+		"a sidecar's": {false, "iptables -t nat -N ISTIO_REDIRECT", "another mesh has redirected this pod"},
+		"made twice":  {true, "for v in nft legacy; do iptables-$v -t nat -N ISTIO_OUTPUT 2>/dev/null || true; done", "twice"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			nstest.LeakCheck(t)
+			n := newNode(t)
+			find := n.withFinder()
+			n.start()
+			f, _ := n.proxy()
+			s := n.sandbox("app", "a", "uid-a", "c1")
+			if c.istio {
+				n.istio(s)
+			}
+			inPod(t, s.netns, "sh", "-e", "-c", c.script)
+			routes := inPod(t, s.netns, "ip", "rule")
+			find.set("uid-a", s)
+			n.world.pod("app", "a", "uid-a", address("10.1.2.3"))
+			n.until("it is told why", func() bool { return n.notices.about("a", c.reason) })
+			n.until("it is outside", func() bool { return n.phase("uid-a") == enroll.PhaseLeft })
+			if len(n.foreign(s)) == 0 || n.captured(s) {
+				t.Errorf("left of theirs: %v, redirected by us: %t", n.foreign(s), n.captured(s))
+			}
+			if got := inPod(t, s.netns, "ip", "rule"); got != routes || c.istio != strings.Contains(got, "fwmark") {
+				t.Errorf("the routes were\n%sand are\n%s", routes, got)
+			}
+			if slices.Contains(f.Events(), "add uid-a") {
+				t.Errorf("the proxy was told %v", f.Events())
+			}
+			n.world.remove("app", "a")
+		})
+	}
+}
+
+// TestTakeOverThatFails: when Istio's rules cannot be removed, the pod is Istio's again,
+// and ours as soon as they can.
 func TestTakeOverThatFails(t *testing.T) {
 	nstest.LeakCheck(t)
 	n := newNode(t)
 	find := n.withFinder()
+	real, err := exec.LookPath("iptables-legacy-restore")
+	nstest.Need(t, err)
+	broken := filepath.Join(t.TempDir(), "broken")
+	tools := t.TempDir()
+	script := "#!/bin/sh\n[ ! -e " + broken + " ] || { echo out of order >&2; exit 1; }\nexec " + real + " \"$@\"\n"
+	if err := os.WriteFile(filepath.Join(tools, "iptables-legacy-restore"), []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", tools+":"+os.Getenv("PATH"))
+	n.backend, err = redirect.Named(redirect.NameNFT)
+	nstest.Need(t, err)
+	n.start()
+	f, _ := n.proxy()
+	s := n.sandbox("app", "a", "uid-a", "c1")
+	n.istioAs(s, redirect.NameLegacy)
+	if err := os.WriteFile(broken, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	was, routes := n.foreign(s), inPod(t, s.netns, "ip", "rule")
+	find.set("uid-a", s)
+	n.world.pod("app", "a", "uid-a", marked, address("10.1.2.3"))
+	n.until("it is told why", func() bool { return n.notices.about("a", "out of order") })
+	n.until("it is outside", func() bool { return n.phase("uid-a") == enroll.PhaseLeft && len(f.Pods()) == 0 })
+	n.stop()
+	if got := n.foreign(s); !slices.Equal(got, was) || n.captured(s) {
+		t.Errorf("left of theirs: %v, redirected by us: %t", got, n.captured(s))
+	}
+	if got := inPod(t, s.netns, "ip", "rule"); got != routes || !strings.Contains(got, "fwmark") {
+		t.Errorf("the routes were\n%sand are\n%s", routes, got)
+	}
+	if err := os.Remove(broken); err != nil {
+		t.Fatal(err)
+	}
 	n.start()
 	n.proxy()
-	s := n.sandbox("app", "a", "uid-a", "c1")
-	inPod(t, s.netns, "iptables", "-t", "nat", "-N", "ISTIO_REDIRECT") // a sidecar's
-	find.set("uid-a", s)
-	n.world.pod("app", "a", "uid-a", address("10.1.2.3"))
-	n.until("it is told why", func() bool { return n.notices.about("a", "another mesh has redirected this pod") })
-	n.until("it is outside", func() bool { return n.phase("uid-a") == enroll.PhaseLeft })
-	if len(n.foreign(s)) == 0 || n.captured(s) {
-		t.Errorf("left of theirs: %v, redirected by us: %t", n.foreign(s), n.captured(s))
-	}
-	n.world.remove("app", "a")
+	n.until("it is taken over", func() bool {
+		return n.phase("uid-a") == enroll.PhaseEnrolled && n.captured(s) && len(n.foreign(s)) == 0
+	})
 }
 
 // TestRetire: pods leave for good, those without an object too.

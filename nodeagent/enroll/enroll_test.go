@@ -103,14 +103,22 @@ func (w *world) remove(namespace, name string) {
 
 // flows is what the proxy says it carries.
 type flows struct {
-	mu sync.Mutex
-	n  int
+	mu    sync.Mutex
+	n     int
+	times int // it was asked
 }
 
 func (f *flows) Flows(context.Context, string) (int, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.times++
 	return f.n, nil
+}
+
+func (f *flows) asked() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.times
 }
 
 func (f *flows) set(n int) {
@@ -394,8 +402,8 @@ func wantRefusal(t *testing.T, err error, retryable bool, text string) {
 	}
 }
 
-// inPod runs a program in a namespace.
-func inPod(t testing.TB, ns *netns.NS, name string, args ...string) {
+// inPod runs a program in a namespace, and returns what it prints.
+func inPod(t testing.TB, ns *netns.NS, name string, args ...string) string {
 	t.Helper()
 	var out strings.Builder
 	cmd := exec.Command(name, args...)
@@ -406,4 +414,5 @@ func inPod(t testing.TB, ns *netns.NS, name string, args ...string) {
 	if err := cmd.Wait(); err != nil {
 		t.Fatalf("%s %v: %v: %s", name, args, err, out.String())
 	}
+	return out.String()
 }

@@ -40,12 +40,11 @@ func (e *Enroller) enrollRunning(ctx context.Context, m *member, p Pod) error {
 		return err
 	}
 	b, err := e.backend(&r)
-	var theirs []string
 	if err == nil {
-		err = e.rulesWork(ctx, func() (err error) { theirs, err = b.Foreign(m.box.ns); return err })
+		err = e.rulesWork(ctx, func() error { return e.foresee(m, b) })
 	}
 	if err == nil {
-		err = run(ctx, e.enrollSteps(m, p, b, r, fresh, theirs)...)
+		err = run(ctx, e.enrollSteps(m, p, b, r, fresh)...)
 	}
 	if err != nil && fresh {
 		e.closeNS(m)
@@ -53,19 +52,43 @@ func (e *Enroller) enrollRunning(ctx context.Context, m *member, p Pod) error {
 	return err
 }
 
-func (e *Enroller) enrollSteps(m *member, p Pod, b redirect.Backend, r event.Redirect, fresh bool, theirs []string) []step {
+// foresee finds out whether another mesh has redirected a pod, and refuses one that cannot
+// be taken over from it before anything is changed: that mesh may be serving it.
+func (e *Enroller) foresee(m *member, b redirect.Backend) error {
+	form, err := redirect.Takeable(m.box.ns)
+	if errors.Is(err, redirect.ErrNotAmbient) {
+		if err := foreign(b, m.box.ns); err != nil {
+			return err
+		}
+	}
+	if err == nil && form != "" {
+		e.setTheirs(m, form)
+	}
+	return err
+}
+
+// setTheirs notes in which form another mesh's rules are in a pod, or were.
+func (e *Enroller) setTheirs(m *member, form string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	m.box.theirs = form
+}
+
+func (e *Enroller) enrollSteps(m *member, p Pod, b redirect.Backend, r event.Redirect, fresh bool) []step {
+	var form string // of the rules that ours took the place of
 	steps := []step{
 		{name: "write down that the pod is on its way", do: func(context.Context) error {
 			e.setRedirect(m, &r, p)
 			return e.setPhase(m, PhaseEnrolling, p.Eligible.Reason)
 		}, undo: func(context.Context) error {
 			e.setRedirect(m, nil, p)
+			e.setTheirs(m, "")
 			return e.setPhase(m, PhaseLeft, "it could not be brought into the mesh")
 		}},
 		{name: "open the proxy's listeners", do: func(ctx context.Context) error { return e.announceInTurn(ctx, m) }, undo: func(ctx context.Context) error { return e.withdraw(ctx, m) }},
 		{name: "program the redirection", do: func(ctx context.Context) error {
-			return e.rulesWork(ctx, func() error { return e.program(m, b, r, theirs) })
-		}, undo: func(context.Context) error { return e.unprogram(m, b, r) }},
+			return e.rulesWork(ctx, func() (err error) { form, err = e.program(m, b, r); return err })
+		}, undo: func(context.Context) error { return unprogram(m, b, r, form) }},
 		{name: "let kubelet's probes through", do: func(ctx context.Context) error {
 			e.letProbes(ctx, m, e.probeIPs(m, p))
 			return nil
@@ -98,36 +121,32 @@ func (e *Enroller) announceInTurn(ctx context.Context, m *member) error {
 }
 
 // program makes a running pod's rules ours, in the place of another mesh's that has
-// left it, and verifies them. Connections that the pod has go on beside them.
-func (e *Enroller) program(m *member, b redirect.Backend, r event.Redirect, theirs []string) error {
+// left it, and verifies them. Connections that the pod has go on beside them. form is that
+// of the rules that were to be replaced, if they may have been changed.
+func (e *Enroller) program(m *member, b redirect.Backend, r event.Redirect) (form string, err error) {
 	ns := m.box.ns
 	e.noteBefore(m)
-	if len(theirs) == 0 {
-		if err := b.Apply(ns, rulesConfig(r)); err != nil {
-			return err
-		}
-		return verify(b, ns, r)
+	if m.box.theirs == "" {
+		err = b.Apply(ns, rulesConfig(r))
+	} else {
+		form, err = redirect.TakeOver(b, ns, rulesConfig(r))
 	}
-	form, err := redirect.TakeOver(b, ns, rulesConfig(r))
-	switch {
-	case errors.Is(err, redirect.ErrNotAmbient):
-		return foreignError(theirs)
-	case err != nil:
-		return err
+	if err != nil {
+		return form, err
 	}
-	e.mu.Lock()
-	m.box.theirs = form
-	e.mu.Unlock()
-	e.log.Info("a pod was taken over from Istio", "pod", m.name.String(), "uid", m.uid, "rules", form)
-	return verify(b, ns, r)
+	if form != "" {
+		e.setTheirs(m, form)
+		e.log.Info("a pod was taken over from Istio", "pod", m.name.String(), "uid", m.uid, "rules", form)
+	}
+	return form, verify(b, ns, r)
 }
 
 // unprogram leaves a pod as it was before program: outside, or another mesh's.
-func (e *Enroller) unprogram(m *member, b redirect.Backend, r event.Redirect) error {
-	if m.box.theirs == "" {
+func unprogram(m *member, b redirect.Backend, r event.Redirect, form string) error {
+	if form == "" {
 		return b.Remove(m.box.ns)
 	}
-	return redirect.GiveBack(b, m.box.ns, rulesConfig(r), m.box.theirs)
+	return redirect.GiveBack(b, m.box.ns, rulesConfig(r), form)
 }
 
 func (e *Enroller) setRedirect(m *member, r *event.Redirect, p Pod) {
