@@ -49,12 +49,11 @@ const (
 // on to their end outside of it, unless a policy forbids that. It is guarded by the
 // enroller's mutex.
 type before struct {
-	conns   []Conn
-	more    int             // not in conns: the kernel has to be asked for them
-	anew    bool            // and is, as conns are not all that could be had
-	carried map[uint64]bool // those of the proxy's, since the pod leaves
-	next    time.Time
-	note    string // why it is not known whether policies allow them
+	conns []Conn
+	more  int  // not in conns: the kernel has to be asked for them
+	anew  bool // and is, as conns are not all that could be had
+	next  time.Time
+	note  string // why it is not known whether policies allow them
 }
 
 // count is how many there are.
@@ -64,7 +63,8 @@ func (b *before) count() int { return len(b.conns) + b.more }
 func (b *before) kept() []Conn { return b.conns[:min(len(b.conns), maxBeforeKept)] }
 
 // noteBefore remembers the connections of a pod that is about to be captured. Those
-// that the proxy has carried since an earlier time in the mesh are not among them.
+// that the proxy has carried since an earlier time in the mesh are not among them, as
+// they are not among those that are listed.
 func (e *Enroller) noteBefore(m *member) {
 	if e.cfg.Connections == nil {
 		return
@@ -77,34 +77,7 @@ func (e *Enroller) noteBefore(m *member) {
 		e.log.Warn("cannot look at a pod's connections", "pod", m.name.String(), "uid", m.uid, "err", err)
 		return
 	}
-	all = slices.DeleteFunc(all, func(c Conn) bool { return m.before.carried[c.Cookie] })
 	m.before = before{conns: all, more: more}
-}
-
-// noteCarried remembers the connections of a pod that begins to leave: those that the
-// proxy carries, in case that the pod changes its mind.
-func (e *Enroller) noteCarried(m *member) {
-	if e.cfg.Connections == nil {
-		return
-	}
-	all, _, err := e.cfg.Connections.List(m.box.ns)
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if err != nil {
-		return // then too many are counted
-	}
-	outside := make(map[uint64]bool, len(m.before.conns))
-	for _, c := range m.before.conns {
-		outside[c.Cookie] = true
-	}
-	if m.before.carried == nil {
-		m.before.carried = make(map[uint64]bool)
-	}
-	for _, c := range all {
-		if !outside[c.Cookie] {
-			m.before.carried[c.Cookie] = true
-		}
-	}
 }
 
 // tend looks after the connections of before: which are left, and which a policy

@@ -23,20 +23,21 @@ import (
 
 // conns are a pod's connections and its policies, as the test sets them.
 type conns struct {
-	mu     sync.Mutex
-	all    []enroll.Conn
-	denied map[uint64]bool
-	ended  []uint64
-	stuck  bool
-	blind  error
-	lists  int // calls of List
+	mu      sync.Mutex
+	all     []enroll.Conn
+	carried map[uint64]bool // by the proxy
+	denied  map[uint64]bool
+	ended   []uint64
+	stuck   bool
+	blind   error
+	lists   int // calls of List
 }
 
 func (c *conns) List(*netns.NS) ([]enroll.Conn, int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.lists++
-	return slices.Clone(c.all), 0, nil
+	return slices.DeleteFunc(slices.Clone(c.all), func(o enroll.Conn) bool { return c.carried[o.Cookie] }), 0, nil
 }
 
 func (c *conns) Alive(_ *netns.NS, some []enroll.Conn) ([]enroll.Conn, error) {
@@ -174,31 +175,36 @@ func TestConnectionsThatCannotBeJudged(t *testing.T) {
 }
 
 // TestCarriedIsNotOutside: a pod that changes its mind has connections that the proxy
-// carries, which are none of before.
+// carries, which are none of before, and others that nobody has captured while it was
+// leaving, which are, whatever became of the agent meanwhile.
 func TestCarriedIsNotOutside(t *testing.T) {
 	nstest.LeakCheck(t)
-	c := &conns{all: []enroll.Conn{{Cookie: 1}}}
+	c := &conns{all: []enroll.Conn{{Cookie: 1}}, carried: map[uint64]bool{2: true}, denied: map[uint64]bool{3: true}}
 	n := newNode(t)
 	n.times.Drain = time.Minute
 	n.withConns(c)
 	n.start()
-	n.proxy()
-	n.outside("p", "uid-p", "c1")
+	_, stop := n.proxy()
+	s := n.outside("p", "uid-p", "c1")
 	n.world.pod("plain", "p", "uid-p", labelled("ambient"))
 	n.until("it is in", func() bool { return n.phase("uid-p") == enroll.PhaseEnrolled })
-	var before, now int
-	c.set(func() { c.all, before = append(c.all, enroll.Conn{Cookie: 2}), c.lists }) // captured
+	c.set(func() { c.all = append(c.all, enroll.Conn{Cookie: 2, Inbound: true}) })
 	n.flows.set(1)
 	n.world.pod("plain", "p", "uid-p")
-	n.until("it leaves, and what is captured was noted", func() bool {
-		c.set(func() { now = c.lists })
-		return n.phase("uid-p") == enroll.PhaseLeaving && now > before
-	})
-	c.set(func() { c.all = append(c.all, enroll.Conn{Cookie: 3}) }) // not captured
+	n.until("it leaves", func() bool { return n.phase("uid-p") == enroll.PhaseLeaving && !n.captured(s) })
+	c.set(func() { c.all = append(c.all, enroll.Conn{Cookie: 3, Inbound: true}) })
+	stop()
+	n.stop()
+	asked := n.flows.asked()
+	n.start()
+	n.proxy()
+	n.until("it leaves anew", func() bool { return n.flows.asked() > asked })
 	n.world.pod("plain", "p", "uid-p", labelled("ambient"))
-	n.until("it is in again", func() bool { return n.phase("uid-p") == enroll.PhaseEnrolled })
-	if got := n.report("uid-p").Before; got != 2 {
-		t.Errorf("%d are outside, want those that the proxy never had", got)
+	n.until("what was not captured is ended, as a policy wants", func() bool {
+		return n.phase("uid-p") == enroll.PhaseEnrolled && n.notices.about("p", "1 connections without mTLS")
+	})
+	if got := n.report("uid-p").Before; got != 1 || !slices.Equal(c.ended, []uint64{3}) {
+		t.Errorf("%d are outside, %v were ended; want the one that the proxy never had, and the one of the time between", got, c.ended)
 	}
 }
 

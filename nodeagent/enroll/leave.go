@@ -64,7 +64,6 @@ func (e *Enroller) left(ctx context.Context, m *member, p Pod) error {
 // behind is taken over first, so that its rules go as well.
 func (e *Enroller) stopCapture(m *member, b redirect.Backend) error {
 	ns := m.box.ns
-	e.noteCarried(m)
 	if !m.announced {
 		theirs, err := b.Foreign(ns)
 		if err != nil {
