@@ -279,7 +279,7 @@ func TestRemoveBesideIstio(t *testing.T) {
 		}
 		for _, l := range append(carried, s.captured()...) {
 			if err := l.exchange(); err != nil {
-				t.Error(err)
+				t.Fatal(err)
 			}
 		}
 	})
