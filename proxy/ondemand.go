@@ -36,8 +36,10 @@ func (p *pod) known(ctx context.Context, view *workload.View, self *workload.Wor
 	return view, err
 }
 
-// knownInbound is known for a CONNECT to self, which arrived at dst: who its waypoint is,
-// and what the authority needs. What a peer has made up is asked for so many times.
+// knownInbound is known for a CONNECT to self, which arrived at dst: what the authority
+// needs. For the pod's own address that is nothing, its waypoint included, so that no
+// connection waits for the control plane to say what it does not depend on. What a peer
+// has made up is asked for so many times.
 func (p *pod) knownInbound(ctx context.Context, view *workload.View, self *workload.Workload, dst netip.Addr, authority string) (*workload.View, error) {
 	a, err := route.ParseAuthority(authority)
 	if err != nil {
@@ -46,7 +48,6 @@ func (p *pod) knownInbound(ctx context.Context, view *workload.View, self *workl
 	mayAsk := sync.OnceValue(func() bool { return p.peerAsks.take(time.Now()) })
 	return p.look(ctx, view, func(v *workload.View) missing {
 		u := missing{view: v, self: self}
-		u.gateway(self.Waypoint)
 		if name := u.authority(a, dst.Unmap()); name != "" && mayAsk() {
 			u.names = append(u.names, name)
 		}

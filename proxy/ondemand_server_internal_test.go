@@ -132,3 +132,37 @@ func TestRangeHidesNobody(t *testing.T) {
 		}
 	}
 }
+
+// TestOwnAddressAsksNothing: a pod takes what is meant for its own address while the
+// control plane is away, though nobody knows its waypoint. What a waypoint is asked for
+// is another matter.
+func TestOwnAddressAsksNothing(t *testing.T) {
+	key := workload.NamespacedHostname{Namespace: "ns", Hostname: "a.example"}
+	self := &workload.Workload{
+		UID: "here", Name: "here", Namespace: "ns", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")},
+		Waypoint: &workload.GatewayAddress{Hostname: workload.NamespacedHostname{Namespace: "ns", Hostname: "wp.example"}, HBONEPort: 15008},
+		Services: map[workload.NamespacedHostname]workload.PortMap{key: nil},
+	}
+	s := &Server{cfg: Config{OnDemand: true}, store: workload.NewStore()}
+	s.store.Apply(workload.Batch{Workloads: []*workload.Workload{self}, Services: []*workload.Service{{
+		Name: "a", Namespace: "ns", Hostname: key.Hostname, Ports: workload.NewPortMap(workload.Port{Service: 80, Target: 8080}),
+	}}})
+	var err error
+	if s.xds, err = client.New(client.Config{Address: "unix:///nowhere", OnDemand: true, Node: client.Node{NodeName: "one"}}, s.store); err != nil {
+		t.Fatal(err)
+	}
+	p, impatient := &pod{s: s}, atOnce
+	dst := netip.MustParseAddrPort("10.0.0.1:15008")
+	for authority, asks := range map[string]bool{"10.0.0.1:80": false, "a.example:80": false, "10.0.0.7:80": true} {
+		view, err := p.knownInbound(impatient, s.store.View(), self, dst.Addr(), authority)
+		if asks != (err != nil) {
+			t.Errorf("%s: %v, want it to ask: %v", authority, err, asks)
+		}
+		if err != nil {
+			continue
+		}
+		if _, refusal := route.Inbound(view, self, dst, authority); refusal != nil {
+			t.Errorf("%s: %v", authority, refusal.Err)
+		}
+	}
+}
