@@ -1,7 +1,6 @@
 package workload
 
 import (
-	"cmp"
 	"maps"
 	"net/netip"
 	"slices"
@@ -13,31 +12,33 @@ type viewEditor struct {
 	byUID  indexEditor[string]
 	byAddr indexEditor[NetworkAddr]
 	local  indexEditor[localKey]
-	byName cowEditor[NamespacedHostname, []*Workload]
+	byName indexEditor[NamespacedHostname]
 	byNode cowEditor[string, []*Workload]
-	onNode pile[string, change]
+	onNode pile[string, change[*Workload]]
 
 	services cowEditor[NamespacedHostname, *Service]
-	byHost   cowEditor[string, []*Service]
-	byVIP    cowEditor[NetworkAddr, []*Service]
-	byCIDR   cowEditor[NetworkPrefix, []*Service]
+	byHost   serviceSets[string]
+	byVIP    serviceSets[NetworkAddr]
+	byCIDR   serviceSets[NetworkPrefix]
 	lengths  map[string]*cidrLengths
 	ownLens  bool
 
 	endpoints cowEditor[NamespacedHostname, *EndpointSet]
-	changes   pile[NamespacedHostname, change]
+	changes   pile[NamespacedHostname, change[*Workload]]
 
 	policies    cowEditor[string, *Policy]
 	byNamespace cowEditor[string, []*Policy]
+	inNamespace pile[string, change[*Policy]]
 	global      []*Policy
+	everywhere  []change[*Policy]
 }
 
 func edit(v *View) *viewEditor {
 	n := edits.Add(1)
 	return &viewEditor{
-		byUID: editIndex(v.byUID, n), byAddr: editIndex(v.byAddr, n), local: editIndex(v.local, n), byName: editMap(v.byName, n), byNode: editMap(v.byNode, n),
-		services: editMap(v.services, n), byHost: editMap(v.byHost, n), byVIP: editMap(v.byVIP, n),
-		byCIDR: editMap(v.byCIDR.services, n), lengths: v.byCIDR.lengths,
+		byUID: editIndex(v.byUID, n), byAddr: editIndex(v.byAddr, n), local: editIndex(v.local, n), byName: editIndex(v.byName, n), byNode: editMap(v.byNode, n),
+		services: editMap(v.services, n), byHost: editSets(v.byHost, n), byVIP: editSets(v.byVIP, n),
+		byCIDR: editSets(v.byCIDR.services, n), lengths: v.byCIDR.lengths,
 		endpoints: editMap(v.endpoints, n),
 		policies:  editMap(v.policies, n), byNamespace: editMap(v.byNamespace, n), global: v.global,
 	}
@@ -45,7 +46,7 @@ func edit(v *View) *viewEditor {
 
 func (e *viewEditor) view() *View {
 	return &View{
-		byUID: e.byUID.x, byAddr: e.byAddr.x, local: e.local.x, byName: e.byName.m, byNode: e.byNode.m,
+		byUID: e.byUID.x, byAddr: e.byAddr.x, local: e.local.x, byName: e.byName.x, byNode: e.byNode.m,
 		services: e.services.m, byHost: e.byHost.m, byVIP: e.byVIP.m,
 		byCIDR:    cidrIndex{services: e.byCIDR.m, lengths: e.lengths},
 		endpoints: e.endpoints.m,
@@ -90,6 +91,11 @@ func (e *viewEditor) apply(b *Batch, rest func()) {
 	}
 	e.rebuildNodes(rest)
 	e.rebuildEndpoints(rest)
+	e.rebuildServices(rest)
+	e.rebuildPolicies(rest)
+	e.byAddr.sweep(rest)
+	e.local.sweep(rest)
+	e.byName.sweep(rest)
 }
 
 // removeAddress tries the name as a workload's, then as a service's.
@@ -114,7 +120,7 @@ func distinct(addrs []netip.Addr) []netip.Addr {
 func (e *viewEditor) addWorkload(w *Workload) {
 	e.byUID.add(w.UID, w)
 	if w.Node != "" { // nobody asks for those of none
-		e.onNode.add(w.Node, change{uid: w.UID, workload: w})
+		e.onNode.add(w.Node, change[*Workload]{item: w})
 	}
 	if w.NetworkMode != HostNetwork {
 		for _, a := range distinct(w.Addresses) {
@@ -122,11 +128,11 @@ func (e *viewEditor) addWorkload(w *Workload) {
 		}
 	}
 	if w.Hostname != "" {
-		listAdd(&e.byName, w.hostKey(), w, byRank)
+		e.byName.add(w.hostKey(), w)
 	}
 	e.local.add(w.localKey(), w)
 	for key := range w.Services {
-		e.changes.add(key, change{uid: w.UID, workload: w})
+		e.changes.add(key, change[*Workload]{item: w})
 	}
 }
 
@@ -137,19 +143,19 @@ func (e *viewEditor) removeWorkload(uid string) bool {
 	}
 	e.byUID.remove(uid, w)
 	if w.Node != "" {
-		e.onNode.add(w.Node, change{uid: uid})
+		e.onNode.add(w.Node, change[*Workload]{item: w, gone: true})
 	}
 	if w.NetworkMode != HostNetwork {
 		for _, a := range distinct(w.Addresses) {
-			e.byAddr.remove(NetworkAddr{Network: w.Network, Addr: a}, w)
+			e.byAddr.removeLater(NetworkAddr{Network: w.Network, Addr: a}, w)
 		}
 	}
 	if w.Hostname != "" {
-		listRemove(&e.byName, w.hostKey(), w)
+		e.byName.removeLater(w.hostKey(), w)
 	}
-	e.local.remove(w.localKey(), w)
+	e.local.removeLater(w.localKey(), w)
 	for key := range w.Services {
-		e.changes.add(key, change{uid: uid})
+		e.changes.add(key, change[*Workload]{item: w, gone: true})
 	}
 	return true
 }
@@ -178,26 +184,9 @@ func rank(w *Workload) int {
 	}
 }
 
-// byRank puts the highest rank first. Equal ranks stay in the order of arrival,
-// the latest first: its address was given out last.
-func byRank(a, b *Workload) int {
-	if c := cmp.Compare(rank(b), rank(a)); c != 0 {
-		return c
-	}
-	return 1
-}
-
 func (e *viewEditor) addService(s *Service) {
 	e.services.set(s.Key(), s)
-	listAdd(&e.byHost, s.Hostname, s, compareServices)
-	for _, a := range s.VIPs {
-		listAdd(&e.byVIP, a, s, compareServices)
-	}
-	for _, c := range s.CIDRs {
-		if listAdd(&e.byCIDR, c, s, compareServices) == 1 {
-			e.countLength(c, 1)
-		}
-	}
+	e.listService(change[*Service]{item: s})
 }
 
 func (e *viewEditor) removeService(key NamespacedHostname) {
@@ -206,15 +195,24 @@ func (e *viewEditor) removeService(key NamespacedHostname) {
 		return
 	}
 	e.services.delete(key)
-	listRemove(&e.byHost, s.Hostname, s)
-	for _, a := range s.VIPs {
-		listRemove(&e.byVIP, a, s)
+	e.listService(change[*Service]{item: s, gone: true})
+}
+
+// listService has a change made wherever the service is listed.
+func (e *viewEditor) listService(c change[*Service]) {
+	e.byHost.changes.add(c.item.Hostname, c)
+	for _, a := range c.item.VIPs {
+		e.byVIP.changes.add(a, c)
 	}
-	for _, c := range s.CIDRs {
-		if had, left := listRemove(&e.byCIDR, c, s); had && left == 0 {
-			e.countLength(c, -1)
-		}
+	for _, p := range c.item.CIDRs {
+		e.byCIDR.changes.add(p, c)
 	}
+}
+
+func (e *viewEditor) rebuildServices(rest func()) {
+	e.byHost.rebuild(rest, func(string, int) {})
+	e.byVIP.rebuild(rest, func(NetworkAddr, int) {})
+	e.byCIDR.rebuild(rest, e.countLength)
 }
 
 func (e *viewEditor) countLength(p NetworkPrefix, delta int) {
@@ -233,19 +231,9 @@ func (e *viewEditor) countLength(p NetworkPrefix, delta int) {
 	e.lengths[p.Network] = l
 }
 
-func compareServices(a, b *Service) int {
-	return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Hostname, b.Hostname))
-}
-
 func (e *viewEditor) addPolicy(p *Policy) {
 	e.policies.set(p.ResourceName(), p)
-	switch p.Scope {
-	case ScopeGlobal:
-		e.global = inserted(e.global, p, comparePolicies)
-	case ScopeNamespace:
-		listAdd(&e.byNamespace, p.Namespace, p, comparePolicies)
-	case ScopeSelector: // found by name
-	}
+	e.listPolicy(change[*Policy]{item: p})
 }
 
 func (e *viewEditor) removePolicy(resource string) {
@@ -254,53 +242,26 @@ func (e *viewEditor) removePolicy(resource string) {
 		return
 	}
 	e.policies.delete(resource)
-	switch p.Scope {
+	e.listPolicy(change[*Policy]{item: p, gone: true})
+}
+
+// listPolicy has a change made where the policy is listed.
+func (e *viewEditor) listPolicy(c change[*Policy]) {
+	switch c.item.Scope {
 	case ScopeGlobal:
-		e.global = without(e.global, p)
+		e.everywhere = append(e.everywhere, c)
 	case ScopeNamespace:
-		listRemove(&e.byNamespace, p.Namespace, p)
-	case ScopeSelector:
+		e.inNamespace.add(c.item.Namespace, c)
+	case ScopeSelector: // found by name
 	}
 }
 
-// listAdd puts x into a key's list, before what does not compare less, and
-// returns the list's new length. A list is never changed in place: views share it.
-func listAdd[K, T comparable](m *cowEditor[K, []T], k K, x T, compare func(a, b T) int) int {
-	old, _ := m.get(k)
-	if slices.Contains(old, x) { // an object that lists one address twice
-		return len(old)
+func (e *viewEditor) rebuildPolicies(rest func()) {
+	if len(e.everywhere) > 0 {
+		e.global = relisted(e.global, e.everywhere, comparePolicies)
 	}
-	list := inserted(old, x, compare)
-	m.set(k, list)
-	return len(list)
-}
-
-func listRemove[K, T comparable](m *cowEditor[K, []T], k K, x T) (had bool, left int) {
-	old, _ := m.get(k)
-	if !slices.Contains(old, x) {
-		return false, len(old)
-	}
-	list := without(old, x)
-	if len(list) == 0 {
-		m.delete(k)
-	} else {
-		m.set(k, list)
-	}
-	return true, len(list)
-}
-
-func inserted[T any](old []T, x T, compare func(a, b T) int) []T {
-	i, _ := slices.BinarySearchFunc(old, x, compare)
-	list := make([]T, 0, len(old)+1)
-	return append(append(append(list, old[:i]...), x), old[i:]...)
-}
-
-func without[T comparable](old []T, x T) []T {
-	list := make([]T, 0, len(old))
-	for _, y := range old {
-		if y != x {
-			list = append(list, y)
-		}
-	}
-	return list
+	rebuild(&e.byNamespace, &e.inNamespace, rest, func(_ string, old []*Policy, changes []change[*Policy]) ([]*Policy, bool) {
+		list := relisted(old, changes, comparePolicies)
+		return list, len(list) > 0
+	})
 }

@@ -1,47 +1,62 @@
 package workload
 
-import (
-	"slices"
-	"strings"
-)
+import "slices"
 
-// change is that of one workload in a list; nil takes it away.
-type change struct {
-	uid      string
-	workload *Workload
+// change is that of one thing in a list.
+type change[X any] struct {
+	item X
+	gone bool // it is taken away; else it comes, in the place of one with its key
 }
 
-// last reports whether no later change is of the same workload. Changes are ordered.
-func last(changes []change, i int) bool {
-	return i+1 == len(changes) || changes[i+1].uid != changes[i].uid
+// rebuild brings a map's values up to date with the changes gathered for them. with
+// returns what is left of a value, ok false if nothing is.
+func rebuild[K comparable, V, X any](m *cowEditor[K, V], p *pile[K, change[X]], rest func(), with func(k K, old V, changes []change[X]) (v V, ok bool)) {
+	p.each(func(k K, changes []change[X]) {
+		rest()
+		old, _ := m.get(k)
+		if v, ok := with(k, old, changes); ok {
+			m.set(k, v)
+		} else {
+			m.delete(k)
+		}
+	})
 }
 
-// merged is a list, ordered by UID, after changes, which it puts in order. Few changes to
-// a long list cost little more than copying it.
-func merged[T any](old []T, changes []change, workload func(T) *Workload, made func(*Workload) T) []T {
-	byUID := func(a, b change) int { return strings.Compare(a.uid, b.uid) }
-	if !slices.IsSortedFunc(changes, byUID) {
-		slices.SortStableFunc(changes, byUID)
+// relisted is merged for a list of the things themselves.
+func relisted[X any](old []X, changes []change[X], compare func(a, b X) int) []X {
+	itself := func(x X) X { return x }
+	return merged(old, changes, compare, itself, itself)
+}
+
+// merged is a list, ordered by the keys that compare compares, after changes, which it
+// puts in order. The last change of a key counts. Few changes to a long list cost little
+// more than copying it, and many no more than sorting them. A list is never changed in
+// place: views share it.
+func merged[T, X any](old []T, changes []change[X], compare func(a, b X) int, of func(T) X, made func(X) T) []T {
+	byKey := func(a, b change[X]) int { return compare(a.item, b.item) }
+	if !slices.IsSortedFunc(changes, byKey) {
+		slices.SortStableFunc(changes, byKey)
 	}
+	last := func(i int) bool { return i+1 == len(changes) || byKey(changes[i], changes[i+1]) != 0 }
 	n := len(old)
 	for i, c := range changes {
-		if c.workload != nil && last(changes, i) {
+		if !c.gone && last(i) {
 			n++ // or less, where it replaces another
 		}
 	}
 	list := make([]T, 0, n)
 	for i, c := range changes {
-		if !last(changes, i) {
+		if !last(i) {
 			continue
 		}
-		at, found := slices.BinarySearchFunc(old, c.uid, func(x T, uid string) int { return strings.Compare(workload(x).UID, uid) })
+		at, found := slices.BinarySearchFunc(old, c.item, func(t T, x X) int { return compare(of(t), x) })
 		list = append(list, old[:at]...)
 		if found {
 			at++
 		}
 		old = old[at:]
-		if c.workload != nil {
-			list = append(list, made(c.workload))
+		if !c.gone {
+			list = append(list, made(c.item))
 		}
 	}
 	return append(list, old...)

@@ -10,7 +10,7 @@ import (
 // of prefix and a lookup asks once for each, so its cost does not grow with the
 // number of ranges.
 type cidrIndex struct {
-	services cowMap[NetworkPrefix, []*Service] // by namespace, then hostname
+	services cowMap[NetworkPrefix, serviceSet]
 	// lengths in use by network, for IPv4 and IPv6, longest first. Replaced, never
 	// changed, when a length comes or goes.
 	lengths map[string]*cidrLengths
@@ -24,7 +24,7 @@ type lengthCount struct{ bits, prefixes int }
 func (c *cidrIndex) find(a NetworkAddr, clientNamespace string) *Service {
 	var best *Service
 	for _, n := range c.lengthsFor(a) {
-		s := choose(c.at(a, n.bits), clientNamespace)
+		s := c.at(a, n.bits).forClient(clientNamespace)
 		if s == nil {
 			continue
 		}
@@ -42,7 +42,7 @@ func (c *cidrIndex) find(a NetworkAddr, clientNamespace string) *Service {
 func (c *cidrIndex) around(a NetworkAddr) iter.Seq[*Service] {
 	return func(yield func(*Service) bool) {
 		for _, n := range c.lengthsFor(a) {
-			for _, s := range c.at(a, n.bits) {
+			for _, s := range c.at(a, n.bits).list {
 				if !yield(s) {
 					return
 				}
@@ -63,13 +63,13 @@ func (c *cidrIndex) lengthsFor(a NetworkAddr) []lengthCount {
 }
 
 // at are the services of the range of a length around an address.
-func (c *cidrIndex) at(a NetworkAddr, bits int) []*Service {
+func (c *cidrIndex) at(a NetworkAddr, bits int) serviceSet {
 	p, err := a.Addr.Prefix(bits)
 	if err != nil {
-		return nil
+		return serviceSet{}
 	}
-	list, _ := c.services.get(NetworkPrefix{Network: a.Network, Prefix: p})
-	return list
+	set, _ := c.services.get(NetworkPrefix{Network: a.Network, Prefix: p})
+	return set
 }
 
 // count changes how many prefixes of a length there are by delta.

@@ -46,20 +46,15 @@ func compareEndpoint(e Endpoint, uid string) int { return strings.Compare(e.Work
 
 // rebuildEndpoints brings the lists of services up to date.
 func (e *viewEditor) rebuildEndpoints(rest func()) {
-	e.changes.each(func(key NamespacedHostname, changes []change) {
-		rest()
-		old, _ := e.endpoints.get(key)
-		if set := old.with(key, changes); set != nil {
-			e.endpoints.set(key, set)
-		} else {
-			e.endpoints.delete(key)
-		}
+	rebuild(&e.endpoints, &e.changes, rest, func(key NamespacedHostname, old *EndpointSet, changes []change[*Workload]) (*EndpointSet, bool) {
+		set := old.with(key, changes)
+		return set, set != nil
 	})
 }
 
 // with returns the set after changes of its service, key; nil if nothing is left.
-func (s *EndpointSet) with(key NamespacedHostname, changes []change) *EndpointSet {
-	list := merged(s.All(), changes, func(e Endpoint) *Workload { return e.Workload },
+func (s *EndpointSet) with(key NamespacedHostname, changes []change[*Workload]) *EndpointSet {
+	list := merged(s.All(), changes, compareWorkloads, func(e Endpoint) *Workload { return e.Workload },
 		func(w *Workload) Endpoint { return Endpoint{Workload: w, Ports: w.Services[key]} })
 	if len(list) == 0 {
 		return nil
@@ -70,17 +65,13 @@ func (s *EndpointSet) with(key NamespacedHostname, changes []change) *EndpointSe
 }
 
 // isUniform looks at all endpoints only if it must.
-func (s *EndpointSet) isUniform(old *EndpointSet, changes []change) bool {
+func (s *EndpointSet) isUniform(old *EndpointSet, changes []change[*Workload]) bool {
 	first := s.list[0].Workload.Weight()
 	if first == 0 {
 		return false
 	}
-	if old.Uniform() && old.list[0].Workload.Weight() == first {
-		for i, c := range changes {
-			if c.workload != nil && last(changes, i) && c.workload.Weight() != first {
-				return false
-			}
-		}
+	differs := func(c change[*Workload]) bool { return !c.gone && c.item.Weight() != first }
+	if old.Uniform() && old.list[0].Workload.Weight() == first && !slices.ContainsFunc(changes, differs) {
 		return true
 	}
 	for _, e := range s.list {

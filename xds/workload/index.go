@@ -59,7 +59,15 @@ type indexEditor[K comparable] struct {
 	x    index[K]
 	edit uint64
 	room int // for how many entries a new bucket is made
+
+	// gone are those that removeLater has left in crowded buckets, by any of a bucket's
+	// hashes: how many entries of each are to go.
+	gone map[uint64]map[*Workload]int
 }
+
+// crowded is how many entries a bucket has that is not looked through for each that
+// leaves: many workloads claim one address, or one name.
+const crowded = 256
 
 // expect tells of how many entries will come.
 func (e *indexEditor[K]) expect(n int) { e.room = n/shards + n/shards/2 }
@@ -104,4 +112,41 @@ func (e *indexEditor[K]) remove(k K, w *Workload) {
 			return
 		}
 	}
+}
+
+// removeLater is remove, but where there is a crowd what was removed is there until sweep.
+func (e *indexEditor[K]) removeLater(k K, w *Workload) {
+	h := maphash.Comparable(e.x.seed, k)
+	if b := e.x.trie.shard(h); b == nil || len(b.items) < crowded {
+		e.remove(k, w)
+		return
+	}
+	if e.gone == nil {
+		e.gone = make(map[uint64]map[*Workload]int)
+	}
+	if e.gone[h%shards] == nil {
+		e.gone[h%shards] = make(map[*Workload]int)
+	}
+	e.gone[h%shards][w]++
+}
+
+// sweep takes out what removeLater has left, those that came first.
+func (e *indexEditor[K]) sweep(rest func()) {
+	for h, gone := range e.gone {
+		rest()
+		b := e.bucket(h)
+		n := 0
+		for i, w := range b.items {
+			if gone[w] > 0 {
+				gone[w]--
+				continue
+			}
+			b.hashes[n], b.items[n] = b.hashes[i], w
+			n++
+		}
+		e.x.size -= len(b.items) - n
+		clear(b.items[n:])
+		b.hashes, b.items = b.hashes[:n], b.items[:n]
+	}
+	e.gone = nil
 }

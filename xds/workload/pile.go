@@ -17,12 +17,12 @@ type piled[T any] struct {
 type ends struct{ first, last int32 }
 
 // grow makes room for n items.
-func (p *pile[K, T]) grow(n int) {
-	p.items = make([]piled[T], 0, n)
-	p.ends = make(map[K]ends)
-}
+func (p *pile[K, T]) grow(n int) { p.items = make([]piled[T], 0, n) }
 
 func (p *pile[K, T]) add(k K, item T) {
+	if p.ends == nil {
+		p.ends = make(map[K]ends)
+	}
 	p.items = append(p.items, piled[T]{item: item})
 	at := int32(len(p.items))
 	e, ok := p.ends[k]

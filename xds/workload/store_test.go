@@ -40,7 +40,7 @@ func contents(v *View) map[string]any {
 	for w := range v.byUID.all() {
 		m["uid "+w.UID] = w.UID
 	}
-	for name, all := range map[string]func(func(*Workload) bool){"addr": v.byAddr.all(), "local": v.local.all()} {
+	for name, all := range map[string]func(func(*Workload) bool){"addr": v.byAddr.all(), "local": v.local.all(), "hostname": v.byName.all()} {
 		var list []*Workload
 		for w := range all {
 			list = append(list, w)
@@ -51,20 +51,17 @@ func contents(v *View) map[string]any {
 			m[name] = l
 		}
 	}
-	for k, l := range v.byName.all() {
-		m["hostname "+k.String()] = uids(l)
-	}
 	for k, s := range v.services.all() {
 		m["service "+k.String()] = s.ResourceName()
 	}
 	for k, l := range v.byHost.all() {
-		m["host "+k] = keys(l)
+		m["host "+k] = keys(l.list)
 	}
 	for k, l := range v.byVIP.all() {
-		m["vip "+k.String()] = keys(l)
+		m["vip "+k.String()] = keys(l.list)
 	}
 	for k, l := range v.byCIDR.services.all() {
-		m["cidr "+k.String()] = keys(l)
+		m["cidr "+k.String()] = keys(l.list)
 	}
 	for n, l := range v.byCIDR.lengths {
 		m["lengths "+n] = fmt.Sprint(*l)

@@ -14,12 +14,12 @@ type View struct {
 	byUID  index[string]
 	byAddr index[NetworkAddr]
 	local  index[localKey]
-	byName cowMap[NamespacedHostname, []*Workload] // by hostname; ranked
-	byNode cowMap[string, []*Workload]             // by UID; without those that name no node
+	byName index[NamespacedHostname]   // by hostname
+	byNode cowMap[string, []*Workload] // by UID; without those that name no node
 
 	services cowMap[NamespacedHostname, *Service]
-	byHost   cowMap[string, []*Service]      // by namespace
-	byVIP    cowMap[NetworkAddr, []*Service] // by namespace, then hostname
+	byHost   cowMap[string, serviceSet]
+	byVIP    cowMap[NetworkAddr, serviceSet]
 	byCIDR   cidrIndex
 
 	// endpoints of every service that a workload names, known or not: a
@@ -69,10 +69,13 @@ func (v *View) WorkloadByAddr(a NetworkAddr) *Workload {
 // WorkloadByHostname finds the workload that has a hostname of its own in a
 // namespace; of several as WorkloadByAddr does.
 func (v *View) WorkloadByHostname(n NamespacedHostname) *Workload {
-	if list, _ := v.byName.get(n); len(list) > 0 {
-		return list[0]
+	var best *Workload
+	for w := range v.byName.under(n) {
+		if w.hostKey() == n && (best == nil || rank(w) >= rank(best)) {
+			best = w
+		}
 	}
-	return nil
+	return best
 }
 
 // Local finds the workload of a pod by what its node knows of it. An empty node
@@ -134,8 +137,8 @@ func (v *View) ServiceByVIP(a NetworkAddr, clientNamespace string) *Service {
 
 // ServiceByExactVIP is ServiceByVIP without ranges.
 func (v *View) ServiceByExactVIP(a NetworkAddr, clientNamespace string) *Service {
-	list, _ := v.byVIP.get(a)
-	return choose(list, clientNamespace)
+	set, _ := v.byVIP.get(a)
+	return set.forClient(clientNamespace)
 }
 
 // ServiceByRange is ServiceByVIP with ranges only: of those of one's own namespace,
@@ -148,8 +151,8 @@ func (v *View) ServiceByRange(a NetworkAddr, clientNamespace string) *Service {
 // of exactly this address, then those of a range around it.
 func (v *View) ServicesAt(a NetworkAddr) iter.Seq[*Service] {
 	return func(yield func(*Service) bool) {
-		list, _ := v.byVIP.get(a)
-		for _, s := range list {
+		set, _ := v.byVIP.get(a)
+		for _, s := range set.list {
 			if !yield(s) {
 				return
 			}
@@ -161,15 +164,15 @@ func (v *View) ServicesAt(a NetworkAddr) iter.Seq[*Service] {
 // ServiceByHost finds the service that clients of a namespace mean by a hostname
 // in lower case, chosen as in ServiceByVIP.
 func (v *View) ServiceByHost(host, clientNamespace string) *Service {
-	list, _ := v.byHost.get(host)
-	return choose(list, clientNamespace)
+	set, _ := v.byHost.get(host)
+	return set.forClient(clientNamespace)
 }
 
 // ServicesByHost are the services of a hostname in lower case, whoever may see
 // them, by namespace. It is for who has a rule of choice of its own.
 func (v *View) ServicesByHost(host string) []*Service {
-	list, _ := v.byHost.get(host)
-	return list
+	set, _ := v.byHost.get(host)
+	return set.list
 }
 
 // Endpoints are the workloads behind a service, healthy or not; nil when there
@@ -226,7 +229,7 @@ func (v *View) Workloads() []*Workload {
 	for w := range v.byUID.all() {
 		list = append(list, w)
 	}
-	slices.SortFunc(list, func(a, b *Workload) int { return strings.Compare(a.UID, b.UID) })
+	slices.SortFunc(list, compareWorkloads)
 	return list
 }
 
@@ -237,11 +240,11 @@ func (v *View) Services() []*Service {
 	})
 }
 
-// Policies are all policies by resource name. It allocates and sorts.
+// Policies are all policies by namespace, then name. It allocates and sorts.
 func (v *View) Policies() []*Policy { return sorted(&v.policies, comparePolicies) }
 
 func comparePolicies(a, b *Policy) int {
-	return strings.Compare(a.ResourceName(), b.ResourceName())
+	return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name))
 }
 
 func sorted[K comparable, V any](m *cowMap[K, V], compare func(a, b V) int) []V {
@@ -251,21 +254,4 @@ func sorted[K comparable, V any](m *cowMap[K, V], compare func(a, b V) int) []V 
 	}
 	slices.SortFunc(list, compare)
 	return list
-}
-
-// choose picks among services that share a hostname or an address.
-func choose(list []*Service, clientNamespace string) *Service {
-	var best *Service
-	for _, s := range list {
-		if !s.VisibleTo(clientNamespace) {
-			continue
-		}
-		if s.Namespace == clientNamespace {
-			return s
-		}
-		if best == nil || !best.Canonical && s.Canonical {
-			best = s
-		}
-	}
-	return best
 }

@@ -3,6 +3,7 @@ package workload
 import (
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
@@ -68,6 +69,8 @@ type ApplicationTunnel struct {
 
 // ResourceName is the xDS name.
 func (w *Workload) ResourceName() string { return w.UID }
+
+func compareWorkloads(a, b *Workload) int { return strings.Compare(a.UID, b.UID) }
 
 // Identity is the SPIFFE ID that the workload speaks as; zero when its trust
 // domain, namespace and service account do not form one.
