@@ -154,7 +154,7 @@ func (m *Manager) roleLocked(e *entry) role {
 		}
 		return asks
 	case m.src.Reuse == Confirm:
-		if !e.borrowed && e.valid(wall) == nil && g.lender(wall) != nil {
+		if !e.borrowed && e.valid(wall) == nil && m.lenderLocked(g, wall) != nil {
 			return follows
 		}
 		return asks
@@ -163,16 +163,21 @@ func (m *Manager) roleLocked(e *entry) role {
 		return asks
 	case e.sampled:
 		return asks
-	case g.anchor.valid(wall) == nil:
+	case !m.lendsLocked(g.anchor, wall):
 		return waits
 	}
 	return follows
 }
 
-// lender is a member that was given the identity itself, and holds it.
-func (g *group) lender(wall time.Time) *entry {
+// lendsLocked reports whether others may use what e has: what the source of before gave it is its own alone.
+func (m *Manager) lendsLocked(e *entry, wall time.Time) bool {
+	return e.from == m.epoch && e.valid(wall) != nil
+}
+
+// lenderLocked is a member that was given the identity itself, and holds it.
+func (m *Manager) lenderLocked(g *group, wall time.Time) *entry {
 	for e := range g.members {
-		if e.by == ByStream && e.notice == nil && e.valid(wall) != nil {
+		if e.by == ByStream && e.notice == nil && m.lendsLocked(e, wall) {
 			return e
 		}
 	}
@@ -186,8 +191,8 @@ func (m *Manager) lentLocked(e *entry) *entry {
 	case g == nil:
 		return nil
 	case m.src.Reuse == Confirm:
-		return g.lender(wall)
-	case g.anchor != nil && g.anchor != e && g.anchor.valid(wall) != nil:
+		return m.lenderLocked(g, wall)
+	case g.anchor != nil && g.anchor != e && m.lendsLocked(g.anchor, wall):
 		return g.anchor
 	}
 	return nil
@@ -227,12 +232,12 @@ func (m *Manager) shareLocked(e *entry, w word) {
 	}
 	taken := errors.Is(w.err, ErrNotEntitled)
 	if g.anchor != e {
-		if taken && e.sampled && g.anchor != nil && g.anchor.current.Load() != nil {
+		if taken && e.sampled && g.anchor != nil && m.lendsLocked(g.anchor, m.wall()) {
 			m.noteLocked(e.id, Disagreed)
 			m.cfg.Log.Error("the source refuses a pod what another pod of its identity has: reuse level local is wrong here, set strict",
 				"id", e.id.String(), "uid", e.pod.UID, "pod", e.pod.Namespace+"/"+e.pod.Name)
 		}
-		if taken && m.src.Reuse == Confirm && g.lender(m.wall()) == nil {
+		if taken && m.src.Reuse == Confirm && m.lenderLocked(g, m.wall()) == nil {
 			m.takeBackLocked(g, w.err)
 		}
 		return
@@ -277,7 +282,7 @@ func (m *Manager) resignLocked(e *entry) {
 	if g == nil || g.anchor != e {
 		return
 	}
-	if e.valid(m.wall()) == nil {
+	if !m.lendsLocked(e, m.wall()) {
 		g.anchor = nil
 	}
 	m.unparkLocked(g)
@@ -300,7 +305,7 @@ func (m *Manager) succeedLocked(g *group) {
 		return
 	}
 	now, wall := time.Now(), m.wall()
-	if other := g.lender(wall); other != nil { // of the sample
+	if other := m.lenderLocked(g, wall); other != nil { // of the sample
 		g.anchor, g.frozen = other, time.Time{}
 		return
 	}
