@@ -168,7 +168,17 @@ func (m *Manager) ensureLocked(id spiffeid.ID, pod Pod) (*entry, error) {
 		k.holder = ""
 	}
 	if e := m.entries[k]; e != nil {
-		return e, nil
+		if k.holder == "" || e.pod == pod {
+			return e, nil
+		}
+		// The same UID in another network namespace: what was attested and proven was not this. Whoever held it is stopping.
+		m.dropLocked(e, ErrNotNeeded)
+		if m.src.Watcher == nil {
+			k.holder = ""
+			if e := m.entries[k]; e != nil {
+				return e, nil
+			}
+		}
 	}
 	if len(m.entries) >= m.cfg.MaxIdentities && !m.evictLocked() {
 		return nil, ErrTooMany
