@@ -41,17 +41,40 @@ type word struct {
 // its key's is an error and leaves the one in use alone; with errEarly it is returned.
 func (m *Manager) choose(id spiffeid.ID, u Update) word {
 	var others []string
+	var best *word
 	for _, s := range u.SVIDs {
 		if s.ID != id {
 			others = append(others, s.ID.String())
 			continue
 		}
-		return m.chosen(id, s, u)
+		if w := m.chosen(id, s, u); best == nil || w.before(*best) {
+			best = &w
+		}
+	}
+	if best != nil {
+		return *best
 	}
 	if len(others) > 0 {
 		return word{err: fmt.Errorf("svid: %s: %w: %s", id, ErrNotEntitled, strings.Join(others[:min(len(others), 4)], ", "))}
 	}
 	return word{err: fmt.Errorf("svid: %s: %w", id, ErrNotEntitled)}
+}
+
+// before reports whether w is to be used rather than other: two entries of a source may give a pod one identity, in any order.
+func (w word) before(other word) bool {
+	rank := func(w word) int {
+		switch {
+		case w.err == nil:
+			return 2
+		case w.i != nil:
+			return 1
+		}
+		return 0
+	}
+	if a, b := rank(w), rank(other); a != b || a == 0 {
+		return a > b
+	}
+	return w.i.NotAfter().After(other.i.NotAfter())
 }
 
 func (m *Manager) chosen(id spiffeid.ID, s SVID, u Update) word {
