@@ -19,7 +19,8 @@ type bundles = map[spiffeid.TrustDomain][]*x509.Certificate
 // former is what a source of before vouched with.
 type former struct {
 	roots bundles
-	until time.Time // monotonic
+	since time.Time // monotonic, as the next
+	until time.Time
 }
 
 const (
@@ -31,7 +32,7 @@ const (
 
 // Switch has certificates come from another source from now on. What is in use stays so until the new source has given
 // its own, so that no connection has to end. The roots of the old source are trusted for overlap in addition, because
-// peers on other nodes may still use it. Calls under way are given up; whoever made the old source closes it.
+// peers on other nodes may still use it; those of sources of before for no longer either. Calls under way are given up; whoever made the old source closes it.
 func (m *Manager) Switch(to Source, overlap time.Duration) error {
 	if err := to.Validate(); err != nil {
 		return err
@@ -43,9 +44,11 @@ func (m *Manager) Switch(to Source, overlap time.Duration) error {
 	}
 	now := time.Now()
 	if roots := m.rootsInUseLocked(); overlap > 0 && len(roots) > 0 {
-		m.former = append(m.former, former{roots, now.Add(overlap)})
+		m.former = append(m.former, former{roots, now, now.Add(overlap)})
 		m.former = m.former[max(len(m.former)-maxFormer, 0):]
 	}
+	m.shortenLocked(overlap)
+	m.former = slices.DeleteFunc(m.former, func(f former) bool { return !f.until.After(now) })
 	m.src, m.paused, m.silence = to.complete(), time.Time{}, silence{}
 	m.epoch++
 	clear(m.groups)
@@ -55,6 +58,9 @@ func (m *Manager) Switch(to Source, overlap time.Duration) error {
 	within := min(switchWithin, time.Duration(len(m.entries))*switchEach)
 	for _, e := range slices.Collect(maps.Values(m.entries)) {
 		m.rehomeLocked(e)
+	}
+	if m.src.Watcher != nil {
+		clear(m.trust) // a Signer's: with a Watcher, what is trusted is of each pod's own certificate
 	}
 	for _, e := range m.entries {
 		m.joinLocked(e)
@@ -66,6 +72,23 @@ func (m *Manager) Switch(to Source, overlap time.Duration) error {
 	m.retrustLocked()
 	m.wakeUp()
 	return nil
+}
+
+// Overlap has the roots of sources of before trusted for no longer than d after their time, where they were to be trusted
+// for longer.
+func (m *Manager) Overlap(d time.Duration) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.shortenLocked(d)
+	m.dropFormerLocked(time.Now())
+}
+
+func (m *Manager) shortenLocked(overlap time.Duration) {
+	for n, f := range m.former {
+		if until := f.since.Add(overlap); until.Before(f.until) {
+			m.former[n].until = until
+		}
+	}
 }
 
 // rehomeLocked makes the entries that the new source has out of one of the old. A pod's own entry stays apart until a
@@ -80,6 +103,9 @@ func (m *Manager) rehomeLocked(e *entry) {
 		e.cancel()
 	}
 	if e.key.holder != "" || m.src.Watcher == nil {
+		if m.src.Watcher != nil && e.by == BySigning {
+			e.given, e.roots = e.roots, nil // as an heir's
+		}
 		switch {
 		case e.phase == due:
 			m.due.fix(e) // failures count there
