@@ -142,7 +142,7 @@ func TestFlowsAreAskedForOnce(t *testing.T) {
 				uid, want = "b", 0
 			}
 			began.Done()
-			if n, err := p.Flows(t.Context(), uid); err != nil || n != want {
+			if n, err := p.Flows(t.Context(), uid, time.Time{}); err != nil || n != want {
 				t.Errorf("%s carries %d, %v", uid, n, err)
 			}
 		})
@@ -153,7 +153,50 @@ func TestFlowsAreAskedForOnce(t *testing.T) {
 	if n := asked.Load(); n > 20 { // one, but for a machine that stands still
 		t.Errorf("asked %d times", n)
 	}
-	if _, err := p.Flows(t.Context(), "gone"); err == nil {
+	if _, err := p.Flows(t.Context(), "gone", time.Time{}); err == nil {
 		t.Error("a pod that the proxy does not serve has a number")
+	}
+}
+
+// TestFlowsOfLater: an answer that was asked for before a pod's capture stopped does not
+// tell what the proxy has taken for it meanwhile, whether it is there or on its way.
+func TestFlowsOfLater(t *testing.T) {
+	dir := t.TempDir()
+	l, err := net.Listen("unix", filepath.Join(dir, adminSocket))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var asked atomic.Int64
+	arrived, answer := make(chan struct{}), make(chan struct{})
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		n := asked.Add(1)
+		if n == 1 { // nothing yet, and slowly
+			close(arrived)
+			<-answer
+		}
+		_ = json.NewEncoder(w).Encode([]adminPod{{UID: "a", Inbound: int(n - 1)}})
+	})}
+	served := make(chan struct{})
+	go func() { defer close(served); _ = srv.Serve(l) }()
+	defer func() { srv.Close(); <-served }()
+	p := newProxyAdmin(filepath.Join(dir, "z.sock"))
+	p.client.Timeout = time.Minute
+	var done sync.WaitGroup
+	ask := func(since time.Time, want int) {
+		if n, err := p.Flows(t.Context(), "a", since); err != nil || n != want {
+			t.Errorf("%d connections, %v; want %d", n, err, want)
+		}
+	}
+	done.Go(func() { ask(time.Time{}, 0) })
+	<-arrived
+	stopped := time.Now() // of another pod; the proxy has a connection for it by now
+	done.Go(func() { ask(stopped, 1) })
+	done.Go(func() { ask(stopped, 1) })
+	close(answer)
+	done.Wait()
+	ask(stopped, 1)
+	ask(time.Now(), 2)
+	if n := asked.Load(); n != 3 {
+		t.Errorf("asked %d times, want 3", n)
 	}
 }

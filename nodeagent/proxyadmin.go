@@ -36,6 +36,7 @@ type proxyAdmin struct {
 // flowsAnswer is what the proxy says of all pods, for all who ask about one of them: a
 // namespace that leaves the mesh asks about hundreds, each every quarter of a second.
 type flowsAnswer struct {
+	began time.Time     // it tells of no moment before
 	done  chan struct{} // closed when the rest is there
 	fresh time.Time     // until when it serves
 	pods  map[string]adminPod
@@ -112,9 +113,9 @@ func (p *proxyAdmin) lines(ctx context.Context) (l adminLines, err error) {
 	return l, p.get(ctx, "/debug/connections", &l)
 }
 
-// Flows counts the connections of one pod.
-func (p *proxyAdmin) Flows(ctx context.Context, uid string) (int, error) {
-	pods, err := p.sharedPods(ctx)
+// Flows counts the connections of one pod, as they were at some moment not before since.
+func (p *proxyAdmin) Flows(ctx context.Context, uid string, since time.Time) (int, error) {
+	pods, err := p.sharedPods(ctx, since)
 	if err != nil {
 		return 0, err
 	}
@@ -125,33 +126,42 @@ func (p *proxyAdmin) Flows(ctx context.Context, uid string) (int, error) {
 	return pod.Inbound + pod.Outbound, nil
 }
 
-// sharedPods is pods, asked once for all who ask at about the same time. What it
-// answers is read only.
-func (p *proxyAdmin) sharedPods(ctx context.Context) (map[string]adminPod, error) {
-	p.mu.Lock()
-	a := p.shared
-	if a == nil || !a.fresh.IsZero() && time.Now().After(a.fresh) {
-		a = &flowsAnswer{done: make(chan struct{})}
-		p.shared = a
-		go p.ask(context.WithoutCancel(ctx), a)
-	}
-	p.mu.Unlock()
-	select {
-	case <-a.done:
-		return a.pods, a.err
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+// sharedPods is pods, asked once for all who ask at about the same time and are content
+// with how old the answer is. What it answers is read only.
+func (p *proxyAdmin) sharedPods(ctx context.Context, since time.Time) (map[string]adminPod, error) {
+	for {
+		a := p.answer(ctx, since)
+		select {
+		case <-a.done:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+		if !a.began.Before(since) {
+			return a.pods, a.err
+		} // it was on its way before; the next one is not
 	}
 }
 
+// answer is the one that is on its way, or the newest if it serves, or else a new one.
+func (p *proxyAdmin) answer(ctx context.Context, since time.Time) *flowsAnswer {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	a := p.shared
+	if there := a != nil && !a.fresh.IsZero(); a == nil || there && (time.Now().After(a.fresh) || a.began.Before(since)) {
+		a = &flowsAnswer{began: time.Now(), done: make(chan struct{})}
+		p.shared = a
+		go p.ask(context.WithoutCancel(ctx), a)
+	}
+	return a
+}
+
 func (p *proxyAdmin) ask(ctx context.Context, a *flowsAnswer) {
-	began := time.Now()
 	pods, err := p.pods(ctx) // within the client's time
 	now := time.Now()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	a.pods, a.err = pods, err
-	a.fresh = now.Add(min(max(flowsFresh, flowsShare*now.Sub(began)), flowsStale))
+	a.fresh = now.Add(min(max(flowsFresh, flowsShare*now.Sub(a.began)), flowsStale))
 	close(a.done)
 }
 

@@ -366,6 +366,12 @@ func TestRetire(t *testing.T) {
 	}
 	n.world.remove("app", "b")
 	n.flows.set(5) // connections that do not end
+	began := time.Now()
+	n.flows.since = func(since time.Time) {
+		if since.Before(began) {
+			t.Errorf("what was carried %s before the pods left is asked for", began.Sub(since))
+		}
+	}
 	if err := n.e.Retire(within(t), "the mesh leaves this node"); err != nil {
 		t.Fatal(err)
 	}

@@ -30,10 +30,10 @@ type Proxy interface {
 	Del(ctx context.Context, uid string) error
 }
 
-// Flows counts the connections that the proxy carries for a pod. An error means
-// that it cannot be known.
+// Flows counts the connections that the proxy carries for a pod, as they were at some
+// moment not before since. An error means that it cannot be known.
 type Flows interface {
-	Flows(ctx context.Context, uid string) (int, error)
+	Flows(ctx context.Context, uid string, since time.Time) (int, error)
 }
 
 // Config is what an Enroller works with. All of it is required but where it says

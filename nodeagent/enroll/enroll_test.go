@@ -106,12 +106,16 @@ type flows struct {
 	mu    sync.Mutex
 	n     int
 	times int // it was asked
+	since func(time.Time)
 }
 
-func (f *flows) Flows(context.Context, string) (int, error) {
+func (f *flows) Flows(_ context.Context, _ string, since time.Time) (int, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.times++
+	if f.since != nil {
+		f.since(since)
+	}
 	return f.n, nil
 }
 

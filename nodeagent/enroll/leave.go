@@ -115,8 +115,9 @@ func (e *Enroller) drain(ctx context.Context, m *member) error {
 		} else if p.Eligible.InMesh {
 			return errChangedMind
 		}
-		n, err := e.flows(ctx, m)
-		if d.over(time.Now(), p, n, err) {
+		d.hear(time.Now(), p)
+		n, err := e.flows(ctx, m, d.heard)
+		if d.over(time.Now(), n, err) {
 			return nil
 		}
 		select {
@@ -131,30 +132,38 @@ func (e *Enroller) drain(ctx context.Context, m *member) error {
 // draining is how far a pod's connections have come to their ends.
 type draining struct {
 	times    Times
-	began    time.Time
+	began    time.Time // no later connection is captured
 	unmarked time.Time // since when others can know that the pod leaves; zero: they cannot
+	heard    time.Time // since when nobody takes it for one in the mesh; zero: somebody may
 	blind    time.Time // since when it is not known how many there are; zero: it is
 }
 
-// over says whether a pod need not be served any more: n connections are carried, or
-// err says why that is not known.
-func (d *draining) over(now time.Time, p Pod, n int, err error) bool {
+// hear says whether others have heard by now that the pod leaves.
+func (d *draining) hear(now time.Time, p Pod) {
 	if p.Marked == "" && d.unmarked.IsZero() {
 		d.unmarked = now
 	}
+	if d.heard.IsZero() && (p.Finished || !d.unmarked.IsZero() && now.Sub(d.unmarked) >= d.times.Linger || now.Sub(d.began) >= lingerAtMost) {
+		d.heard = now
+	}
+}
+
+// over says whether a pod need not be served any more: n connections are carried, or
+// err says why that is not known. They are those since others have heard, for what came
+// before may not have been all.
+func (d *draining) over(now time.Time, n int, err error) bool {
 	if err == nil {
 		d.blind = time.Time{}
 	} else if d.blind.IsZero() {
 		d.blind = now
 	}
-	heard := p.Finished || !d.unmarked.IsZero() && now.Sub(d.unmarked) >= d.times.Linger || now.Sub(d.began) >= lingerAtMost
 	switch {
 	case d.times.Drain >= 0 && now.Sub(d.began) >= d.times.Drain:
 		return true
 	case err != nil:
 		return now.Sub(d.blind) >= d.times.Blind
 	default:
-		return n == 0 && heard
+		return n == 0 && !d.heard.IsZero()
 	}
 }
 
@@ -162,8 +171,8 @@ func (d *draining) over(now time.Time, p Pod, n int, err error) bool {
 // does not go.
 const lingerAtMost = time.Minute
 
-// flows counts what the proxy carries for a pod.
-func (e *Enroller) flows(ctx context.Context, m *member) (int, error) {
+// flows counts what the proxy carries for a pod, not before since.
+func (e *Enroller) flows(ctx context.Context, m *member, since time.Time) (int, error) {
 	e.mu.Lock()
 	served := m.announced
 	e.mu.Unlock()
@@ -173,6 +182,6 @@ func (e *Enroller) flows(ctx context.Context, m *member) (int, error) {
 	case e.cfg.Flows == nil:
 		return 0, errors.New("nobody counts connections")
 	default:
-		return e.cfg.Flows.Flows(ctx, m.uid)
+		return e.cfg.Flows.Flows(ctx, m.uid, since)
 	}
 }

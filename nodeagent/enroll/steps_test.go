@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // recorder makes steps that write down what happens to them.
@@ -78,5 +79,40 @@ func TestNext(t *testing.T) {
 				t.Errorf("phase %q, want %d, rules right %t: %s, want %s", p, c.want, c.right, got, c.expect[i])
 			}
 		}
+	}
+}
+
+// TestDraining: what counts is what is carried once others have heard that the pod leaves.
+func TestDraining(t *testing.T) {
+	began := time.Now()
+	at := func(d time.Duration) time.Time { return began.Add(d) }
+	d := draining{times: Times{Drain: -1, Linger: 2 * time.Second, Blind: 5 * time.Second}, began: began}
+	for _, c := range []struct {
+		at            time.Duration
+		marked        string
+		n             int
+		err           error
+		over, counted bool
+	}{
+		{0, "enabled", 0, nil, false, false},
+		{time.Second, "", 0, nil, false, false},
+		{2 * time.Second, "", 0, nil, false, false},
+		{3 * time.Second, "", 1, nil, false, true},
+		{4 * time.Second, "", 0, errors.New("busy"), false, true},
+		{9 * time.Second, "", 0, errors.New("busy"), true, true},
+		{9 * time.Second, "", 0, nil, true, true},
+	} {
+		d.hear(at(c.at), Pod{Marked: c.marked})
+		if over := d.over(at(c.at), c.n, c.err); over != c.over || d.heard.IsZero() == c.counted {
+			t.Errorf("after %s: over %t, heard %v", c.at, over, d.heard)
+		}
+	}
+	if !d.heard.Equal(at(3 * time.Second)) {
+		t.Errorf("heard %s after it began", d.heard.Sub(began))
+	}
+	left := draining{times: Times{Drain: retireGrace}, began: began}
+	left.hear(at(time.Millisecond), Pod{Finished: true})
+	if left.heard.Before(began) || left.over(at(time.Millisecond), 1, nil) || !left.over(at(retireGrace), 1, nil) {
+		t.Errorf("for good: heard %s after it began", left.heard.Sub(began))
 	}
 }
