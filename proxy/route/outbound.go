@@ -65,7 +65,7 @@ func (q *query) toWorkload(w *workload.Workload) (Decision, error) {
 // waypoints of its endpoints are for those who address these.
 func (q *query) toService(s *workload.Service) (Decision, error) {
 	if g := q.waypointOf(s); g != nil {
-		return q.toWaypoint(g, s)
+		return q.toOneOf(g, s)
 	}
 	if s.Mode() == workload.LBPassthrough {
 		return Decision{Protocol: TCP, Dial: q.to, Service: s, ServiceAddressed: true, Reason: reasonServicePass}, nil

@@ -1,6 +1,10 @@
 package route
 
-import "github.com/warren-mesh/warren/xds/workload"
+import (
+	"slices"
+
+	"github.com/warren-mesh/warren/xds/workload"
+)
 
 // waypointOf is the waypoint that a connection to an address of s goes through,
 // one of several by weight; nil when there is none, or when the client is one of
@@ -15,22 +19,51 @@ func (q *query) waypointOf(s *workload.Service) *workload.GatewayAddress {
 
 // weighed draws among the weighted waypoints. Where all weights are 0 there are none.
 func (q *query) weighed(s *workload.Service) *workload.GatewayAddress {
+	if g := q.draw(s.WeightedWaypoints); g != nil {
+		return g
+	}
+	return s.Waypoint
+}
+
+func (q *query) draw(list []workload.WeightedWaypoint) *workload.GatewayAddress {
 	total := uint64(0)
-	for i := range s.WeightedWaypoints {
-		total += uint64(s.WeightedWaypoints[i].Weight)
+	for i := range list {
+		total += uint64(list[i].Weight)
 	}
 	if total == 0 {
-		return s.Waypoint
+		return nil
 	}
 	n := q.random(total)
-	for i := range s.WeightedWaypoints {
-		w := &s.WeightedWaypoints[i]
-		if n < uint64(w.Weight) {
-			return &w.Destination
+	for i := range list {
+		if n < uint64(list[i].Weight) {
+			return &list[i].Destination
 		}
-		n -= uint64(w.Weight)
+		n -= uint64(list[i].Weight)
 	}
-	return s.Waypoint // not reached: n was below total
+	return nil // not reached: n was below total
+}
+
+// toOneOf is toWaypoint for what was drawn among the waypoints of s. A connection that has
+// been to endpoints already goes to another waypoint, by weight, where that one has no
+// further endpoint.
+func (q *query) toOneOf(g *workload.GatewayAddress, s *workload.Service) (Decision, error) {
+	d, err := q.toWaypoint(g, s)
+	if err == nil || len(q.opts.Tried) == 0 {
+		return d, err
+	}
+	left := slices.Clone(s.WeightedWaypoints)
+	for {
+		left = slices.DeleteFunc(left, func(w workload.WeightedWaypoint) bool { return w.Destination == *g })
+		next := q.draw(left)
+		if next == nil {
+			return d, err
+		}
+		if other, otherErr := q.toWaypoint(next, s); otherErr == nil {
+			return other, nil
+		}
+		drawn := *next // which moves in left
+		g = &drawn
+	}
 }
 
 // servesWaypoint says whether the client is a waypoint of s, of whatever weight.

@@ -208,6 +208,56 @@ func TestWeightedWaypoints(t *testing.T) {
 	}
 }
 
+// Where all of one weighted waypoint has been tried another one takes the connection, by
+// weight; one of weight 0 does not, nor does any take what was not tried.
+func TestWeightedWaypointsAfterATry(t *testing.T) {
+	serves := func(s *workload.Service) workload.WeightedWaypoint {
+		return workload.WeightedWaypoint{Destination: *named("infra", s.Hostname), Weight: 1}
+	}
+	a, b := service("a", "infra", "10.96.1.1", waypointPorts), service("b", "infra", "10.96.1.2", waypointPorts)
+	c, off := service("c", "infra", "10.96.1.3", waypointPorts), service("off", "infra", "10.96.1.4", waypointPorts)
+	web := service("web", "app", "10.96.0.1", func(s *workload.Service) {
+		s.WeightedWaypoints = []workload.WeightedWaypoint{serves(a), serves(b), serves(c), serves(off)}
+		s.WeightedWaypoints[3].Weight = 0
+	})
+	v := apply(workload.Batch{Services: []*workload.Service{a, b, c, off, web}, Workloads: []*workload.Workload{
+		pod("a1", "infra", ips("10.0.1.1"), endpointOf(a)), pod("b1", "infra", ips("10.0.1.2"), endpointOf(b)),
+		pod("b2", "infra", ips("10.0.1.3"), endpointOf(b)), pod("off1", "infra", ips("10.0.1.4"), endpointOf(off)),
+	}})
+	tried := func(names ...string) (list []Endpoint) {
+		for _, n := range names {
+			list = append(list, Endpoint{UID: "Kubernetes//Pod/infra/" + n, Addr: netip.MustParseAddr(map[string]string{"a1": "10.0.1.1", "b1": "10.0.1.2", "b2": "10.0.1.3"}[n]), Port: 15008})
+		}
+		return list
+	}
+	for _, tt := range []struct {
+		draws []uint64 // of a, b, c; then among who is left
+		tried []Endpoint
+		want  string
+	}{
+		{[]uint64{0}, nil, "a1"}, {[]uint64{2}, nil, ""}, // c has nobody: not by this waypoint is not past it
+		{[]uint64{0, 0}, tried("a1"), "b1"}, {[]uint64{0, 1, 0}, tried("a1"), "b1"}, {[]uint64{2, 0}, tried("b1"), "a1"},
+		{[]uint64{1}, tried("a1", "b1"), "b2"}, {[]uint64{0, 1, 0}, tried("a1", "b1", "b2"), ""},
+	} {
+		draws := tt.draws
+		d, err := Outbound(v, pod("self", "app"), Options{Tried: tt.tried, Rand: func(n uint64) uint64 {
+			if len(draws) == 0 {
+				return 0
+			}
+			next := draws[0]
+			draws = draws[1:]
+			return min(next, n-1)
+		}}, clientAddr, ap("10.96.0.1:80"))
+		got := ""
+		if err == nil {
+			got = d.Destination.Name
+		}
+		if got != tt.want {
+			t.Errorf("drawn %v, %d tried: %q, %v; want %q", tt.draws, len(tt.tried), got, err, tt.want)
+		}
+	}
+}
+
 // Between two addresses of a waypoint the client's family decides.
 func TestWaypointFamilies(t *testing.T) {
 	v, _, services := waypointWorld()
