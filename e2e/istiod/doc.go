@@ -20,8 +20,6 @@
 //     applications of our own;
 //   - what istiod deploys and writes into status: TestWaypointChanges, TestWaypointStatus,
 //     TestOtherRevisionIgnored;
-//   - revocation: istiod's own root may not sign lists (proxy's tests and e2e/onehost have
-//     the rest);
 //   - sidecars and the migration from them: there are none in Warren's mesh;
 //   - a cloud's metadata server, the API server as a destination, enrolment of running
 //     pods, the node agent and its upgrades, taints: e2e/kube has those that a cluster can

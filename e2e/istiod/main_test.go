@@ -66,6 +66,7 @@ type world struct {
 	elsewhere              net.Listener // a host of no cluster
 	onDemand               bool         // proxies know what they were asked for
 	peers                  int          // PeerAuthentications that are in place
+	pki                    *pki         // what is plugged in; nil: the control plane's own CA
 }
 
 // The ports that servers listen on. 18084 is on loopback alone.
@@ -105,6 +106,22 @@ func both(t *testing.T, scenario func(t *testing.T, w *world)) {
 	}
 }
 
+// alone builds a world for one test.
+func alone(t *testing.T, w *world, env []string) {
+	t.Helper()
+	t.Cleanup(func() {
+		if t.Failed() && w.Mesh != nil {
+			w.showLogs(t)
+		}
+		if err := w.close(); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := w.build(env); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func (w *world) showLogs(t *testing.T) {
 	files, _ := filepath.Glob(filepath.Join(w.Opts.Dir, "*.log"))
 	for _, f := range files {
@@ -130,6 +147,7 @@ func (w *world) build(env []string) error {
 			"PILOT_ENABLE_GATEWAY_API_GATEWAYCLASS_CONTROLLER=false"}}
 		o.Env = append(o.Env, "ALT_XDS_HOSTNAME=istiod.istio-system.svc", "ALT_CA_HOSTNAME=istiod.istio-system.svc")
 	}
+	w.plugIn(&o)
 	var err error
 	if o.Dir, err = os.MkdirTemp("", o.Prefix+"-"); err != nil {
 		return err

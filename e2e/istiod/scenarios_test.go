@@ -463,17 +463,7 @@ func TestOnDemand(t *testing.T) {
 	for _, name := range []string{"warren", "istiod"} {
 		t.Run(name, func(t *testing.T) {
 			w := &world{name: name}
-			t.Cleanup(func() {
-				if t.Failed() && w.Mesh != nil {
-					w.showLogs(t)
-				}
-				if err := w.close(); err != nil {
-					t.Error(err)
-				}
-			})
-			if err := w.build([]string{"XDS_ON_DEMAND=true"}); err != nil {
-				t.Fatal(err)
-			}
+			alone(t, w, []string{"XDS_ON_DEMAND=true"})
 			spread(t, w.client, at(webVIP, 80), "app/server", "app/second")
 			reaches(t, w.client, on(w.outsideServer, 18080), "plain/server")
 			reaches(t, w.client, w.elsewhereAddr(), "elsewhere")
