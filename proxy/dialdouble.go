@@ -1,12 +1,14 @@
 package proxy
 
 import (
+	"context"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"sync/atomic"
+	"time"
 
 	"github.com/warren-mesh/warren/ca/mtls"
 	"github.com/warren-mesh/warren/proxy/hbone"
@@ -99,7 +101,12 @@ func (c *connection) openInner(outer *hbone.Stream, d route.Decision, self *work
 		p.work.Done()
 	})
 	in := p.enter(c)
-	stream, err := hbone.Over(c.ctx, far, mtls.Client(i, d.InnerExpected), p.hboneConfig(),
+	there := d
+	there.Gateway = route.Endpoint{} // who is silent is not the gateway, which has answered
+	began := time.Now()
+	ctx, done := c.patiently(c.ctx, there, func() (time.Time, bool) { return began, false })
+	defer done()
+	stream, err := hbone.Over(ctx, far, mtls.Client(i, d.InnerExpected), p.hboneConfig(),
 		hbone.Request{Authority: d.InnerAuthority.String(), Header: header},
 		func() {
 			bridge.Cut(errInnerOver) // unless it ended in good order, as it should
@@ -107,6 +114,9 @@ func (c *connection) openInner(outer *hbone.Stream, d route.Decision, self *work
 			p.s.share.give(p)
 			p.work.Done()
 		})
+	if cause := context.Cause(ctx); err != nil && errors.Is(cause, errSilent) {
+		err = cause
+	}
 	p.s.metrics.svids.refuse(track.Outbound, err)
 	if err == nil {
 		certs := stream.TLS().PeerCertificates

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"errors"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -37,6 +38,7 @@ type search struct {
 	more    []netip.AddrPort // where it may go when all of that has failed: further addresses of a name
 	began   time.Time
 	failed  []attempt // in their order
+	behind  bool      // it has been to a gateway again that leads to others behind it
 }
 
 // attempt is an endpoint that did not accept.
@@ -164,9 +166,15 @@ func (c *connection) elsewhere(d route.Decision, err error) (*connection, route.
 		return nil, d, nil
 	}
 	p, asked := c.p, d.Attempt()
-	if asked == (route.Endpoint{}) { // the address that was asked for
+	var behind *behindError
+	switch {
+	case errors.As(err, &behind):
+		if asked = d.Endpoint; asked == (route.Endpoint{}) {
+			return nil, d, nil
+		}
+	case asked == (route.Endpoint{}): // the address that was asked for
 		asked = route.Endpoint{Addr: s.origDst.Addr(), Port: s.origDst.Port()}
-	} else {
+	default:
 		p.s.resting.add(guilty(d, reason))
 	}
 	s.failed = append(s.failed, attempt{asked, err})
@@ -175,6 +183,9 @@ func (c *connection) elsewhere(d route.Decision, err error) (*connection, route.
 	}
 	src := c.guard.Facts.Src
 	next, self, err := p.decide(p.hard, src, s.origDst, s.tried())
+	if err != nil && behind != nil && !s.behind { // there is nobody else, but who else may be there
+		s.behind, next, err = true, d, nil
+	}
 	if err != nil || next.Attempt() == (route.Endpoint{}) {
 		if len(s.more) == 0 {
 			return nil, d, nil

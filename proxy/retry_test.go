@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -36,14 +37,14 @@ func (m *mesh) group(eps ...*workload.Workload) *group {
 		Name: fmt.Sprint("group", groups), Namespace: "default", Hostname: g.key.Hostname, VIPs: []workload.NetworkAddr{{Addr: g.vip.Addr()}},
 		Ports: workload.NewPortMap(workload.Port{Service: 80, Target: 8080}),
 		LoadBalancing: &workload.LoadBalancing{Mode: workload.LBFailover, Preferences: []workload.Scope{
-			workload.Region, workload.Zone, workload.Subzone, workload.Cluster,
+			workload.Cluster, workload.Region, workload.Zone, workload.Subzone,
 		}},
 	}}}
 	for i, w := range eps {
 		in := *w
 		in.Services = map[workload.NamespacedHostname]workload.PortMap{g.key: nil}
 		if i > 0 {
-			*[]*string{&in.ClusterID, &in.Locality.Subzone, &in.Locality.Zone, &in.Locality.Region}[i-1] = "elsewhere"
+			*[]*string{&in.Locality.Subzone, &in.Locality.Zone, &in.Locality.Region, &in.ClusterID}[i-1] = "elsewhere"
 		}
 		g.eps = append(g.eps, &in)
 	}
@@ -348,8 +349,8 @@ func TestStopWhileRetrying(t *testing.T) {
 }
 
 // A gateway to another network is one endpoint among others: one that does not take
-// connections is left, and is gone to when another does not. What is said behind it is an
-// answer.
+// connections is left, and is gone to when another does not. So is an endpoint behind it,
+// of which it chooses one for each connection.
 func TestConnectRetriesAndGateways(t *testing.T) {
 	m, client, server, gw, _ := twoNetworks(t)
 	server.echo(8080)
@@ -378,6 +379,29 @@ func TestConnectRetriesAndGateways(t *testing.T) {
 	m.apply(workload.Batch{Workloads: []*workload.Workload{&lost}})
 	goes("no gateway there", m.group(&nowhere, good.w), map[string]string{"dst.workload": "good", "tried": "unreachable"})
 	m.apply(workload.Batch{Workloads: []*workload.Workload{server.w}})
+
+	idle, broken := m.nodes[1].meshPod("idle"), m.nodes[1].pod("broken")
+	idle.change(func(w *workload.Workload) { w.Network, w.NetworkGateway = "n2", server.w.NetworkGateway })
+	broken.listen(15008, func(*net.TCPConn) {}) // what was there has gone
+	gw.sends(func(string) hop { return hop{raw: idle.addr(15008)} })
+	goes("nobody listens behind the gateway", m.group(idle.w, good.w), map[string]string{"dst.workload": "good", "tried": "503"})
+	gw.sends(func(string) hop { return hop{raw: broken.addr(15008)} })
+	goes("broken off behind the gateway", m.group(server.w, good.w), map[string]string{"dst.workload": "good", "tried": "behind network gateway"})
+	var asked atomic.Int32
+	gw.sends(func(string) hop {
+		if asked.Add(1) == 1 {
+			return hop{raw: broken.addr(15008)}
+		}
+		return through("")
+	})
+	goes("there is another one behind the gateway", m.group(server.w), map[string]string{"dst.workload": "server", "tried": "behind network gateway"})
+	gw.sends(func(string) hop { asked.Add(1); return hop{raw: broken.addr(15008)} })
+	asked.Store(0)
+	client.mustFail(m.group(server.w).addr())
+	if n := asked.Load(); n != 2 {
+		t.Errorf("the gateway was asked %d times for somebody else behind it, want 2", n)
+	}
+	gw.sends(through)
 
 	m.nodes[0].srv.WakeAll()
 	g := m.group(server.w, good.w)

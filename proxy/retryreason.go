@@ -48,7 +48,14 @@ func leftBecause(err error) string {
 		behind   *behindError
 	)
 	switch {
-	case errors.As(err, &behind), errors.As(err, &identity), errors.Is(err, hbone.ErrBusy), errors.Is(err, errFull), errors.Is(err, errDrain):
+	case errors.As(err, &behind):
+		// The gateway has chosen who is there, and chooses anew each time. Who that may be is
+		// known by the service's names alone: somebody else is not one whose address has passed on.
+		if reason := leftBecause(behind.err); reason != leftIdentity {
+			return reason
+		}
+		return ""
+	case errors.As(err, &identity), errors.Is(err, hbone.ErrBusy), errors.Is(err, errFull), errors.Is(err, errDrain):
 		return ""
 	case errors.As(err, &status):
 		switch status.Code {
@@ -71,7 +78,7 @@ func leftBecause(err error) string {
 }
 
 // behindError is of a destination that a network's gateway has chosen: it is not
-// that gateway's fault, and not for us to choose another.
+// that gateway's fault.
 type behindError struct{ err error }
 
 func (e *behindError) Error() string { return e.err.Error() }
