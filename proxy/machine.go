@@ -93,22 +93,33 @@ const gcPercent = 50
 
 // A large mesh is memory that does not come and go, and to look through all of it costs as
 // much as a tenth of a second of a CPU, which traffic notices: it is done half as often.
+// Before the mesh is known nearly all that is made stays, and nobody is served until it
+// is: the heap grows from nothing, and would be looked through at each step.
 const (
 	gcPercentLarge = 100
 	largeMesh      = 20_000 // workloads
+	gcPercentStart = 400    // the memory limit holds, whatever this is
 )
 
-// fitGC has the collector run as often as suits a mesh of so many workloads, where the
-// user does not say. It returns what it chose.
-func fitGC(workloads int) (percent int) {
-	percent = gcPercent
-	if workloads >= largeMesh {
-		percent = gcPercentLarge
+// unknownMesh is a number of workloads.
+const unknownMesh = -1
+
+// gcPercentFor is what suits a mesh of so many workloads.
+func gcPercentFor(workloads int) int {
+	switch {
+	case workloads == unknownMesh:
+		return gcPercentStart
+	case workloads >= largeMesh:
+		return gcPercentLarge
 	}
+	return gcPercent
+}
+
+// setGCPercent tells the collector, unless the user does.
+func setGCPercent(percent int) {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(percent)
 	}
-	return percent
 }
 
 // handshakes is how many of the threads TLS handshakes may keep busy.
@@ -123,7 +134,7 @@ func (a allotment) take(log *slog.Logger) {
 	if a.setMemory {
 		debug.SetMemoryLimit(a.memory)
 	}
-	fitGC(0)
+	setGCPercent(gcPercentFor(unknownMesh))
 	log.Info("share of the machine", "threads", runtime.GOMAXPROCS(0), "threads.by", a.threadsBy,
 		"memory", a.memory, "memory.by", a.memoryBy, "handshakes", a.handshakes())
 }

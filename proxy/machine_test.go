@@ -1,14 +1,20 @@
 package proxy
 
 import (
+	"context"
+	"log/slog"
 	"math"
 	"runtime/debug"
+	"sync"
 	"testing"
 	"testing/fstest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/warren-mesh/warren/proxy/hbone"
+	"github.com/warren-mesh/warren/proxy/track"
+	"github.com/warren-mesh/warren/xds/workload"
 )
 
 func TestReadLimits(t *testing.T) {
@@ -191,20 +197,52 @@ func TestEnvironCPUs(t *testing.T) {
 	}
 }
 
-// A large mesh is collected less often, unless the user says how often.
-func TestFitGC(t *testing.T) {
+// A large mesh is collected less often, and one that is not known yet still less, unless
+// the user says how often.
+func TestGCPercent(t *testing.T) {
 	was := debug.SetGCPercent(77)
 	defer debug.SetGCPercent(was)
 	now := func() int { return debug.SetGCPercent(77) }
 	t.Setenv("GOGC", "")
-	for n, want := range map[int]int{0: gcPercent, largeMesh - 1: gcPercent, largeMesh: gcPercentLarge} {
-		if got := fitGC(n); got != want || now() != want {
-			t.Errorf("%d workloads: %d%%, want %d%%", n, got, want)
+	for n, want := range map[int]int{unknownMesh: gcPercentStart, 0: gcPercent, largeMesh - 1: gcPercent, largeMesh: gcPercentLarge} {
+		if setGCPercent(gcPercentFor(n)); now() != want {
+			t.Errorf("%d workloads: not %d%%", n, want)
 		}
 	}
 	t.Setenv("GOGC", "30")
-	fitGC(largeMesh)
+	setGCPercent(gcPercentLarge)
 	if n := now(); n != 77 {
 		t.Errorf("the user has said, and it is %d%% now", n)
 	}
+}
+
+// TestGCFollowsTheMesh: once the mesh is known, the collector is told, though nothing changes
+// any more.
+func TestGCFollowsTheMesh(t *testing.T) {
+	was := debug.SetGCPercent(77)
+	defer debug.SetGCPercent(was)
+	t.Setenv("GOGC", "")
+	s := &Server{store: workload.NewStore(), log: slog.New(slog.DiscardHandler), program: true, tracked: track.New(1, 1)}
+	s.pods = &pods{s: s}
+	known := make(chan struct{})
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { s.follow(ctx, known) })
+	defer running.Wait()
+	defer cancel()
+	until := func(want int) {
+		t.Helper()
+		for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+			got := debug.SetGCPercent(77)
+			if debug.SetGCPercent(got); got == want {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("collects at %d%%, want %d%%", got, want)
+			}
+		}
+	}
+	s.store.Apply(workload.Batch{Workloads: []*workload.Workload{{UID: "a", Name: "a", Namespace: "ns"}}})
+	close(known)
+	until(gcPercent)
 }

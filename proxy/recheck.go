@@ -16,15 +16,19 @@ const prefetchEvery = time.Second
 
 // watch follows the world until ctx ends: after each change it judges live
 // connections anew and sees to certificates.
-func (s *Server) watch(ctx context.Context) {
+func (s *Server) watch(ctx context.Context) { s.follow(ctx, s.known()) }
+
+// follow is watch. known is closed when all of the mesh is known.
+func (s *Server) follow(ctx context.Context, known <-chan struct{}) {
 	var judged = make(map[*pod]guarded)
 	var searched time.Time
-	large := false
+	percent := gcPercentFor(unknownMesh)
 	for {
 		v := s.store.View()
-		if n, _, _ := v.Len(); s.program && large != (n >= largeMesh) {
-			large = !large
-			s.log.Debug("garbage collection", "workloads", n, "percent", fitGC(n))
+		if n, _, _ := v.Len(); s.program && known == nil && percent != gcPercentFor(n) {
+			percent = gcPercentFor(n)
+			setGCPercent(percent)
+			s.log.Debug("garbage collection", "workloads", n, "percent", percent)
 		}
 		s.recheck(v, judged)
 		s.judged.Store(v)
@@ -36,6 +40,8 @@ func (s *Server) watch(ctx context.Context) {
 		timer := time.NewTimer(pause)
 		select {
 		case <-v.Superseded():
+		case <-known:
+			known = nil
 		case <-timer.C:
 		case <-s.podsChanged: // a new pod wants its certificate
 		case <-ctx.Done():

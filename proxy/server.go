@@ -287,15 +287,22 @@ func (s *Server) runFront(c *crew, listeners []served) {
 // synced waits for the world to be known: to a proxy that does not know who is
 // in the mesh everybody would be outside of it, and get plaintext.
 func (s *Server) synced(ctx context.Context) bool {
-	if s.xds == nil {
-		return true
-	}
 	select {
-	case <-s.xds.Synced():
+	case <-s.known():
 		return true
 	case <-ctx.Done():
 		return false
 	}
+}
+
+// known is closed when all of the world is known.
+func (s *Server) known() <-chan struct{} {
+	if s.xds != nil {
+		return s.xds.Synced()
+	}
+	all := make(chan struct{})
+	close(all)
+	return all
 }
 
 // serving answers on a listener until the context ends.
