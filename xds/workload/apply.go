@@ -56,13 +56,13 @@ func (e *viewEditor) view() *View {
 }
 
 func (e *viewEditor) apply(b *Batch, rest func()) {
-	n := 2*len(b.Workloads) + len(b.RemovedAddresses) // each may replace another
-	if e.byUID.x.size == 0 {
-		n = len(b.Workloads)
-		e.byUID.expect(n)
-		e.byAddr.expect(n)
-		e.local.expect(n)
+	had, come := e.byUID.x.size, len(b.Workloads)
+	if come > had { // a whole mesh
+		e.byUID.expect(had + come)
+		e.byAddr.expect(had + come)
+		e.local.expect(had + come)
 	}
+	n := come + min(come, had) + len(b.RemovedAddresses) // each may replace another
 	e.onNode.grow(n)
 	e.changes.grow(n)
 	for _, n := range b.RemovedAddresses {

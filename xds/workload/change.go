@@ -33,22 +33,15 @@ func relisted[X any](old []X, changes []change[X], compare func(a, b X) int) []X
 // more than copying it, and many no more than sorting them. A list is never changed in
 // place: views share it.
 func merged[T, X any](old []T, changes []change[X], compare func(a, b X) int, of func(T) X, made func(X) T) []T {
-	byKey := func(a, b change[X]) int { return compare(a.item, b.item) }
-	if !slices.IsSortedFunc(changes, byKey) {
-		slices.SortStableFunc(changes, byKey)
-	}
-	last := func(i int) bool { return i+1 == len(changes) || byKey(changes[i], changes[i+1]) != 0 }
+	changes = settled(changes, compare)
 	n := len(old)
-	for i, c := range changes {
-		if !c.gone && last(i) {
+	for _, c := range changes {
+		if !c.gone {
 			n++ // or less, where it replaces another
 		}
 	}
 	list := make([]T, 0, n)
-	for i, c := range changes {
-		if !last(i) {
-			continue
-		}
+	for _, c := range changes {
 		at, found := slices.BinarySearchFunc(old, c.item, func(t T, x X) int { return compare(of(t), x) })
 		list = append(list, old[:at]...)
 		if found {
@@ -60,4 +53,23 @@ func merged[T, X any](old []T, changes []change[X], compare func(a, b X) int, of
 		}
 	}
 	return append(list, old...)
+}
+
+// settled are the changes in order, of each key the last. It works in their memory.
+func settled[X any](changes []change[X], compare func(a, b X) int) []change[X] {
+	inOrder := true // as they mostly come
+	for i := 1; i < len(changes) && inOrder; i++ {
+		inOrder = compare(changes[i-1].item, changes[i].item) < 0
+	}
+	if inOrder {
+		return changes
+	}
+	slices.SortStableFunc(changes, func(a, b change[X]) int { return compare(a.item, b.item) })
+	kept := changes[:0]
+	for i, c := range changes {
+		if i+1 == len(changes) || compare(c.item, changes[i+1].item) != 0 {
+			kept = append(kept, c)
+		}
+	}
+	return kept
 }

@@ -58,7 +58,7 @@ func (x *index[K]) all() iter.Seq[*Workload] {
 type indexEditor[K comparable] struct {
 	x    index[K]
 	edit uint64
-	room int // for how many entries a new bucket is made
+	room int // for how many entries at least a new bucket is made
 
 	// gone are those that removeLater has left in crowded buckets, by any of a bucket's
 	// hashes: how many entries of each are to go.
@@ -69,7 +69,7 @@ type indexEditor[K comparable] struct {
 // leaves: many workloads claim one address, or one name.
 const crowded = 256
 
-// expect tells of how many entries will come.
+// expect tells how many entries there will be.
 func (e *indexEditor[K]) expect(n int) { e.room = n/shards + n/shards/2 }
 
 func editIndex[K comparable](x index[K], edit uint64) indexEditor[K] {
@@ -83,7 +83,8 @@ func (e *indexEditor[K]) bucket(h uint64) *bucket {
 	case b == nil:
 		*at = &bucket{edit: e.edit, hashes: make([]uint32, 0, e.room), items: make([]*Workload, 0, e.room)}
 	case b.edit != e.edit:
-		c := &bucket{edit: e.edit, hashes: make([]uint32, 0, len(b.hashes)+1), items: make([]*Workload, 0, len(b.items)+1)}
+		n := max(len(b.items)+1, e.room)
+		c := &bucket{edit: e.edit, hashes: make([]uint32, 0, n), items: make([]*Workload, 0, n)}
 		c.hashes, c.items = append(c.hashes, b.hashes...), append(c.items, b.items...)
 		*at = c
 	}

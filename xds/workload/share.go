@@ -5,6 +5,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -32,9 +33,20 @@ type Sharer struct {
 	size       int                    // of all keys
 	key        []byte
 
+	before before
+
 	// Of the workload that is being read.
 	policies, lastPolicies []string
 	located                bool
+}
+
+// before is what the workload before had. Pods of one deployment mostly come one after the
+// other, and to compare costs less than to look up.
+type before struct {
+	fields   [maxField]string // texts, by number
+	identity identityKey
+	ids      []spiffeid.ID // of identity
+	member   *membership
 }
 
 // limit makes room.
@@ -74,6 +86,9 @@ func (s *Sharer) Workload(w *Workload) {
 // ids are a workload's identities, made where they are not known.
 func (s *Sharer) ids(w *Workload, form func() []spiffeid.ID) []spiffeid.ID {
 	key := identityKey{w.TrustDomain, w.Namespace, w.ServiceAccount}
+	if s.before.ids != nil && s.before.identity == key {
+		return s.before.ids
+	}
 	ids, known := s.identities[key]
 	if !known {
 		ids = form()
@@ -81,6 +96,7 @@ func (s *Sharer) ids(w *Workload, form func() []spiffeid.ID) []spiffeid.ID {
 			s.identities[key] = ids
 		}
 	}
+	s.before.identity, s.before.ids = key, ids
 	return ids
 }
 
@@ -104,6 +120,18 @@ func (s *Sharer) text(t string) string {
 		s.texts[t] = t
 	}
 	return t
+}
+
+// field is bytes for a field of the workload itself.
+func (s *Sharer) field(num protowire.Number, v []byte) (t string, ok bool) {
+	last := &s.before.fields[num]
+	if *last == string(v) {
+		return *last, true
+	}
+	if t, ok = s.bytes(v); ok && len(t) <= maxSharedText {
+		*last = t
+	}
+	return t, ok
 }
 
 // bytes is text for what is on the wire; ok is false for what is no text.

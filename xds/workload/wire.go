@@ -102,9 +102,12 @@ func (s *Sharer) text1(w *Workload, num protowire.Number, v []byte) bool {
 		return false
 	}
 	var ok bool
-	*to, ok = s.bytes(v)
+	*to, ok = s.field(num, v)
 	return ok
 }
+
+// maxField is above the numbers of the fields that text1 takes.
+const maxField = 26
 
 // number1 takes a field that is a number; enumerations have all numbers up to one.
 func number1(w *Workload, num protowire.Number, v uint64) bool {
@@ -163,6 +166,7 @@ func (s *Sharer) locality(w *Workload, b []byte) bool {
 
 // membership is one service of a workload, as all its endpoints have it.
 type membership struct {
+	entry string // on the wire
 	key   NamespacedHostname
 	ports PortMap
 	alone map[NamespacedHostname]PortMap // of those that have no other
@@ -170,8 +174,11 @@ type membership struct {
 
 // service1 takes an entry of the map of services. Those with the same bytes are the same.
 func (s *Sharer) service1(w *Workload, entry []byte) bool {
-	m, known := s.members[string(entry)]
-	if !known {
+	m := s.before.member
+	if m == nil || m.entry != string(entry) {
+		m = s.members[string(entry)]
+	}
+	if m == nil {
 		// By way of a workload that has nothing else: the general reader's rules count.
 		p := &workloadapi.Workload{}
 		packed := protowire.AppendBytes(protowire.AppendTag(nil, 22, protowire.BytesType), entry)
@@ -179,12 +186,15 @@ func (s *Sharer) service1(w *Workload, entry []byte) bool {
 		if strict.Unmarshal(packed, p) != nil || len(p.ProtoReflect().GetUnknown()) > 0 || workloadServices(only, p) != nil || len(only.Services) != 1 {
 			return false
 		}
-		m = &membership{alone: only.Services}
+		m = &membership{entry: string(entry), alone: only.Services}
 		for m.key, m.ports = range only.Services {
 		}
 		if s.remembers(len(entry)) {
-			s.members[string(entry)] = m
+			s.members[m.entry] = m
 		}
+	}
+	if len(entry) <= maxSharedText {
+		s.before.member = m
 	}
 	switch len(w.Services) {
 	case 0:
