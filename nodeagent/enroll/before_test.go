@@ -266,6 +266,35 @@ func TestTakenOverAndGivenBack(t *testing.T) {
 	}
 }
 
+// TestNotGivenToWhoNeverCame: an agent of Istio's that was announced and never ran serves no
+// pod, so that none is given to it when the mesh leaves; one that is being replaced does.
+func TestNotGivenToWhoNeverCame(t *testing.T) {
+	for name, came := range map[string]bool{"never came": false, "is being replaced": true} {
+		t.Run(name, func(t *testing.T) {
+			nstest.LeakCheck(t)
+			n := newNode(t)
+			n.times.Rival = time.Minute
+			n.world.namespace("istio-system", nil)
+			n.start()
+			f, _ := n.proxy()
+			n.world.pod("app", "a", "uid-a")
+			s := n.sandbox("app", "a", "uid-a", "c1")
+			n.mustAdd(s)
+			if came {
+				n.rival(corev1.PodRunning)
+				n.until("it is seen", func() bool { return n.e.Rival() != "" })
+			}
+			n.rival(corev1.PodPending)
+			if err := n.e.Retire(within(t), "the mesh leaves this node"); err != nil {
+				t.Fatal(err)
+			}
+			if got := len(n.foreign(s)) > 0; got != came || n.captured(s) || !came && (!n.clean(s) || len(f.Pods()) > 0) {
+				t.Errorf("Istio's rules: %t, want %t; ours: %t; the proxy has %v", got, came, n.captured(s), f.Pods())
+			}
+		})
+	}
+}
+
 // TestWhatCannotBeTakenOver: the pod is left as it is, and the proxy is not even asked to
 // listen beside the one that serves it.
 func TestWhatCannotBeTakenOver(t *testing.T) {

@@ -92,10 +92,12 @@ func (e *Enroller) rivalAtWork(view *View) string {
 	return e.cfg.Rival()
 }
 
-// takesOver says whether the other mesh's agent is here to take pods that ours leaves.
+// takesOver says whether the other mesh's agent is here to take pods that ours leaves: it
+// is at work, or was and is being replaced. One that was merely announced may never come.
 func (e *Enroller) takesOver() bool {
 	view, _ := e.cfg.World.View()
-	return e.rivalAtWork(view) != "" || view != nil && view.rivalDue != ""
+	_, been := e.rivalry(view)
+	return e.rivalAtWork(view) != "" || been && view != nil && view.rivalDue != ""
 }
 
 // rival is rivalry's name alone.
