@@ -12,13 +12,14 @@ import (
 	"github.com/warren-mesh/warren/cni/event"
 )
 
-// What the parts of a clean leave may take. Kubernetes gives 30 s by default.
+// What the parts of a clean leave may take, together less than the manifests' 45 s.
 const (
 	askWithin    = 4 * time.Second  // for the API server to say whether a successor comes
 	hostWithin   = 6 * time.Second  // for the plugin's files
-	retireWithin = 12 * time.Second // for the pods
+	retireWithin = 24 * time.Second // for the pods
 	marksWithin  = 3 * time.Second  // for their annotations
 	knowWithin   = 10 * time.Second // for the objects, before a cleaning by hand
+	lateWithin   = time.Minute      // for the pods that are left, unless the agent is killed before
 )
 
 // Uninstall takes everything of the mesh's from this node: the plugin, the pods'
@@ -98,10 +99,15 @@ func (a *Agent) uninstall(ctx context.Context) error {
 		pluginStays = err != nil
 		errs = append(errs, err)
 	}
-	retired := within(ctx, retireWithin, func(ctx context.Context) error {
-		return a.enroll.Retire(ctx, "the mesh leaves this node")
-	})
-	errs = append(errs, retired, within(ctx, marksWithin, a.unmarked), within(ctx, hostWithin, a.host.remove))
+	retire := func(ctx context.Context) error { return a.enroll.Retire(ctx, "the mesh leaves this node") }
+	retired := within(ctx, retireWithin, retire)
+	unmarked := within(ctx, marksWithin, a.unmarked)
+	errs = append(errs, within(ctx, hostWithin, a.host.remove))
+	if retired != nil {
+		a.log.Warn("pods are left, and what time there is goes to them", "err", retired)
+		retired, unmarked = within(ctx, lateWithin, retire), within(ctx, marksWithin, a.unmarked)
+	}
+	errs = append(errs, retired, unmarked)
 	switch {
 	case pluginStays: // whoever still runs it must not wait for us
 		errs = append(errs, a.openDoors())

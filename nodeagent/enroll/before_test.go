@@ -3,6 +3,7 @@ package enroll_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -406,5 +407,55 @@ func TestRetire(t *testing.T) {
 	}
 	if !n.clean(a) || !n.clean(b) || len(f.Pods()) > 0 {
 		t.Errorf("left behind: %v", f.Pods())
+	}
+}
+
+// inOrder is a backend that counts what is done to pods.
+type inOrder struct {
+	redirect.Backend
+	mu            sync.Mutex
+	stopped, gone int
+	early         int // pods of which the rules went while others were captured
+	all           int
+}
+
+func (b *inOrder) StopCapture(ns *netns.NS) error {
+	err := b.Backend.StopCapture(ns)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.stopped++
+	return err
+}
+
+func (b *inOrder) Remove(ns *netns.NS) error {
+	b.mu.Lock()
+	if b.stopped < b.all {
+		b.early++
+	}
+	b.gone++
+	b.mu.Unlock()
+	return b.Backend.Remove(ns)
+}
+
+// TestAllHaveTheirNetworkFirst: when the mesh leaves a node, nothing more is done to any
+// pod before each of them has its network back; the agent may be killed in the middle.
+func TestAllHaveTheirNetworkFirst(t *testing.T) {
+	nstest.LeakCheck(t)
+	n := newNode(t)
+	const pods = 20
+	b := &inOrder{Backend: n.backend, all: pods}
+	n.config = func(c *enroll.Config) { c.Backend = b }
+	n.start()
+	n.proxy()
+	for i := range pods {
+		name := fmt.Sprint("p", i)
+		n.world.pod("app", name, "uid-"+name)
+		n.mustAdd(n.sandbox("app", name, "uid-"+name, "c-"+name))
+	}
+	if err := n.e.Retire(within(t), "the mesh leaves this node"); err != nil {
+		t.Fatal(err)
+	}
+	if b.stopped != pods || b.gone != pods || b.early > 0 {
+		t.Errorf("of %d pods %d were let and %d done, %d of these too early", pods, b.stopped, b.gone, b.early)
 	}
 }

@@ -147,6 +147,7 @@ type member struct {
 	saidIPs        []netip.Addr // what its object said last
 	strange        string       // of those, what it does not have
 	addressTold    string       // what was told about its addresses
+	let            bool         // its capture was ended, or that was tried
 	unmark         bool         // its mark has to go, whoever else is at work here
 	audit          audited
 	before         before
@@ -244,6 +245,7 @@ func (e *Enroller) setPhase(m *member, p Phase, reason string) error {
 		e.wakeLocked()
 	}
 	m.reason = reason
+	m.let = m.let && p == PhaseLeaving
 	records := e.recordsLocked(m)
 	e.mu.Unlock()
 	var errs []error

@@ -18,25 +18,17 @@ const flowPoll = 250 * time.Millisecond
 // as far as the deadline allows.
 func (e *Enroller) leave(ctx context.Context, m *member, p Pod) error {
 	if e.isRetired() != "" && e.takesOver() {
+		defer e.isLet(m)
 		return e.giveBack(ctx, m, p)
 	}
-	e.mu.Lock()
-	m.unmark = true
-	e.mu.Unlock()
-	if err := e.setPhase(m, PhaseLeaving, p.Eligible.Reason); err != nil {
-		return err
-	}
-	if err := e.open(ctx, m); err != nil {
-		return err
-	}
-	b, err := e.backend(m.box.redirect)
+	b, err := e.let(ctx, m, p)
 	if err != nil {
 		return err
 	}
-	if err := e.rulesWork(ctx, func() error { return e.stopCapture(m, b) }); err != nil {
+	if err := e.drain(ctx, m); err != nil {
 		return err
 	}
-	if err := e.drain(ctx, m); err != nil {
+	if err := e.allLet(ctx); err != nil {
 		return err
 	}
 	if err := e.withdraw(ctx, m); err != nil {
@@ -48,13 +40,69 @@ func (e *Enroller) leave(ctx context.Context, m *member, p Pod) error {
 	return e.left(ctx, m, p)
 }
 
+// let ends the capture of a pod's new connections, which gives it its network back
+// whatever becomes of the rest.
+func (e *Enroller) let(ctx context.Context, m *member, p Pod) (b redirect.Backend, err error) {
+	defer e.isLet(m)
+	e.mu.Lock()
+	m.unmark = true
+	e.mu.Unlock()
+	if err := e.setPhase(m, PhaseLeaving, p.Eligible.Reason); err != nil {
+		return nil, err
+	}
+	if err := e.open(ctx, m); err != nil {
+		return nil, err
+	}
+	if b, err = e.backend(m.box.redirect); err != nil {
+		return nil, err
+	}
+	return b, e.rulesWork(ctx, func() error { return e.stopCapture(m, b) })
+}
+
+// isLet notes that a pod's capture was ended, or cannot be now: others do not wait for it.
+func (e *Enroller) isLet(m *member) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	m.let = true
+}
+
+// allLet waits, when the mesh leaves this node, until every pod has its network back: the
+// agent's time may be over before all of them are done.
+func (e *Enroller) allLet(ctx context.Context) error {
+	poll := time.NewTicker(retirePoll)
+	defer poll.Stop()
+	enough := time.After(letWithin) // one may be waiting for another attempt
+	for e.isRetired() != "" && e.unlet() {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-enough:
+			return nil
+		case <-poll.C:
+		}
+	}
+	return nil
+}
+
+// unlet says whether there is a pod of which nobody has tried to end the capture.
+func (e *Enroller) unlet() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, m := range e.members {
+		if m.box != nil && m.phase.served() && !m.let {
+			return true
+		}
+	}
+	return false
+}
+
 // left makes a pod one outside the mesh, with nothing of ours in it.
 func (e *Enroller) left(ctx context.Context, m *member, p Pod) error {
 	e.stopProbes(ctx, m)
 	e.unwatch(m)
 	e.setRedirect(m, nil, p)
 	e.mu.Lock()
-	m.before, m.box.theirs = before{}, ""
+	m.before, m.box.theirs, m.let = before{}, "", false
 	e.mu.Unlock()
 	e.closeNS(m)
 	return e.setPhase(m, PhaseLeft, p.Eligible.Reason)

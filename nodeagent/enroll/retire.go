@@ -11,6 +11,7 @@ import (
 const (
 	retirePoll  = 50 * time.Millisecond
 	retireGrace = 3 * time.Second // for connections that the proxy carries
+	letWithin   = 8 * time.Second // pods that are through wait so long for others to have their network back
 )
 
 // Retire takes every pod out of the mesh, because the mesh leaves this node, and takes
