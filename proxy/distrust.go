@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -183,19 +184,34 @@ func distrusts(i *mtls.Identity, chain []*x509.Certificate, usage x509.ExtKeyUsa
 	if len(chain) == 0 {
 		return nil // not known yet
 	}
-	at := time.Now()
-	if end := chain[0].NotAfter; at.After(end) {
-		at = end
+	why := errDistrusted
+	for _, at := range moments(chain, i.Roots(), time.Now()) {
+		_, err := i.VerifyPeer(chain, usage, at)
+		if err == nil {
+			return nil
+		}
+		if errors.Is(err, mtls.ErrRevoked) {
+			why = errRevoked
+		}
 	}
-	_, err := i.VerifyPeer(chain, usage, at)
-	var invalid x509.CertificateInvalidError
-	switch {
-	case err == nil || errors.As(err, &invalid) && invalid.Reason == x509.Expired: // an intermediate
-		return nil
-	case errors.Is(err, mtls.ErrRevoked):
-		return errRevoked
+	return why
+}
+
+// moments are the ends of what a leaf may hang from, since it began, and the leaf's own or now: whatever way up was good
+// when the peer proved itself is good at one of them, if it is still trusted.
+func moments(chain, roots []*x509.Certificate, now time.Time) (all []time.Time) {
+	leaf := chain[0]
+	last := now
+	if last.After(leaf.NotAfter) {
+		last = leaf.NotAfter
 	}
-	return errDistrusted
+	all = append(all, last)
+	for _, c := range append(slices.Clone(chain[1:]), roots...) {
+		if end := c.NotAfter; end.Before(last) && !end.Before(leaf.NotBefore) {
+			all = append(all, end)
+		}
+	}
+	return all
 }
 
 func (p *pod) heldIdentity() *mtls.Identity {
