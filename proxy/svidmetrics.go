@@ -172,7 +172,7 @@ func (c svidCollector) Describe(ch chan<- *prometheus.Desc) {
 func (c svidCollector) Collect(ch chan<- prometheus.Metric) {
 	now := time.Now()
 	states := map[string]int{string(svid.Initializing): 0, string(svid.Available): 0, string(svid.Unavailable): 0}
-	by, serials, roots := map[svid.By]int{}, map[string]bool{}, map[string]map[*x509.Certificate]bool{}
+	by, serials, roots := map[svid.By]int{}, map[string]bool{}, rootsOf{}
 	var first time.Time
 	ends := newExpiries()
 	flights, queued, notice := 0, 0, 0
@@ -196,12 +196,9 @@ func (c svidCollector) Collect(ch chan<- prometheus.Metric) {
 		if end := st.Identity.NotAfter(); first.IsZero() || end.Before(first) {
 			first = end
 		}
-		td := st.ID.TrustDomain().Name()
-		if roots[td] == nil {
-			roots[td] = map[*x509.Certificate]bool{}
-		}
-		for _, r := range st.Identity.Roots() {
-			roots[td][r] = true
+		roots.add(st.ID.TrustDomain(), st.Identity.Roots())
+		for td, certs := range st.Identity.Federated() {
+			roots.add(td, certs)
 		}
 	}
 	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
@@ -229,7 +226,7 @@ func (c svidCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge(descSilent, stuck)
 	gauge(descOverdue, float64(h.Overdue))
 	gauge(descAhead, h.Ahead.Seconds())
-	collectRoots(gauge, roots, now)
+	roots.collect(gauge, now)
 }
 
 // expiries is a histogram of what is, not of what was.
@@ -257,8 +254,20 @@ func (e *expiries) add(left time.Duration) {
 	}
 }
 
-func collectRoots(gauge func(*prometheus.Desc, float64, ...string), roots map[string]map[*x509.Certificate]bool, now time.Time) {
-	for td, set := range roots {
+// rootsOf are those that identities trust, by trust domain: their own and those that they federate with.
+type rootsOf map[spiffeid.TrustDomain]map[*x509.Certificate]bool
+
+func (r rootsOf) add(td spiffeid.TrustDomain, certs []*x509.Certificate) {
+	if r[td] == nil {
+		r[td] = map[*x509.Certificate]bool{}
+	}
+	for _, c := range certs {
+		r[td][c] = true
+	}
+}
+
+func (r rootsOf) collect(gauge func(*prometheus.Desc, float64, ...string), now time.Time) {
+	for td, set := range r {
 		different := map[string]bool{}
 		var first time.Time
 		for r := range set {
@@ -267,7 +276,7 @@ func collectRoots(gauge func(*prometheus.Desc, float64, ...string), roots map[st
 				first = r.NotAfter
 			}
 		}
-		gauge(descRoots, float64(len(different)), td)
-		gauge(descRootExpiry, first.Sub(now).Seconds(), td)
+		gauge(descRoots, float64(len(different)), td.Name())
+		gauge(descRootExpiry, first.Sub(now).Seconds(), td.Name())
 	}
 }

@@ -117,3 +117,20 @@ func TestSVIDSourceConfig(t *testing.T) {
 		t.Errorf("%+v, %v", c.SVIDs, err)
 	}
 }
+
+// What lets in peers of other trust domains is seen: how many roots, until when, and of whose.
+func TestFederationIsSeen(t *testing.T) {
+	m, agent := agentMesh(t)
+	n := m.nodes[0]
+	client := n.meshPod("client")
+	agent.Federate(spiffeid.RequireTrustDomainFromString("else.test"), agent.Roots()...)
+	client.give(agent)
+	page := func(at int, path string) string { return fetch(t, "http://"+n.srv.Addresses()[at]+path) }
+	until(t, "the metrics have it", func() bool {
+		text := page(len(n.srv.Addresses())-2, "/metrics")
+		return strings.Contains(text, `warren_svid_roots{trust_domain="else.test"} 1`) && strings.Contains(text, `warren_svid_root_expires_seconds{trust_domain="else.test"} `)
+	})
+	if text := page(0, "/debug/entitlements"); !strings.Contains(text, `"else.test": 1`) {
+		t.Errorf("not in %s", text)
+	}
+}

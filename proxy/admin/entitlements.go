@@ -21,6 +21,8 @@ type entitlement struct {
 	Container string     `json:"container,omitempty"`
 	Proven    *time.Time `json:"proven,omitempty"`
 	ConfirmBy *time.Time `json:"confirmBy,omitempty"` // it is taken back then, unless it is confirmed
+	// Federates counts the roots of other trust domains by which peers are let in.
+	Federates map[string]int `json:"federates,omitempty"`
 }
 
 func (s Source) entitlements() any {
@@ -32,6 +34,12 @@ func (s Source) entitlements() any {
 		}
 		if st.Identity != nil {
 			e.Serial = st.Identity.Chain()[0].SerialNumber.String()
+			for td, certs := range st.Identity.Federated() {
+				if e.Federates == nil {
+					e.Federates = map[string]int{}
+				}
+				e.Federates[td.Name()] = len(certs)
+			}
 		}
 		for _, holder := range st.Holders {
 			e.UID = holder

@@ -289,7 +289,7 @@ func TestTheCAEndsSoon(t *testing.T) {
 		code, body := get(t, "http://"+p.cp.listeners.health.Addr().String()+"/healthz/ready")
 		return code == http.StatusOK && strings.Contains(body, "nobody can prove itself after")
 	})
-	if _, body := get(t, "http://"+p.cp.listeners.metrics.Addr().String()+"/metrics"); !strings.Contains(body, "warren_ca_ends_soon 1") {
+	if _, body := get(t, "http://"+p.cp.listeners.metrics.Addr().String()+"/metrics"); !strings.Contains(body, "warren_ca_ends_soon 1") || !strings.Contains(body, `warren_crypto{provider="go-`) {
 		t.Error("no metric says so")
 	}
 	eventually(t, "a line in the log", func() bool { return strings.Contains(p.log.String(), "nobody can prove itself after") })

@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"google.golang.org/grpc/codes"
 
+	"github.com/warren-mesh/warren/ca/mtls"
 	"github.com/warren-mesh/warren/ca/rotation"
 	"github.com/warren-mesh/warren/xds/server"
 )
@@ -22,6 +23,9 @@ type metrics struct {
 	failed                         *prometheus.CounterVec
 	took                           prometheus.Histogram
 }
+
+// VersionText is what `controlplane --version` says: the version, and what does the cryptography.
+func VersionText(version string) string { return version + " " + mtls.CryptoProvider() }
 
 func newMetrics(p *ControlPlane) *metrics {
 	counter := func(name, help string) prometheus.Counter {
@@ -37,8 +41,13 @@ func newMetrics(p *ControlPlane) *metrics {
 		took: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "warren_ca_request_seconds", Help: "Time to answer a certificate request.", Buckets: prometheus.ExponentialBuckets(0.001, 4, 7)}),
 	}
+	crypto := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "warren_crypto", Help: "What does the cryptography: Go's own, or Go's FIPS 140-3 module.",
+		ConstLabels: prometheus.Labels{"provider": mtls.CryptoProvider()},
+	})
+	crypto.Set(1)
 	out.registry.MustRegister(
-		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		crypto, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		out.requests, out.signed, out.unauthorized, out.failed, out.took,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "citadel_server_root_cert_expiry_timestamp", Help: "When the CA's certificate expires, in Unix time."},
 			func() float64 {

@@ -2,6 +2,9 @@ package main
 
 import (
 	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -40,4 +43,30 @@ func TestArguments(t *testing.T) {
 			t.Errorf("%d: %s", code, errs.String())
 		}
 	})
+}
+
+// make build FIPS=1 builds with a version of Go's FIPS 140-3 module that was validated and that this toolchain has.
+func TestFIPSBuild(t *testing.T) {
+	ask := func(name string, args ...string) string {
+		t.Helper()
+		cmd := exec.Command(name, args...)
+		cmd.Dir = "../../.."
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		return strings.TrimSpace(string(out))
+	}
+	const show = "--eval=show-fips:;@echo \"$$GOFIPS140\""
+	if got := ask("make", "-s", show, "show-fips"); got != "" {
+		t.Errorf("without FIPS=1: %q", got)
+	}
+	module := ask("make", "-s", show, "show-fips", "FIPS=1")
+	if module != "v1.0.0" {
+		t.Errorf("with FIPS=1: %q", module)
+	}
+	// Of a version that was validated the toolchain has the archive under a longer name, and this file says which.
+	if _, err := os.Stat(filepath.Join(ask("go", "env", "GOROOT"), "lib/fips140", module+".txt")); err != nil {
+		t.Error(err)
+	}
 }

@@ -39,7 +39,7 @@ func command() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:           "controlplane",
 		Short:         "Serve the mesh model (xDS) and certificates (CA) to the proxies",
-		Version:       version,
+		Version:       controlplane.VersionText(version),
 		Args:          cobra.NoArgs,
 		SilenceUsage:  true,
 		SilenceErrors: true,
