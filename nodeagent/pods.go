@@ -49,6 +49,9 @@ func (connections) List(ns *netns.NS) ([]enroll.Conn, int, error) {
 	return fromPodns(all), more, err
 }
 
+// Carried implements enroll.Connections.
+func (connections) Carried(ns *netns.NS) (int, error) { return podns.Carried(ns) }
+
 // Alive implements enroll.Connections.
 func (connections) Alive(ns *netns.NS, conns []enroll.Conn) ([]enroll.Conn, error) {
 	alive, err := podns.Alive(ns, toPodns(conns))

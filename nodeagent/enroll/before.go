@@ -25,6 +25,8 @@ type Connections interface {
 	// List returns those that are alive, but for the proxy's and those that it carries,
 	// and how many more there are beyond a bound.
 	List(ns *netns.NS) (all []Conn, more int, err error)
+	// Carried counts those that some proxy carries, be it one that was told to end.
+	Carried(ns *netns.NS) (int, error)
 	// Alive returns those that have not ended.
 	Alive(ns *netns.NS, conns []Conn) ([]Conn, error)
 	// End ends connections; those that it could not end are returned with the reason.

@@ -32,6 +32,7 @@ type conns struct {
 	stuck   bool
 	blind   error
 	lists   int // calls of List
+	bound   int // what Carried says
 }
 
 func (c *conns) List(*netns.NS) ([]enroll.Conn, int, error) {
@@ -39,6 +40,12 @@ func (c *conns) List(*netns.NS) ([]enroll.Conn, int, error) {
 	defer c.mu.Unlock()
 	c.lists++
 	return slices.DeleteFunc(slices.Clone(c.all), func(o enroll.Conn) bool { return c.carried[o.Cookie] }), 0, nil
+}
+
+func (c *conns) Carried(*netns.NS) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.bound, nil
 }
 
 func (c *conns) Alive(_ *netns.NS, some []enroll.Conn) ([]enroll.Conn, error) {
@@ -206,6 +213,42 @@ func TestCarriedIsNotOutside(t *testing.T) {
 	})
 	if got := n.report("uid-p").Before; got != 1 || !slices.Equal(c.ended, []uint64{3}) {
 		t.Errorf("%d are outside, %v were ended; want the one that the proxy never had, and the one of the time between", got, c.ended)
+	}
+}
+
+// TestProxyThatEndsCarries: the proxy that answers has no connection of a leaving pod, and
+// one that was told to end has: the pod is not left before that has ended too, or its time.
+func TestProxyThatEndsCarries(t *testing.T) {
+	for name, late := range map[string]bool{"to the end": false, "to the deadline": true} {
+		t.Run(name, func(t *testing.T) {
+			nstest.LeakCheck(t)
+			c := &conns{bound: 1}
+			n := newNode(t)
+			n.times.Drain = time.Minute
+			if late {
+				n.times.Drain = 500 * time.Millisecond
+			}
+			n.withConns(c)
+			n.start()
+			f, _ := n.proxy()
+			n.world.pod("app", "a", "uid-a")
+			s := n.sandbox("app", "a", "uid-a", "c1")
+			n.mustAdd(s)
+			n.world.pod("app", "a", "uid-a", labelled("none"))
+			if !late {
+				n.until("it is seen", func() bool { return n.log.has("a proxy that ends still carries", "uid-a") })
+				asked := n.flows.asked()
+				n.until("the proxy has said again that it has none", func() bool { return n.flows.asked() > asked+2 })
+				if n.phase("uid-a") != enroll.PhaseLeaving || n.captured(s) || len(f.Pods()) == 0 || !strings.Contains(inPod(t, s.netns, "ip", "rule"), "fwmark") {
+					t.Errorf("the pod is %s, redirected: %t, the proxy has %v, or the way of answers is gone", n.phase("uid-a"), n.captured(s), f.Pods())
+				}
+				c.set(func() { c.bound = 0 })
+			}
+			n.until("it has left", func() bool { return n.phase("uid-a") == enroll.PhaseLeft })
+			if !n.clean(s) {
+				t.Error("something was left behind")
+			}
+		})
 	}
 }
 

@@ -11,8 +11,10 @@ import (
 // errChangedMind ends a leave that is no longer wanted.
 var errChangedMind = errors.New("the pod is to stay in the mesh after all")
 
-// flowPoll is the time between questions to the proxy.
-const flowPoll = 250 * time.Millisecond
+const (
+	flowPoll     = 250 * time.Millisecond // between questions to the proxy
+	carriedAgain = time.Second            // between those to the kernel, of one pod
+)
 
 // leave takes a running pod out without breaking what the proxy carries for it,
 // as far as the deadline allows.
@@ -165,7 +167,7 @@ func (e *Enroller) drain(ctx context.Context, m *member) error {
 		}
 		d.hear(time.Now(), p)
 		n, err := e.flows(ctx, m, d.heard)
-		if d.over(time.Now(), n, err) {
+		if now := time.Now(); d.over(now, n, err) && (n > 0 || err != nil || d.late(now) || !e.stillCarried(m, &d, now)) {
 			return nil
 		}
 		select {
@@ -184,6 +186,7 @@ type draining struct {
 	unmarked time.Time // since when others can know that the pod leaves; zero: they cannot
 	heard    time.Time // since when nobody takes it for one in the mesh; zero: somebody may
 	blind    time.Time // since when it is not known how many there are; zero: it is
+	look     time.Time // not before, the kernel is asked what is carried
 }
 
 // hear says whether others have heard by now that the pod leaves.
@@ -206,13 +209,39 @@ func (d *draining) over(now time.Time, n int, err error) bool {
 		d.blind = now
 	}
 	switch {
-	case d.times.Drain >= 0 && now.Sub(d.began) >= d.times.Drain:
+	case d.late(now):
 		return true
 	case err != nil:
 		return now.Sub(d.blind) >= d.times.Blind
 	default:
 		return n == 0 && !d.heard.IsZero()
 	}
+}
+
+// late says whether the time for connections to end is over.
+func (d *draining) late(now time.Time) bool {
+	return d.times.Drain >= 0 && now.Sub(d.began) >= d.times.Drain
+}
+
+// stillCarried asks the kernel whether another proxy than the one that answers carries
+// connections of a pod: one that was told to end answers nobody, and goes on with what it
+// has, which would be reset with the last of our rules.
+func (e *Enroller) stillCarried(m *member, d *draining, now time.Time) bool {
+	if e.cfg.Connections == nil {
+		return false
+	}
+	if now.Before(d.look) { // it was so a moment ago
+		return true
+	}
+	n, err := e.cfg.Connections.Carried(m.box.ns)
+	if err != nil || n == 0 { // the proxy has said that it has none
+		return false
+	}
+	if d.look.IsZero() {
+		e.log.Info("a proxy that ends still carries connections of a leaving pod", "pod", m.name.String(), "uid", m.uid, "connections", n)
+	}
+	d.look = now.Add(carriedAgain)
+	return true
 }
 
 // lingerAtMost is how long a pod is served without a connection because its mark

@@ -47,6 +47,28 @@ func Connections(ns *netns.NS) (all []Conn, more int, err error) {
 	if err != nil {
 		return nil, 0, err
 	}
+	all, _, more, err = d.connections(own, listening)
+	return all, more, err
+}
+
+// Carried counts the connections of a pod's application that some proxy has the other end
+// of, as the kernel knows them: any proxy, the newest or one that was told to end.
+func Carried(ns *netns.NS) (n int, err error) {
+	d, err := openDiag(ns)
+	if err != nil {
+		return 0, err
+	}
+	defer d.close()
+	own, err := addresses(ns)
+	if err != nil {
+		return 0, err
+	}
+	_, n, _, err = d.connections(own, nil)
+	return n, err
+}
+
+// connections are a pod's with somebody outside of it, and how many a proxy carries.
+func (d *diag) connections(own map[netip.Addr]bool, listening map[uint16]bool) (all []Conn, n, more int, err error) {
 	proxys := carried{ends: map[[2]netip.AddrPort]bool{}, from: map[netip.AddrPort]bool{}}
 	err = d.dump(underWay, func(s socket) bool {
 		peer := s.remote.Addr()
@@ -61,7 +83,9 @@ func Connections(ns *netns.NS) (all []Conn, more int, err error) {
 		}
 		return true
 	})
-	return slices.DeleteFunc(all, proxys.has), more, err
+	found := len(all)
+	all = slices.DeleteFunc(all, proxys.has)
+	return all, found - len(all), more, err
 }
 
 // carried are the connections of a pod's application with the proxy, by the proxy's ends.

@@ -182,6 +182,9 @@ func TestCarriedConnections(t *testing.T) {
 		t.Fatalf("the application sees %s", got)
 	}
 
+	if n, err := Carried(pod.NS); err != nil || n != 3 {
+		t.Errorf("%d are carried, %v; want two out and one in", n, err)
+	}
 	all, _, err := Connections(pod.NS)
 	if err != nil {
 		t.Fatal(err)
@@ -194,6 +197,15 @@ func TestCarriedConnections(t *testing.T) {
 	}
 	if len(all) != len(want) {
 		t.Errorf("%d are outside, want %d", len(all), len(want))
+	}
+	in.Close()
+	accepted.Close()
+	for deadline := time.Now().Add(patient); ; time.Sleep(time.Millisecond) {
+		if n, err := Carried(pod.NS); err != nil || n == 2 {
+			break
+		} else if time.Now().After(deadline) {
+			t.Fatalf("%d are carried, %v; one of three has ended", n, err)
+		}
 	}
 }
 
