@@ -61,6 +61,9 @@ type before struct {
 // count is how many there are.
 func (b *before) count() int { return len(b.conns) + b.more }
 
+// any says whether there are any, or may be.
+func (b *before) any() bool { return b.count() > 0 || b.anew }
+
 // kept is what a record holds.
 func (b *before) kept() []Conn { return b.conns[:min(len(b.conns), maxBeforeKept)] }
 
@@ -73,13 +76,22 @@ func (e *Enroller) noteBefore(m *member) {
 	}
 	all, more, err := e.cfg.Connections.List(m.box.ns)
 	e.mu.Lock()
-	defer e.mu.Unlock()
+	m.before = before{conns: all, more: more, anew: err != nil} // then they are looked for again
+	e.mu.Unlock()
 	if err != nil {
-		m.before.note = err.Error()
-		e.log.Warn("cannot look at a pod's connections", "pod", m.name.String(), "uid", m.uid, "err", err)
-		return
+		e.unseen(m, err)
 	}
-	m.before = before{conns: all, more: more}
+}
+
+// unseen says that a pod's connections cannot be looked at, once for each reason.
+func (e *Enroller) unseen(m *member, err error) {
+	e.mu.Lock()
+	said := m.before.note == err.Error()
+	m.before.note = err.Error()
+	e.mu.Unlock()
+	if !said {
+		e.log.Warn("cannot look at a pod's connections", "pod", m.name.String(), "uid", m.uid, "err", err)
+	}
 }
 
 // tend looks after the connections of before: which are left, and which a policy
@@ -94,7 +106,7 @@ func (e *Enroller) tend(ctx context.Context) {
 	now := time.Now()
 	var look []*member
 	for _, m := range e.sortedLocked() {
-		if m.box != nil && m.box.ns != nil && m.phase == PhaseEnrolled && m.before.count() > 0 && !now.Before(m.before.next) {
+		if m.box != nil && m.box.ns != nil && m.phase == PhaseEnrolled && m.before.any() && !now.Before(m.before.next) {
 			m.before.next = now.Add(beforeAgain)
 			m.users++
 			look = append(look, m)
@@ -128,7 +140,7 @@ func (e *Enroller) tendTo(ctx context.Context, m *member) {
 	defer ns.Close()
 	if anew {
 		if conns, err = e.listAnew(m, ns, r); err != nil {
-			e.log.Warn("cannot look at a pod's connections", "pod", m.name.String(), "uid", m.uid, "err", err)
+			e.unseen(m, err)
 			return
 		}
 	}
@@ -180,7 +192,7 @@ func (e *Enroller) listAnew(m *member, ns *netns.NS, r event.Redirect) ([]Conn, 
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if m.before.anew { // it has not been captured anew meanwhile
-		m.before.conns, m.before.more, m.before.anew = all, more, false
+		m.before.conns, m.before.more, m.before.anew, m.before.note = all, more, false, ""
 	}
 	return m.before.conns, nil
 }

@@ -31,14 +31,18 @@ type conns struct {
 	ended   []uint64
 	stuck   bool
 	blind   error
-	lists   int // calls of List
-	bound   int // what Carried says
+	lists   int   // calls of List
+	unseen  error // of List
+	bound   int   // what Carried says
 }
 
 func (c *conns) List(*netns.NS) ([]enroll.Conn, int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.lists++
+	if c.unseen != nil {
+		return nil, 0, c.unseen
+	}
 	return slices.DeleteFunc(slices.Clone(c.all), func(o enroll.Conn) bool { return c.carried[o.Cookie] }), 0, nil
 }
 
@@ -250,6 +254,25 @@ func TestProxyThatEndsCarries(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestConnectionsThatWereNotSeen: a look that failed when the pod was captured is made up for.
+func TestConnectionsThatWereNotSeen(t *testing.T) {
+	nstest.LeakCheck(t)
+	c := &conns{all: []enroll.Conn{{Cookie: 1, Inbound: true}, {Cookie: 2}}, denied: map[uint64]bool{1: true}, unseen: errors.New("no sockets today")}
+	n := newNode(t)
+	n.withConns(c)
+	n.start()
+	n.proxy()
+	n.outside("p", "uid-p", "c1")
+	n.world.pod("plain", "p", "uid-p", labelled("ambient"))
+	n.until("it is said", func() bool {
+		return n.phase("uid-p") == enroll.PhaseEnrolled && strings.Contains(n.report("uid-p").BeforeNote, "no sockets today")
+	})
+	c.set(func() { c.unseen = nil })
+	n.until("what a policy forbids is ended", func() bool {
+		return n.report("uid-p").Before == 1 && n.report("uid-p").BeforeNote == "" && n.notices.about("p", "1 connections without mTLS")
+	})
 }
 
 // istio makes a pod one that Istio's agent has redirected and left.
