@@ -6,7 +6,6 @@ import (
 	"context"
 	"crypto/x509"
 	"encoding/pem"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -346,8 +345,9 @@ func TestSPIREBroker(t *testing.T) {
 		agent spiffeid.ID
 		want  string
 	}{
-		"any of SPIRE's agents": {spiffeid.ID{}, "broker API"},
-		"another agent":         {id("/spire/agent/other"), "served by"},
+		// The agent's own words about a pod where it has no attestor for pods: everything before went well.
+		"any of SPIRE's agents": {spiffeid.ID{}, "no workload attestor handled reference"},
+		"another agent":         {id("/spire/agent/other"), "not by " + id("/spire/agent/other").String()},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b, err := broker.New(broker.Config{Address: "unix://" + w.path("broker/broker.sock"), TLS: mtls.ToAgent(self.Identity, broker.AgentID(tt.agent))})
@@ -355,14 +355,14 @@ func TestSPIREBroker(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer b.Close()
-			ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+			ctx, cancel := context.WithTimeout(ctx, time.Minute)
 			defer cancel()
 			err = b.Watch(ctx, svid.Pod{UID: podA, Namespace: "foo", Name: "p"}, id(bar), func(u svid.Update) {
 				if len(u.SVIDs) > 0 {
 					t.Errorf("the broker gave %v to a pod that does not exist", u.SVIDs[0].ID)
 				}
 			})
-			if err == nil || !strings.Contains(err.Error(), tt.want) && !errors.Is(err, context.DeadlineExceeded) {
+			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("%v, want %q in it", err, tt.want)
 			}
 			t.Logf("%v", err)
