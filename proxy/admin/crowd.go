@@ -17,10 +17,11 @@ const (
 	visitTime = 30 * time.Second
 )
 
-// crowd is a listener that is open to all. What goes beyond a bound is closed at once:
-// who has to wait there would keep others waiting. When all places are taken, who has
-// fewer than others gets one of theirs: many addresses together must not keep kubelet's
-// probes away, or the proxy is restarted with all its connections.
+// crowd is a listener that is open to all. Nobody has to wait there, which would keep
+// others waiting: who comes gets the place of the oldest where there is none, of its own
+// address, or of one that has more. A probe of kubelet's needs its place for a moment, and
+// must not be kept away, by many addresses together or by somebody on the node's own, or
+// the proxy is restarted with all its connections.
 type crowd struct {
 	net.Listener
 	mu   sync.Mutex
@@ -30,22 +31,18 @@ type crowd struct {
 }
 
 func (l *crowd) Accept() (net.Conn, error) {
-	for {
-		c, err := l.Listener.Accept()
-		if err != nil {
-			return nil, err
-		}
-		v, loser := l.enter(c)
-		if loser != nil {
-			_ = loser.Close()
-		}
-		if v != nil {
-			return v, nil
-		}
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
 	}
+	v, loser := l.enter(c)
+	if loser != nil {
+		_ = loser.Close()
+	}
+	return v, nil
 }
 
-// enter gives c a place, and says who loses one: another visitor, or c itself.
+// enter gives c a place, and says who loses one, if anybody does.
 func (l *crowd) enter(c net.Conn) (v *visitor, loser net.Conn) {
 	var who netip.Addr
 	if a, ok := c.RemoteAddr().(*net.TCPAddr); ok {
@@ -53,17 +50,19 @@ func (l *crowd) enter(c net.Conn) (v *visitor, loser net.Conn) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	own := len(l.from[who])
-	if own >= maxOfOne {
-		return nil, c
-	}
-	if l.all >= maxVisitors {
-		most := l.most()
-		if len(most) <= own {
-			return nil, c
+	own := l.from[who]
+	var shorter []*visitor // by its oldest
+	switch {
+	case len(own) >= maxOfOne:
+		shorter = own
+	case l.all >= maxVisitors:
+		if shorter = l.most(); len(shorter) <= len(own) {
+			shorter = own
 		}
-		loser = most[0].Conn
-		l.remove(most[0])
+	}
+	if len(shorter) > 0 {
+		loser = shorter[0].Conn
+		l.remove(shorter[0])
 	}
 	if l.from == nil {
 		l.from = make(map[netip.Addr][]*visitor)
