@@ -22,16 +22,29 @@ func (p *pod) withAddress(ctx context.Context, d route.Decision, self *workload.
 	if d.Hostname == "" {
 		return d, nil
 	}
-	list, err := p.s.names.Resolve(ctx, d.Hostname, p.families(d, self, dst))
+	families := p.families(d, self, dst)
+	list, err := p.s.names.Resolve(ctx, d.Hostname, families)
 	if err == nil || ctx.Err() == nil { // else it will be asked for anew by who can wait
 		p.s.metrics.lookedUp(self, d.Hostname)
 	}
 	if err != nil {
 		return d, fmt.Errorf("no ip addresses were resolved for workload: %s: %w", d.Destination.UID, err)
 	}
-	if d, err = p.drawn(d, list, tried); err != nil {
+	with, err := p.drawn(d, list, tried)
+	if err != nil { // those of the family that was not preferred are left
+		if list[0].Is4() {
+			families.IPv4 = false
+		} else {
+			families.IPv6 = false
+		}
+		if list, lerr := p.s.names.Resolve(ctx, d.Hostname, families); lerr == nil {
+			with, err = p.drawn(d, list, tried)
+		}
+	}
+	if err != nil {
 		return d, err
 	}
+	d = with
 	if route.Recursive(d.Dial) {
 		return d, errRecursive
 	}

@@ -155,7 +155,7 @@ func TestHostnamesAreRetried(t *testing.T) {
 	good, deaf := m.nodes[1].pod("good"), m.nodes[1].pod("deaf")
 	good.echo(8080)
 	resolver.mu.Lock()
-	resolver.zone = map[string][]netip.Addr{"good.example.": {good.IP4}, "mixed.example.": {deaf.IP4, good.IP4}, "deaf.example.": {deaf.IP4}}
+	resolver.zone = map[string][]netip.Addr{"good.example.": {good.IP4}, "mixed.example.": {deaf.IP4, good.IP4}, "deaf.example.": {deaf.IP4}, "dual.example.": {deaf.IP4, good.IP6}}
 	resolver.mu.Unlock()
 	named := func(vip string, hosts ...string) string {
 		s := hosted("named-"+vip, vip)
@@ -172,6 +172,7 @@ func TestHostnamesAreRetried(t *testing.T) {
 	for name, to := range map[string]string{
 		"of two names one does not exist":     named("240.240.1.1", "nope.example", "good.example"),
 		"of a name's addresses one is deaf":   named("240.240.1.2", "mixed.example"),
+		"of a name's families one is deaf":    named("240.240.1.6", "dual.example"),
 		"no name, a deaf one, and a good one": named("240.240.1.3", "nope.example", "deaf.example", "good.example"),
 	} {
 		t.Run(name, func(t *testing.T) {
