@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/warren-mesh/warren/cni/event"
 	"github.com/warren-mesh/warren/cni/redirect"
 	"github.com/warren-mesh/warren/internal/netns"
 	"github.com/warren-mesh/warren/nodeagent/zds"
@@ -350,9 +351,14 @@ func (e *Enroller) unwatch(m *member) {
 	m.audit = audited{looking: m.audit.looking}
 }
 
-// listeners are the ports that the proxy has open in every pod.
-func listeners() []uint16 {
-	return []uint16{redirect.PortOutbound, redirect.PortInbound, redirect.PortHBONE}
+// listeners are the ports that the proxy has open in every pod, and that for DNS where
+// the rules lead to it. Whether there is one is for the proxy's own setting to say.
+func listeners(r *event.Redirect) []uint16 {
+	ports := []uint16{redirect.PortOutbound, redirect.PortInbound, redirect.PortHBONE}
+	if r != nil && r.DNS {
+		ports = append(ports, redirect.PortDNS)
+	}
+	return ports
 }
 
 // answers makes a connection from inside a pod to the proxy's port for outbound

@@ -19,6 +19,7 @@ import (
 	"github.com/warren-mesh/warren/internal/nswatch"
 	"github.com/warren-mesh/warren/nodeagent/enroll"
 	"github.com/warren-mesh/warren/nodeagent/zds"
+	"github.com/warren-mesh/warren/xds/translate"
 )
 
 // sockets are the proxy's listeners in one pod.
@@ -134,6 +135,38 @@ func TestAudit(t *testing.T) {
 		defer socks.mu.Unlock()
 		return len(socks.list) == 3 && !missing
 	})
+}
+
+// TestAuditOfDNS: a pod whose DNS goes to a port on which nobody listens is not well, and
+// loses nothing to that; it is when somebody does.
+func TestAuditOfDNS(t *testing.T) {
+	nstest.LeakCheck(t)
+	n := newNode(t)
+	w := n.withAudit()
+	f, _ := n.proxy()
+	s := n.sandbox("app", "a", "uid-a", "c1")
+	inPod(t, s.netns, "ip", "link", "set", "lo", "up")
+	var socks sockets
+	t.Cleanup(func() { n.stop(); socks.close(); w.Close() })
+	f.OnAdd(func(context.Context, string, zds.Info) error { socks.open(t, s); return nil })
+	n.world.pod("app", "a", "uid-a", func(p *corev1.Pod) {
+		p.Annotations = map[string]string{translate.AnnotationDNSCapture: "true"}
+	})
+	n.mustAdd(s)
+	n.until("it is told", func() bool {
+		r := n.report("uid-a")
+		return r.Proof == enroll.ProofListeners && strings.Contains(r.Flaw, "15053")
+	})
+	n.sweeps()
+	if events := f.Events(); slices.Contains(events, "del uid-a") {
+		t.Errorf("the proxy was told %v", events)
+	}
+	var dns net.Listener
+	if err := s.netns.Do(func() (err error) { dns, err = net.Listen("tcp4", "127.0.0.1:15053"); return err }); err != nil {
+		t.Fatal(err)
+	}
+	defer dns.Close()
+	n.until("it is proven", func() bool { return n.proof("uid-a") == enroll.ProofWhole })
 }
 
 // TestAuditOfLegacy: the kernel tells nobody of changes there, and no pod's turn comes.

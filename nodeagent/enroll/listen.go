@@ -3,7 +3,11 @@ package enroll
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
+
+	"github.com/warren-mesh/warren/cni/event"
+	"github.com/warren-mesh/warren/cni/redirect"
 )
 
 // listen looks whether the proxy's listeners are there in every pod of the mesh, and
@@ -32,7 +36,13 @@ func (e *Enroller) listen(ctx context.Context) {
 }
 
 func (e *Enroller) listenIn(ctx context.Context, m *member) {
-	missing, err := e.cfg.Watch.NotListening(m.uid, listeners()...)
+	e.mu.Lock()
+	var r *event.Redirect
+	if m.box != nil {
+		r = m.box.redirect
+	}
+	e.mu.Unlock()
+	missing, err := e.cfg.Watch.NotListening(m.uid, listeners(r)...)
 	if err != nil { // it has just gone, or the kernel cannot say
 		return
 	}
@@ -41,6 +51,9 @@ func (e *Enroller) listenIn(ctx context.Context, m *member) {
 	m.audit.unheard = len(missing) > 0
 	if len(missing) > 0 {
 		m.audit.flaw = fmt.Sprintf("nobody listens on %v", missing)
+		if slices.Contains(missing, redirect.PortDNS) {
+			m.audit.flaw += ": the pod's DNS is captured, and the proxy's is turned off"
+		}
 	}
 	if back := !was && !m.audit.unheard; back {
 		m.audit.dirty = true // who looked meanwhile found nobody who answers
@@ -52,6 +65,9 @@ func (e *Enroller) listenIn(ctx context.Context, m *member) {
 	}
 	if was {
 		e.log.Warn("the proxy's listeners are not there", "pod", m.name.String(), "uid", m.uid, "ports", missing)
+	}
+	if slices.Equal(missing, []uint16{redirect.PortDNS}) { // to tell the proxy anew helps nobody, and would cut what it carries
+		return
 	}
 	e.mu.Lock()
 	m.users++
@@ -85,7 +101,7 @@ func (e *Enroller) reopenListeners(ctx context.Context, m *member) {
 	defer cancel()
 	began := time.Now()
 	err := e.announce(ctx, m)
-	if missing, lookErr := e.cfg.Watch.NotListening(m.uid, listeners()...); err == nil && lookErr == nil && len(missing) > 0 {
+	if missing, lookErr := e.cfg.Watch.NotListening(m.uid, listeners(nil)...); err == nil && lookErr == nil && len(missing) > 0 {
 		if err = e.cfg.Proxy.Del(ctx, m.uid); err == nil {
 			err = e.announce(ctx, m)
 		}
