@@ -34,8 +34,8 @@ const (
 	labelledEvery  = time.Hour
 	labelledKept   = 24 * time.Hour // then it is asked for again
 	labelledWithin = 10 * time.Second
-	// What a look takes at most: pods of a page, pages, and namespaces that are known and
-	// need not be told of again.
+	// What a look takes at most, where there are pages: pods of one, pages; and namespaces
+	// that are known and need not be told of again.
 	labelledPage, labelledPages, labelledKnown = 500, 40, 100
 )
 
@@ -108,7 +108,8 @@ func (l *Labelled) list(ctx context.Context, selector string, without []string, 
 	for _, ns := range without {
 		fields = append(fields, "metadata.namespace!="+ns)
 	}
-	// From the API server's memory.
+	// From the API server's memory. One that has a watch cache answers at once with all of
+	// them, whatever the limit: as many as have labels of their own.
 	o := metav1.ListOptions{LabelSelector: selector, FieldSelector: strings.Join(fields, ","), Limit: labelledPage, ResourceVersion: "0"}
 	for range labelledPages {
 		pods, err := l.Client.CoreV1().Pods("").List(ctx, o)

@@ -84,14 +84,15 @@ func ParseSelectors(text string, excludeNamespaces ...string) (Selectors, error)
 }
 
 // ByPod returns, as label selectors, those by which a pod may be in the mesh for labels
-// of its own.
+// of its own. What a pod without any matches as well says nothing of its own labels: with
+// such a pair it is the namespace that decides.
 func (s Selectors) ByPod() []string {
 	if len(s.pairs) == 0 {
 		return []string{LabelDataplaneMode + "=" + modeAmbient}
 	}
 	var all []string
 	for _, p := range s.pairs {
-		if text := p.pod.String(); text != "" && !slices.Contains(all, text) {
+		if text := p.pod.String(); !p.pod.Matches(labels.Set{}) && !slices.Contains(all, text) {
 			all = append(all, text)
 		}
 	}

@@ -165,3 +165,22 @@ func TestParseSelectors(t *testing.T) {
 		}
 	}
 }
+
+// TestByPod: a selector that a pod without labels matches is left out, and so is not every
+// pod of the cluster asked for.
+func TestByPod(t *testing.T) {
+	for name, c := range map[string]struct{ text, want string }{
+		"none":     {"", "istio.io/dataplane-mode=ambient"},
+		"Istio's":  {"[{podSelector: {matchLabels: {istio.io/dataplane-mode: ambient}}}, {podSelector: {matchExpressions: [{key: istio.io/dataplane-mode, operator: NotIn, values: [none]}]}, namespaceSelector: {matchLabels: {istio.io/dataplane-mode: ambient}}}]", "istio.io/dataplane-mode=ambient"},
+		"no label": {"[{namespaceSelector: {matchLabels: {mesh: 'on'}}}]", ""},
+		"two":      {"[{podSelector: {matchLabels: {a: b}}}, {podSelector: {matchLabels: {a: b}}, namespaceSelector: {matchLabels: {c: d}}}, {podSelector: {matchExpressions: [{key: e, operator: Exists}]}}]", "a=b;e"},
+	} {
+		s, err := ParseSelectors(c.text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Join(s.ByPod(), ";"); got != c.want {
+			t.Errorf("%s: %q, want %q", name, got, c.want)
+		}
+	}
+}
