@@ -127,7 +127,8 @@ func nested(m map[string]any, field string) map[string]any {
 
 // keepAuthorization reads a policy. A field that we do not know, of an API that is newer
 // than we are, must not make the policy allow more than was meant: a rule of an ALLOW
-// policy that has one is left out, and of a DENY policy only the field is.
+// policy that has one is left out, all of them if it is elsewhere, as in the selector, for
+// then they would be for more than was selected; of a DENY policy only the field is.
 func keepAuthorization(raw metav1.Object) (*securityv1.AuthorizationPolicy, error) {
 	p, err := decode[securityv1.AuthorizationPolicy](raw)
 	if err != nil {
@@ -140,6 +141,10 @@ func keepAuthorization(raw metav1.Object) (*securityv1.AuthorizationPolicy, erro
 	unknown := strict(spec, &security.AuthorizationPolicy{})
 	if unknown == nil || p.Spec.GetAction() != security.AuthorizationPolicy_ALLOW {
 		return p, unknown
+	}
+	if elsewhere := strictField(raw, &security.AuthorizationPolicy{}, func(name string) bool { return name != "rules" }); elsewhere != nil {
+		p.Spec.Rules = nil
+		return p, fmt.Errorf("%w: all rules are left out, so that they cannot allow more than was meant", elsewhere)
 	}
 	var kept []*security.Rule
 	for i, rule := range p.Spec.GetRules() {
@@ -160,7 +165,28 @@ func keepPeerAuthentication(raw metav1.Object) (*securityv1.PeerAuthentication, 
 	if err != nil {
 		return nil, err
 	}
-	return p, strict(spec, &security.PeerAuthentication{})
+	unknown := strict(spec, &security.PeerAuthentication{})
+	if unknown == nil {
+		return p, nil
+	}
+	selector := strictField(raw, &security.PeerAuthentication{}, func(name string) bool { return name == "selector" })
+	if selector == nil {
+		return p, unknown
+	}
+	p.Spec.Mtls, p.Spec.PortLevelMtls = &security.PeerAuthentication_MutualTLS{Mode: security.PeerAuthentication_MutualTLS_STRICT}, nil
+	return p, fmt.Errorf("%w: it takes mTLS only, so that it cannot allow plaintext to more than was selected", selector)
+}
+
+// strictField is strict about some fields of an object's spec.
+func strictField(raw metav1.Object, into proto.Message, which func(name string) bool) error {
+	fields, _ := specFields(raw)
+	some := maps.Clone(fields)
+	maps.DeleteFunc(some, func(name string, _ any) bool { return !which(name) })
+	text, err := json.Marshal(some)
+	if err != nil {
+		return err
+	}
+	return strict(text, into)
 }
 
 // specOf returns an object's spec, and the rules in it, as they came.

@@ -44,6 +44,22 @@ func TestUnknownFields(t *testing.T) {
 	if p, err := keepPeerAuthentication(peer); p == nil || p.Spec.GetMtls().GetMode().String() != "STRICT" || err == nil || !strings.Contains(err.Error(), "moon") {
 		t.Errorf("peer = %v, err = %v", p, err)
 	}
+	// Without the selector that it has, either would be for the whole namespace.
+	newer := map[string]any{"matchExpressions": []any{map[string]any{"key": "app", "operator": "Exists"}}}
+	for action, rules := range map[string]int{"ALLOW": 0, "DENY": 1} {
+		p, err := keepAuthorization(policy("p", action, map[string]any{"selector": newer}))
+		if p == nil || len(p.Spec.GetRules()) != rules || err == nil || !strings.Contains(err.Error(), "matchExpressions") {
+			t.Errorf("%s with a selector that we do not know: %v, %v", action, p, err)
+		}
+	}
+	peer.Object["spec"] = map[string]any{"mtls": map[string]any{"mode": "DISABLE"}, "selector": newer}
+	if p, err := keepPeerAuthentication(peer); p == nil || p.Spec.GetMtls().GetMode().String() != "STRICT" || err == nil || !strings.Contains(err.Error(), "mTLS only") {
+		t.Errorf("peer = %v, err = %v", p, err)
+	}
+	peer.Object["spec"] = map[string]any{"mtls": map[string]any{"mode": "PERMISSIVE"}, "moon": 1}
+	if p, err := keepPeerAuthentication(peer); p == nil || p.Spec.GetMtls().GetMode().String() != "PERMISSIVE" || err == nil {
+		t.Errorf("peer = %v, err = %v", p, err)
+	}
 	odd := policy("p", "DENY", nil)
 	odd.Object["status"] = map[string]any{"conditions": "none"}
 	if p, err := keepAuthorization(odd); p == nil || err != nil || len(p.Spec.GetRules()) != 1 {
