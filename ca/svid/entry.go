@@ -47,7 +47,7 @@ type entry struct {
 	at    time.Time // when due; monotonic
 	index int       // in the queue of its phase
 	born  time.Time
-	late  time.Time // monotonic; from then on a renewal is urgent
+	late  time.Time // monotonic; of current's leaf: from then on, three quarters of its life from receipt, another is urgent
 
 	stream   *stream             // a Watcher's, open
 	cancel   context.CancelFunc  // of the call under way

@@ -19,7 +19,7 @@ func (m *Manager) fly(ctx context.Context, from Signer, e *entry, p Priority) {
 	i, roots, err := m.request(ctx, from, e.id)
 	took := time.Since(start)
 	if ctx.Err() != nil && err != nil {
-		err = fmt.Errorf("%w: %w", errSilent, err)
+		err = fmt.Errorf("%w: %w", ErrSilent, err)
 	}
 	m.finished(e, p, took, i, m.land(e, i, roots, took, err))
 }

@@ -13,8 +13,11 @@ const (
 	probeEvery = 10 * time.Second
 )
 
-// errSilent is of a call that got no answer in its time.
-var errSilent = errors.New("the source did not answer in time")
+// ErrSilent is of a call that got no answer in its time. Sources that end calls themselves say so by it.
+var ErrSilent = errors.New("the source did not answer in time")
+
+// ErrNotAsked is of a failure before the source was asked: it says nothing of the source.
+var ErrNotAsked = errors.New("the source was not asked")
 
 // silence is what is known of a source that takes calls and does not answer. An agent of SPIRE's that has stopped so does
 // not recover by itself, and every call more is one more that hangs in it.
@@ -25,10 +28,14 @@ type silence struct {
 	probe time.Time // the last one
 }
 
-// heardLocked notes how a call has ended: an error is an answer, too.
+// heardLocked notes how a call has ended: an error is an answer, too. What comes on streams that were opened before is none:
+// an agent that attests nobody any more goes on with those.
 func (m *Manager) heardLocked(e *entry, err error) {
 	q := &m.silence
-	if !errors.Is(err, errSilent) {
+	if errors.Is(err, ErrNotAsked) || errors.Is(err, ErrProcessEnded) {
+		return
+	}
+	if !errors.Is(err, ErrSilent) {
 		m.answeredLocked()
 		e.mute = false
 		return
@@ -65,7 +72,7 @@ func (m *Manager) answeredLocked() {
 func (m *Manager) heldLocked(e *entry, now time.Time) time.Duration {
 	q := &m.silence
 	switch {
-	case q.since.IsZero() || !errors.Is(e.lastErr, errSilent):
+	case q.since.IsZero() || !errors.Is(e.lastErr, ErrSilent):
 		return 0
 	case m.failing > 0:
 		return clockCheck // its end wakes us

@@ -1,11 +1,16 @@
 package svid_test
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/warren-mesh/warren/ca/svid"
 )
@@ -220,6 +225,95 @@ func TestOverdue(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A source that goes on giving what it gave, as SPIRE's agent does while its server is away, renews nothing, however often it
+// is asked.
+func TestOverdueOnARepeatedCertificate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newLiar(t)
+		w := &repeating{s: made(t, a)}
+		m, stop := run(t, svid.Config{Watcher: w})
+		defer stop()
+		l := m.Acquire(pod(0), sa("a"))
+		mustIdentity(t, l)
+		end := l.Current().NotAfter()
+		for life := time.Until(end); l.Current() != nil; time.Sleep(time.Second) {
+			left := time.Until(end)
+			if told := m.Health().Overdue > 0; told != (left < life/4) && (left-life/4).Abs() > 3*time.Second {
+				t.Fatalf("told: %v, %s before the end", told, left)
+			}
+			if left < 10*time.Second {
+				break
+			}
+		}
+		w.mu.Lock()
+		w.s = made(t, a)
+		w.mu.Unlock()
+		time.Sleep(9 * time.Second)
+		if h := m.Health(); h.Overdue != 0 || w.calls < 3 || w.calls > 100 {
+			t.Errorf("%+v after a new one, asked %d times", h, w.calls)
+		}
+	})
+}
+
+// repeating is a Watcher that gives one certificate to each call.
+type repeating struct {
+	mu    sync.Mutex
+	s     svid.SVID
+	calls int
+}
+
+func (w *repeating) Watch(ctx context.Context, _ svid.Pod, _ spiffeid.ID, emit func(svid.Update)) error {
+	w.mu.Lock()
+	w.calls++
+	u := svid.Update{SVIDs: []svid.SVID{w.s}}
+	w.mu.Unlock()
+	emit(u)
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// What wedges in an agent is attestation: streams that are open go on, and are no sign that it answers. Neither is what never
+// reached it.
+func TestASilentSourceWhoseStreamsSpeak(t *testing.T) {
+	for name, local := range map[string]bool{"streams": false, "and failures before it is asked": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a := newAgent(t)
+				m, stop := run(t, svid.Config{Watcher: a})
+				defer stop()
+				for n := range 100 {
+					a.give(pod(n).UID, sa("a"))
+					m.Acquire(pod(n), sa("a"))
+				}
+				time.Sleep(time.Second)
+				a.mu.Lock()
+				for n := range 400 {
+					a.deaf[pod(n).UID] = true
+				}
+				a.mu.Unlock()
+				silent := 0
+				for n := range 40 {
+					if n < 20 {
+						m.Acquire(pod(200+n), sa("b"))
+					}
+					if local {
+						a.end(pod(500).UID, fmt.Errorf("no container yet: %w", svid.ErrNotAsked))
+						m.Acquire(pod(500), sa("b"))
+					}
+					time.Sleep(30 * time.Second)
+					a.rotate(sa("a"))
+					if !m.Health().Silent.IsZero() {
+						silent++
+					}
+				}
+				if silent < 30 {
+					t.Errorf("known in %d looks of 40", silent)
+				}
+			})
+		})
+	}
 }
 
 // How far the clocks are apart is told while a certificate waits.

@@ -81,7 +81,7 @@ func (s *stream) open(ctx, run context.Context, src Source, p Priority) {
 	case <-ctx.Done():
 		cancel()
 		<-ended // its place is taken until then
-		v.err = fmt.Errorf("%w: %w", errSilent, ctx.Err())
+		v.err = fmt.Errorf("%w: %w", ErrSilent, ctx.Err())
 	}
 	took := time.Since(start)
 	m.finished(e, p, took, v.i, s.land(v))
@@ -120,6 +120,9 @@ func (s *stream) land(v verdict) error {
 		s.dead = true
 		s.cancel()
 		m.withdrawnLocked(e, v.err)
+		if e.stream == nil { // else that one knows of its own
+			m.processEndedLocked(e, v.err)
+		}
 		m.failedLocked(e, v.err)
 	}
 	e.tellLocked()
@@ -132,7 +135,6 @@ func (s *stream) restLocked() {
 	d := time.Duration(float64(reopenAfter) * (1 - reopenSpread + 2*reopenSpread*rand.Float64()))
 	if i := s.e.current.Load(); i != nil {
 		left := i.NotAfter().Sub(s.m.wall())
-		s.e.late = time.Now().Add(left * 7 / 8)
 		d = min(d, max(left*3/4, retryFloor))
 	}
 	s.m.restLocked(s.e, d, Background)
@@ -153,9 +155,6 @@ func (s *stream) takeLocked(w word) {
 		return // superseded
 	}
 	s.last = time.Now()
-	if !s.follows && len(m.silence.who) > 0 {
-		m.answeredLocked()
-	}
 	m.dropEarlyLocked(e)
 	switch {
 	case w.err == nil:
@@ -199,8 +198,12 @@ func (s *stream) takeLocked(w word) {
 func (s *stream) useLocked(w word) *mtls.Identity {
 	m, e := s.m, s.e
 	i := m.same.intern(m.trustedLocked(w.i, w.given))
-	if old := e.current.Swap(i); old != nil && !sameTrust(old, i) {
+	old := e.current.Swap(i)
+	if old != nil && !sameTrust(old, i) {
 		m.trustChangedLocked(e, old, i)
+	}
+	if old == nil || !old.Chain()[0].Equal(i.Chain()[0]) {
+		e.late = time.Now().Add(i.NotAfter().Sub(m.wall()) * 3 / 4)
 	}
 	e.given, e.proof, e.by, e.from = w.given, w.proof, ByStream, s.epoch
 	m.clearNoticeLocked(e)
@@ -244,13 +247,7 @@ func (s *stream) ended(err error) {
 	e.lastErr = err
 	m.cfg.Log.Info("the stream of certificates for "+e.id.String()+" ended", e.attrs("err", err)...)
 	m.withdrawnLocked(e, err)
-	if errors.Is(err, ErrProcessEnded) {
-		m.noteLocked(e.id, ProcessEnded)
-		m.giveNoticeLocked(e, time.Now().Add(endGrace), err)
-		if g := m.groups[e.id]; g != nil && g.anchor == e {
-			m.succeedLocked(g)
-		}
-	}
+	m.processEndedLocked(e, err)
 	if e.phase == resting {
 		m.timers.remove(e)
 		e.fails()
@@ -258,6 +255,19 @@ func (s *stream) ended(err error) {
 		m.wakeUp()
 	}
 	e.tellLocked()
+}
+
+// processEndedLocked puts e on notice if err says that the process has ended by which it was attested, be it that it is
+// learned only when another stream was to be opened.
+func (m *Manager) processEndedLocked(e *entry, err error) {
+	if !errors.Is(err, ErrProcessEnded) {
+		return
+	}
+	m.noteLocked(e.id, ProcessEnded)
+	m.giveNoticeLocked(e, time.Now().Add(endGrace), err)
+	if g := m.groups[e.id]; g != nil && g.anchor == e {
+		m.succeedLocked(g)
+	}
 }
 
 // withdrawnLocked drops what is in use if err says that the pod lost the right to it.

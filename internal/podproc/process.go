@@ -92,10 +92,14 @@ func readable(fd uintptr) (bool, error) {
 	}
 }
 
-// Wait returns nil when the process has ended, and ctx's error when ctx ends before. It holds no thread.
+// Wait returns nil when the process has ended, and ctx's error when ctx ends before. It holds no thread. One after the other
+// may wait, not two at once.
 func (p *Process) Wait(ctx context.Context) error {
 	raw, err := p.pidfd.SyscallConn()
 	if err != nil {
+		return err
+	}
+	if err := p.pidfd.SetReadDeadline(time.Time{}); err != nil { // that of the one before
 		return err
 	}
 	stop := context.AfterFunc(ctx, func() { _ = p.pidfd.SetReadDeadline(time.Unix(1, 0)) })

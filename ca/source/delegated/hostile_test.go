@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -95,6 +96,7 @@ func TestPIDsAreUsedAgain(t *testing.T) {
 	if os.Getenv(inPIDNamespace) != "" {
 		t.Run("while SPIRE looks", reusedBefore)
 		t.Run("while the stream goes on", reusedAfter)
+		t.Run("which are not the host's", notTheHosts)
 		return
 	}
 	if os.Geteuid() != 0 {
@@ -107,7 +109,7 @@ func TestPIDsAreUsedAgain(t *testing.T) {
 	if errors.Is(err, syscall.EPERM) {
 		nstest.Need(t, fmt.Errorf("no PID namespace can be made here: %w", err))
 	}
-	if err != nil || strings.Count(string(out), "--- PASS") != 3 {
+	if err != nil || strings.Count(string(out), "--- PASS") != 4 {
 		t.Errorf("%v\n%s", err, out)
 	}
 }
@@ -241,5 +243,16 @@ func reusedAfter(t *testing.T) {
 	n.agent.Give(ref(pid), other)
 	if i := get(t, n.certs.Acquire(n.pod(uidB), other)); i.ID() != other {
 		t.Errorf("pod B was given %s", i)
+	}
+}
+
+// Process 1 is of our own container there, so that the numbers are the container's.
+func notTheHosts(t *testing.T) {
+	s, err := delegated.New(delegated.Config{Address: "unix:///run/admin.sock", Log: slog.New(slog.DiscardHandler)})
+	if err == nil {
+		s.Close()
+	}
+	if err == nil || !strings.Contains(err.Error(), "hostPID") {
+		t.Errorf("processes are named by the numbers of a container: %v", err)
 	}
 }

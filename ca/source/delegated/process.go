@@ -1,6 +1,7 @@
 package delegated
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,21 +23,42 @@ import (
 // initialPIDs is the inode of the PID namespace that the host boots in (PROC_PID_INIT_INO).
 const initialPIDs = "pid:[4026531836]"
 
-// checkPIDs refuses to name processes that the agent would know by other numbers.
+// checkPIDs refuses to name processes that the agent would know by other numbers. Where proc is of our own PID namespace,
+// its process 1 says nothing by being in that: it is the host's if it is not of our own container, whose PID namespace ours
+// would then be (nodes may be containers themselves).
 func checkPIDs(proc string) error {
 	own, err := os.Readlink("/proc/self/ns/pid")
 	if err != nil {
 		return err
 	}
+	if own == initialPIDs {
+		return nil
+	}
 	host, err := os.Readlink(filepath.Join(proc, "1/ns/pid"))
-	if err == nil && own == host || own == initialPIDs {
+	if err == nil && own == host && !sameContainer("/proc", proc) {
 		return nil
 	}
 	return fmt.Errorf("this process is in PID namespace %s: attesting by PID needs the host's (hostPID: true)", own)
 }
 
+// sameContainer reports whether process 1 of proc, which is our own /proc, is in our control groups.
+func sameContainer(self, proc string) bool {
+	a, errA := os.Stat(filepath.Join(self, "self/ns"))
+	b, errB := os.Stat(filepath.Join(proc, "self/ns"))
+	if errA != nil || errB != nil || !os.SameFile(a, b) {
+		return false // another one's /proc, with processes by the numbers that they have there
+	}
+	ours, errA := podproc.ReadFile(filepath.Join(self, "self/cgroup"), podproc.MaxFile)
+	first, errB := podproc.ReadFile(filepath.Join(proc, "1/cgroup"), podproc.MaxFile)
+	return errA != nil || errB != nil || ours == first
+}
+
 // watchProcess has SPIRE attest one process of the pod, and goes on to the next if it is not given the identity.
 func (s *Source) watchProcess(ctx context.Context, pod svid.Pod, id spiffeid.ID, emit func(svid.Update)) error {
+	who := ward{uid: pod.UID, ns: pod.Netns, id: id}
+	if s.wards.ended(who) {
+		return fmt.Errorf("delegated identity API: while SPIRE was not watched: %w", svid.ErrProcessEnded)
+	}
 	processes, err := s.prove(ctx, pod)
 	if err != nil {
 		return err
@@ -48,10 +70,22 @@ func (s *Source) watchProcess(ctx context.Context, pod svid.Pod, id spiffeid.ID,
 	}()
 	for n, p := range processes {
 		last := n == len(processes)-1
-		err := s.attest(ctx, pod, p, id, last, emit)
-		if !errors.Is(err, errNotThisOne) {
-			return err
+		said := false
+		err := s.attest(ctx, pod, p, id, last, func(u svid.Update) {
+			if !said {
+				s.wards.forget(who)
+			}
+			said = true
+			emit(u)
+		})
+		if errors.Is(err, errNotThisOne) {
+			continue
 		}
+		if said && ctx.Err() == nil && !errors.Is(err, svid.ErrProcessEnded) {
+			processes = slices.Delete(slices.Clone(processes), n, n+1)
+			s.wards.keep(who, p)
+		}
+		return err
 	}
 	return errors.New("delegated identity API: the pod has no process to attest")
 }
@@ -61,8 +95,13 @@ var errNotThisOne = errors.New("another process may be given the identity")
 
 func (s *Source) attest(ctx context.Context, pod svid.Pod, p *podproc.Process, id spiffeid.ID, last bool, emit func(svid.Update)) error {
 	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
+	waited := make(chan struct{})
+	defer func() {
+		cancel(nil)
+		<-waited
+	}()
 	s.done.Go(func() {
+		defer close(waited)
 		if err := p.Wait(ctx); err == nil {
 			cancel(podproc.ErrEnded)
 		}
@@ -90,7 +129,7 @@ func (s *Source) attest(ctx context.Context, pod svid.Pod, p *podproc.Process, i
 	switch {
 	case other:
 		return errNotThisOne
-	case errors.Is(context.Cause(ctx), podproc.ErrEnded):
+	case errors.Is(context.Cause(ctx), podproc.ErrEnded) || errors.Is(p.Alive(), podproc.ErrEnded):
 		return fmt.Errorf("delegated identity API: process %d: %w", p.PID, svid.ErrProcessEnded)
 	}
 	return err
@@ -110,9 +149,8 @@ func (s *Source) Prove(ctx context.Context, pod svid.Pod) (svid.Proof, <-chan st
 		err = errors.Join(err, p.Close())
 	}
 	p := processes[0]
-	if err != nil || p.Name() == sandbox {
-		err = errors.Join(err, p.Close())
-		return svid.Proof{}, nil, errors.Join(fmt.Errorf("delegated identity API: pod %s has no running container yet", pod.UID), err)
+	if err != nil {
+		return svid.Proof{}, nil, errors.Join(err, p.Close())
 	}
 	ended := make(chan struct{})
 	s.done.Go(func() {
@@ -123,7 +161,8 @@ func (s *Source) Prove(ctx context.Context, pod svid.Pod) (svid.Proof, <-chan st
 	return proofOf(p), ended, nil
 }
 
-// prove finds the processes that are the pod's, those of applications first.
+// prove finds the processes that are the pod's applications', oldest first. That of the sandbox is none: it lives as long as
+// the pod, and SPIRE looks half a minute for its container among those of the pod, where it is not.
 func (s *Source) prove(ctx context.Context, pod svid.Pod) ([]*podproc.Process, error) {
 	if pod.UID == "" || pod.Netns.IsZero() {
 		return nil, &svid.PermanentError{Err: errors.New("delegated identity API: the pod's UID and network namespace are not known")}
@@ -134,37 +173,58 @@ func (s *Source) prove(ctx context.Context, pod svid.Pod) ([]*podproc.Process, e
 	}
 	var proven []*podproc.Process
 	var errs []error
-	for _, pid := range pids {
-		p, err := podproc.Open(s.cfg.Proc, pid)
-		if err == nil {
-			if err = p.Prove(pod.UID, pod.Netns); err == nil {
-				proven = append(proven, p)
-				continue
-			}
-			err = errors.Join(err, p.Close())
+	for _, pid := range pids[:min(len(pids), maxLooks)] {
+		p, err := s.proveOne(pod, pid)
+		switch {
+		case err == nil:
+			proven = append(proven, p)
+		case len(errs) < maxErrors:
+			errs = append(errs, err)
 		}
-		errs = append(errs, err)
 	}
+	proven = applications(proven)
 	if len(proven) == 0 {
-		return nil, fmt.Errorf("delegated identity API: pod %s has no running container yet: %w", pod.UID, errors.Join(errs...))
-	}
-	slices.SortStableFunc(proven, func(a, b *podproc.Process) int {
-		if pa, pb := a.Name() == sandbox, b.Name() == sandbox; pa != pb {
-			return map[bool]int{true: 1, false: -1}[pa]
-		}
-		return int(int64(a.Start) - int64(b.Start)) //nolint:gosec // ticks since boot
-	})
-	for len(proven) > maxTries {
-		errs = append(errs, proven[len(proven)-1].Close())
-		proven = proven[:len(proven)-1]
+		return nil, fmt.Errorf("delegated identity API: pod %s has no running container yet: %w", pod.UID, errors.Join(append(errs, svid.ErrNotAsked)...))
 	}
 	return proven, nil
 }
 
+func (s *Source) proveOne(pod svid.Pod, pid int) (*podproc.Process, error) {
+	p, err := podproc.Open(s.cfg.Proc, pid)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.Prove(pod.UID, pod.Netns); err != nil {
+		return nil, errors.Join(err, p.Close())
+	}
+	return p, nil
+}
+
+// applications are those of a pod's processes that are not in the sandbox's container, oldest first, and the first few of
+// them; the others are closed. The sandbox is older than all others, so that an application may have its name.
+func applications(all []*podproc.Process) (out []*podproc.Process) {
+	slices.SortStableFunc(all, func(a, b *podproc.Process) int { return cmp.Compare(a.Start, b.Start) })
+	first := slices.IndexFunc(all, func(p *podproc.Process) bool { return p.Name() == sandbox })
+	container := ""
+	if first >= 0 {
+		container = all[first].Container()
+	}
+	for n, p := range all {
+		if n == first || len(out) == maxTries || container != "" && p.Container() == container {
+			_ = p.Close()
+			continue
+		}
+		out = append(out, p)
+	}
+	return out
+}
+
 const (
-	sandbox  = "pause" // it lives as long as the pod, and SPIRE cannot attest it
-	maxTries = 8       // processes of one pod
-	scanAge  = 200 * time.Millisecond
+	sandbox   = "pause"
+	maxTries  = 8  // processes of one pod that SPIRE is asked for
+	maxLooks  = 64 // that are looked at: a pod may have as many as it likes
+	maxErrors = 3
+	scanAge   = 200 * time.Millisecond
 )
 
 // scanner lists processes by pod. Many pods that start together share one look.

@@ -48,7 +48,10 @@ type Config struct {
 	Mode   Mode // default PID
 	// Proc is /proc of the host's PID namespace; default "/proc".
 	Proc string
-	Log  *slog.Logger
+	// SameNumbers says that the agent knows processes by the numbers that they have in Proc, and nothing is looked at that
+	// would show it.
+	SameNumbers bool
+	Log         *slog.Logger
 }
 
 // Source is a svid.Watcher. Whoever makes it closes it.
@@ -57,6 +60,7 @@ type Source struct {
 	conn *grpc.ClientConn
 	scan scanner
 
+	wards   wards
 	bundles bundles
 	stop    context.CancelFunc
 	done    sync.WaitGroup
@@ -77,7 +81,7 @@ func New(cfg Config) (*Source, error) {
 	if cfg.Proc == "" {
 		cfg.Proc = "/proc"
 	}
-	if cfg.Mode == PID {
+	if cfg.Mode == PID && !cfg.SameNumbers {
 		if err := checkPIDs(cfg.Proc); err != nil {
 			return nil, fmt.Errorf("delegated identity API: %w", err)
 		}
@@ -91,6 +95,7 @@ func New(cfg Config) (*Source, error) {
 	s := &Source{cfg: cfg, conn: conn, scan: scanner{proc: cfg.Proc}, bundles: newBundles()}
 	ctx, cancel := context.WithCancel(context.Background())
 	s.stop = cancel
+	s.wards = wards{ctx: ctx, done: &s.done, all: map[ward]*watched{}}
 	s.done.Go(func() { s.watchBundles(ctx) })
 	return s, nil
 }

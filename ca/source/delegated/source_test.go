@@ -56,6 +56,7 @@ func newNode(t *testing.T, mode delegated.Mode, change func(*fakeagent.Agent)) *
 	return newNodeIn(t, t.TempDir(), mode, change)
 }
 
+// newNodeIn is newNode with a given /proc. In the kernel's, numbers are not the host's where a test has a PID namespace.
 func newNodeIn(t *testing.T, proc string, mode delegated.Mode, change func(*fakeagent.Agent)) *node {
 	t.Helper()
 	a, err := fakeagent.New(td, time.Hour)
@@ -80,7 +81,7 @@ func newNodeIn(t *testing.T, proc string, mode delegated.Mode, change func(*fake
 	}
 	n.ns = ns.ID()
 	ns.Close()
-	n.source, err = delegated.New(delegated.Config{Address: at.Admin, Mode: mode, Proc: n.proc, Log: slog.New(slog.DiscardHandler)})
+	n.source, err = delegated.New(delegated.Config{Address: at.Admin, Mode: mode, Proc: n.proc, SameNumbers: proc == realProc, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -108,7 +109,12 @@ func (n *node) link(t *testing.T, to, name string) {
 // process starts one that is seen in a pod. end kills it and waits for it.
 func (n *node) process(t *testing.T, uid string) (pid int, end func()) {
 	t.Helper()
-	cmd := exec.Command("sleep", "600")
+	return n.processIn(t, uid, strings.Repeat("a1", 32), "sleep")
+}
+
+func (n *node) processIn(t *testing.T, uid, container, program string) (pid int, end func()) {
+	t.Helper()
+	cmd := exec.Command(program, "600")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -125,7 +131,7 @@ func (n *node) process(t *testing.T, uid string) (pid int, end func()) {
 	for _, name := range []string{"stat", "comm", "ns/net"} {
 		n.link(t, fmt.Sprintf("/proc/%d/%s", pid, name), fmt.Sprintf("%d/%s", pid, name))
 	}
-	text := "0::/kubepods/pod" + uid + "/" + strings.Repeat("a1", 32) + "\n"
+	text := "0::/kubepods/pod" + uid + "/" + container + "\n"
 	if err := os.WriteFile(filepath.Join(n.proc, strconv.Itoa(pid), "cgroup"), []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -138,6 +138,9 @@ func (s *Signer) Sign(ctx context.Context, id spiffeid.ID, csrPEM []byte, ttl ti
 		return nil, err
 	}
 	resp, err := client.CreateCertificate(ctx, req)
+	if err != nil && ctx.Err() != nil { // also where it is our own time that is over, not the caller's
+		return nil, fmt.Errorf("%w: %w", svid.ErrSilent, callError(err))
+	}
 	if err != nil {
 		return nil, callError(err)
 	}

@@ -442,7 +442,7 @@ func TestACallHasADeadline(t *testing.T) {
 	cfg.Timeout = 50 * time.Millisecond
 	_, err := newSigner(t, cfg).Sign(context.Background(), alice, nil, time.Hour)
 	var call *istio.CallError
-	if !errors.As(err, &call) || call.Code != codes.DeadlineExceeded {
+	if !errors.As(err, &call) || call.Code != codes.DeadlineExceeded || !errors.Is(err, svid.ErrSilent) {
 		t.Errorf("got %v", err)
 	}
 }
