@@ -19,33 +19,55 @@ const (
 // thread at most. A nil one does not. (To yield is not enough: a thread without
 // other goroutines takes up the same one again without having looked around.)
 type breath struct {
-	since time.Time
+	since time.Time // when this stretch of work began
+	last  time.Time // when begin last looked at the clock
 	items int
 }
 
-func newBreath() *breath { return &breath{since: time.Now()} }
+// begin says that a piece of work begins. One that follows on another at once is of
+// the same stretch: many small responses that come together are work that goes on
+// for long, too.
+func (b *breath) begin() {
+	if now := time.Now(); now.Sub(b.last) > stretch {
+		b.since = now // there was nothing to do
+	}
+	b.look()
+	b.last = time.Now()
+}
 
 // item says that one item has been handled.
 func (b *breath) item() {
 	if b == nil {
 		return
 	}
-	if b.items++; b.items%breathItems != 0 {
-		return
+	if b.items++; b.items%breathItems == 0 {
+		b.look()
 	}
+}
+
+func (b *breath) look() {
 	if worked := time.Since(b.since); worked >= stretch {
 		time.Sleep(min(worked, longestRest))
 		b.since = time.Now()
 	}
 }
 
-// breath is for one response: nil as long as nobody is served, and every moment
+// resting is b for one response: nil as long as nobody is served, and every moment
 // counts until somebody is.
-func (c *Client) breath() *breath {
+func (c *Client) resting(b *breath) *breath {
+	if !c.serving() {
+		return nil
+	}
+	b.begin()
+	return b
+}
+
+// serving says whether the mesh is known.
+func (c *Client) serving() bool {
 	select {
 	case <-c.synced:
-		return newBreath()
+		return true
 	default:
-		return nil
+		return false
 	}
 }

@@ -10,7 +10,7 @@ import (
 // and who is not to, does not.
 func TestBreath(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := newBreath()
+		b := &breath{}
 		rested := func(worked time.Duration, items int) time.Duration {
 			b.since = time.Now().Add(-worked)
 			start := time.Now()
@@ -41,14 +41,39 @@ func TestBreath(t *testing.T) {
 	})
 }
 
+// TestBreathOfMany: many small responses are one stretch of work when they come together,
+// not when they come one by one.
+func TestBreathOfMany(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const each = stretch / 4
+		for name, pause := range map[string]time.Duration{"together": 0, "apart": 2 * stretch} {
+			b := &breath{}
+			b.begin()
+			start := time.Now()
+			for range 8 {
+				time.Sleep(each) // as long as one takes
+				time.Sleep(pause)
+				b.begin()
+			}
+			want := 8 * (each + pause)
+			if pause == 0 {
+				want += 2 * stretch
+			}
+			if got := time.Since(start); got != want {
+				t.Errorf("%s: %s, want %s", name, got, want)
+			}
+		}
+	})
+}
+
 // TestBreathBeginsWhenSynced: until somebody may be served, nothing is to wait.
 func TestBreathBeginsWhenSynced(t *testing.T) {
 	c := &Client{synced: make(chan struct{})}
-	if c.breath() != nil {
+	if c.resting(&c.applying) != nil {
 		t.Error("rests before the world is known")
 	}
 	close(c.synced)
-	if c.breath() == nil {
+	if c.resting(&c.applying) == nil {
 		t.Error("does not rest afterwards")
 	}
 }

@@ -59,5 +59,5 @@ func (c *Client) dialCalmly(ctx context.Context) (net.Conn, error) {
 	if err != nil || c.cfg.OnDemand {
 		return conn, err
 	}
-	return &calmConn{Conn: conn, calm: func() bool { return c.breath() != nil }}, nil
+	return &calmConn{Conn: conn, calm: c.serving}, nil
 }

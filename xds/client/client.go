@@ -37,11 +37,14 @@ type Client struct {
 	// never stops giving reason.
 	complaints rate.Sometimes
 
-	share workload.Sharer // of who receives, one session after the other
+	// Of who receives, one session after the other.
+	share     workload.Sharer
+	receiving breath
 
 	// Of Run's goroutine: what the store was given, over all connections.
 	ledgers  [kinds]*ledger
 	answered [kinds]bool
+	applying breath
 }
 
 // times are the waits of one connection.

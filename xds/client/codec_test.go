@@ -38,7 +38,7 @@ func FuzzCodec(f *testing.F) {
 		for piece := range slices.Chunk(b, 1+len(b)/5) {
 			data = append(data, mem.SliceBuffer(piece))
 		}
-		if err := decodeResponse(data, got, 1<<20, &workload.Sharer{}, newBreath()); err != nil {
+		if err := decodeResponse(data, got, 1<<20, &workload.Sharer{}, &breath{}); err != nil {
 			t.Fatal("not taken:", err)
 		}
 		if got.typeURL != want.TypeUrl || got.nonce != want.Nonce || !slices.Equal(got.removed, want.RemovedResources) || got.resources.n != len(want.Resources) {

@@ -51,7 +51,7 @@ func (c *Client) connect() (*grpc.ClientConn, error) {
 			Backoff: backoff.Config{BaseDelay: c.times.connect, MaxDelay: c.times.connect}, MinConnectTimeout: c.times.connect,
 		}),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.ForceCodecV2(newCodec(&c.share, c.breath))),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.ForceCodecV2(newCodec(&c.share, func() *breath { return c.resting(&c.receiving) }))),
 		grpc.WithMaxHeaderListSize(maxHeaders),
 		// Sizes that are given are not found out by a PING with each message.
 		grpc.WithInitialWindowSize(inFlight), grpc.WithInitialConnWindowSize(inFlight),

@@ -57,7 +57,7 @@ func (s *session) receive(ctx context.Context, in chan<- received) {
 
 // gather takes a response, and those that have come with it.
 func (s *session) gather(ctx context.Context, m received, in <-chan received) error {
-	calm := s.c.breath() != nil && !s.c.cfg.OnDemand
+	calm := s.c.serving() && !s.c.cfg.OnDemand
 	for n := 0; ; n++ {
 		if m.err != nil {
 			if err := s.flush(ctx); err != nil {

@@ -176,7 +176,7 @@ func (s *session) take(ctx context.Context, r *delivery) error {
 			return err
 		}
 	}
-	c := s.c.ledgers[k].read(k, r, s.c.breath())
+	c := s.c.ledgers[k].read(k, r, s.c.resting(&s.c.applying))
 	if k == addresses && s.c.cfg.OnDemand {
 		c.answers = answersOf(r, &c.refusals)
 	}
@@ -257,7 +257,7 @@ func (s *session) release(ctx context.Context, c *change) error {
 // add notes a change for the next view.
 func (s *session) add(c *change) {
 	s.pending.Merge(c.batch)
-	s.c.ledgers[c.kind].record(c, s.c.breath())
+	s.c.ledgers[c.kind].record(c, s.c.resting(&s.c.applying))
 	s.made = append(s.made, c)
 }
 
@@ -267,7 +267,7 @@ func (s *session) flush(ctx context.Context) error {
 	if len(changes) == 0 {
 		return nil
 	}
-	s.c.store.ApplyGently(s.pending, s.c.breath().item)
+	s.c.store.ApplyGently(s.pending, s.c.resting(&s.c.applying).item)
 	s.pending, s.made = workload.Batch{}, nil
 	for _, c := range changes {
 		s.seen[c.kind] = true
