@@ -2,18 +2,15 @@ package server_test
 
 import (
 	"context"
-	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"io"
-	"net"
 	"net/http"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
-	"golang.org/x/net/http2"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
@@ -32,10 +29,9 @@ type dribbler struct {
 }
 
 func newDribbler(t *testing.T, address string) *dribbler {
-	tr := &http2.Transport{AllowHTTP: true, DialTLSContext: func(ctx context.Context, network, addr string, _ *tls.Config) (net.Conn, error) {
-		var d net.Dialer
-		return d.DialContext(ctx, network, addr)
-	}}
+	var only http.Protocols
+	only.SetUnencryptedHTTP2(true)
+	tr := &http.Transport{Protocols: &only}
 	t.Cleanup(tr.CloseIdleConnections)
 	return &dribbler{t: t, client: &http.Client{Transport: tr}, url: "http://" + address + "/istio.v1.auth.IstioCertificateService/CreateCertificate"}
 }
