@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -53,8 +54,8 @@ func TestOldRootsStayAway(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				a := newSigner(t)
-				changes := 0
-				m, stop := run(t, svid.Config{Signer: a, RootsChanged: func() { changes++ }})
+				var changes atomic.Int64
+				m, stop := run(t, svid.Config{Signer: a, RootsChanged: func() { changes.Add(1) }})
 				defer stop()
 				l := m.Acquire(pod(0), sa("a"))
 				mustIdentity(t, l)
@@ -67,12 +68,12 @@ func TestOldRootsStayAway(t *testing.T) {
 				if got := trusted(); got != (tt.overlap > 0) {
 					t.Fatalf("after the first change: trusted %v", got)
 				}
-				changes = 0
+				changes.Store(0)
 				if err := tt.end(m, svid.Source{Watcher: lasting{ca: newFake(t)}}); err != nil {
 					t.Fatal(err)
 				}
-				if trusted() || tt.overlap > 0 && changes == 0 {
-					t.Errorf("trusted %v, %d changes told", trusted(), changes)
+				if trusted() || tt.overlap > 0 && changes.Load() == 0 {
+					t.Errorf("trusted %v, %d changes told", trusted(), changes.Load())
 				}
 				m.Overlap(48 * time.Hour) // which is no reason for it to come back
 				for range 3 {

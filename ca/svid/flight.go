@@ -25,7 +25,7 @@ func (m *Manager) fly(ctx context.Context, from Signer, e *entry, p Priority) {
 }
 
 func (m *Manager) started(e *entry, p Priority) time.Time {
-	m.cfg.Log.Info("Certificate rotation started for "+e.id.String(), e.attrs("priority", p.String())...)
+	m.cfg.Log.Info("Certificate rotation started for "+e.id.String(), m.attrs(e, "priority", p.String())...)
 	if m.cfg.Observer != nil {
 		m.cfg.Observer.Started(e.id, p)
 	}
@@ -38,12 +38,19 @@ func (m *Manager) finished(e *entry, p Priority, took time.Duration, i *mtls.Ide
 	}
 	switch {
 	case errors.Is(err, ErrNotNeeded):
-		m.cfg.Log.Info("Certificate rotation dropped for "+e.id.String(), e.attrs("err", err)...)
+		m.cfg.Log.Info("Certificate rotation dropped for "+e.id.String(), m.attrs(e, "err", err)...)
 	case err != nil:
-		m.cfg.Log.Warn("Certificate rotation failed for "+e.id.String(), e.attrs("took", took, "err", err)...)
+		m.cfg.Log.Warn("Certificate rotation failed for "+e.id.String(), m.attrs(e, "took", took, "err", err)...)
 	default:
-		m.logCompleted(i, e.attrs("took", took)...)
+		m.logCompleted(i, m.attrs(e, "took", took)...)
 	}
+}
+
+// attrs is the entry's, for those that do not hold the lock: an entry may become that of all pods meanwhile.
+func (m *Manager) attrs(e *entry, args ...any) []any {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return e.attrs(args...)
 }
 
 func (m *Manager) logCompleted(i *mtls.Identity, more ...any) {
