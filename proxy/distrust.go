@@ -184,21 +184,20 @@ func distrusts(i *mtls.Identity, chain []*x509.Certificate, usage x509.ExtKeyUsa
 	if len(chain) == 0 {
 		return nil // not known yet
 	}
-	why := errDistrusted
-	for _, at := range moments(chain, i.Roots(), time.Now()) {
-		_, err := i.VerifyPeer(chain, usage, at)
-		if err == nil {
+	for _, at := range moments(chain, i.RootsFor(chain), time.Now()) {
+		switch _, err := i.VerifyPeer(chain, usage, at); {
+		case err == nil:
 			return nil
-		}
-		if errors.Is(err, mtls.ErrRevoked) {
-			why = errRevoked
+		case errors.Is(err, mtls.ErrRevoked):
+			return errRevoked // whatever it shows beside that has ended before
 		}
 	}
-	return why
+	return errDistrusted
 }
 
-// moments are the ends of what a leaf may hang from, since it began, and the leaf's own or now: whatever way up was good
-// when the peer proved itself is good at one of them, if it is still trusted.
+// moments are the leaf's end or now, and before that, since the leaf began, the ends of what it may hang from, latest first:
+// whatever way up was good when the peer proved itself is good at one of them, if it is still trusted. The latest at which
+// there is a way counts.
 func moments(chain, roots []*x509.Certificate, now time.Time) (all []time.Time) {
 	leaf := chain[0]
 	last := now
@@ -211,6 +210,7 @@ func moments(chain, roots []*x509.Certificate, now time.Time) (all []time.Time) 
 			all = append(all, end)
 		}
 	}
+	slices.SortFunc(all, func(a, b time.Time) int { return b.Compare(a) })
 	return all
 }
 

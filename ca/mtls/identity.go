@@ -154,6 +154,11 @@ func (i *Identity) Chain() []*x509.Certificate { return slices.Clone(i.chain) }
 // Roots are the certificates that peers of this identity must chain to.
 func (i *Identity) Roots() []*x509.Certificate { return i.roots.Certificates() }
 
+// RootsFor are those by which VerifyPeer judges a chain: of the trust domain that its leaf claims.
+func (i *Identity) RootsFor(chain []*x509.Certificate) []*x509.Certificate {
+	return i.rootsFor(chain).Certificates()
+}
+
 // NotBefore is when the certificate begins to be valid; CAs back-date it.
 func (i *Identity) NotBefore() time.Time { return i.chain[0].NotBefore }
 
