@@ -70,7 +70,8 @@ func (p *pod) decideOutbound(ctx context.Context, src, dst netip.AddrPort) (*con
 
 // decide says where a connection goes that has been to those endpoints before. An
 // endpoint whose hostname has no address, or none that was not tried, is left for
-// another one like one that refuses; where there is none, its error is what counts.
+// another one like one that refuses; where there is none, its error is what counts. With
+// an error, the workload is as choose has it.
 func (p *pod) decide(ctx context.Context, src, dst netip.AddrPort, tried []route.Endpoint) (route.Decision, *workload.Workload, error) {
 	var first error
 	began := time.Now()
@@ -94,7 +95,8 @@ func (p *pod) decide(ctx context.Context, src, dst netip.AddrPort, tried []route
 	}
 }
 
-// choose is decide, with the names of workloads left as they are.
+// choose is decide, with the names of workloads left as they are. With an error, there is
+// no workload if it is not known what there is to choose among.
 func (p *pod) choose(ctx context.Context, src, dst netip.AddrPort, tried []route.Endpoint) (route.Decision, *workload.Workload, error) {
 	view, self, err := p.speaker(ctx)
 	if err == nil {

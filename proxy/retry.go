@@ -177,14 +177,18 @@ func (c *connection) elsewhere(d route.Decision, err error) (*connection, route.
 	default:
 		p.s.resting.add(guilty(d, reason))
 	}
+	before := s.tried()
 	s.failed = append(s.failed, attempt{asked, err})
 	if s.over(p.s.cfg.ConnectRetries) {
 		return nil, d, nil
 	}
 	src := c.guard.Facts.Src
 	next, self, err := p.decide(p.hard, src, s.origDst, s.tried())
-	if err != nil && behind != nil && !s.behind { // there is nobody else, but who else may be there
-		s.behind, next, err = true, d, nil
+	if err != nil && self != nil && behind != nil && !s.behind {
+		// Nobody else, as is known (else there is no self); but who else may be there. What the
+		// way goes through now counts, not what it went through before.
+		s.behind = true
+		next, self, err = p.decide(p.hard, src, s.origDst, before)
 	}
 	if err != nil || next.Attempt() == (route.Endpoint{}) {
 		if len(s.more) == 0 {
