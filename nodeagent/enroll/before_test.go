@@ -34,6 +34,7 @@ type conns struct {
 	lists   int   // calls of List
 	unseen  error // of List
 	bound   int   // what Carried says
+	mute    error // of Carried
 }
 
 func (c *conns) List(*netns.NS) ([]enroll.Conn, int, error) {
@@ -49,7 +50,7 @@ func (c *conns) List(*netns.NS) ([]enroll.Conn, int, error) {
 func (c *conns) Carried(*netns.NS) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.bound, nil
+	return c.bound, c.mute
 }
 
 func (c *conns) Alive(_ *netns.NS, some []enroll.Conn) ([]enroll.Conn, error) {
@@ -220,40 +221,67 @@ func TestCarriedIsNotOutside(t *testing.T) {
 	}
 }
 
-// TestProxyThatEndsCarries: the proxy that answers has no connection of a leaving pod, and
-// one that was told to end has: the pod is not left before that has ended too, or its time.
+// TestProxyThatEndsCarries: the proxy that answers has no connection of a leaving pod, or
+// cannot say, as one that is not ready, and another one that was told to end has: the pod is
+// not left before that has ended too, or its time.
 func TestProxyThatEndsCarries(t *testing.T) {
-	for name, late := range map[string]bool{"to the end": false, "to the deadline": true} {
-		t.Run(name, func(t *testing.T) {
-			nstest.LeakCheck(t)
-			c := &conns{bound: 1}
-			n := newNode(t)
-			n.times.Drain = time.Minute
-			if late {
-				n.times.Drain = 500 * time.Millisecond
-			}
-			n.withConns(c)
-			n.start()
-			f, _ := n.proxy()
-			n.world.pod("app", "a", "uid-a")
-			s := n.sandbox("app", "a", "uid-a", "c1")
-			n.mustAdd(s)
-			n.world.pod("app", "a", "uid-a", labelled("none"))
-			if !late {
-				n.until("it is seen", func() bool { return n.log.has("a proxy that ends still carries", "uid-a") })
-				asked := n.flows.asked()
-				n.until("the proxy has said again that it has none", func() bool { return n.flows.asked() > asked+2 })
-				if n.phase("uid-a") != enroll.PhaseLeaving || n.captured(s) || len(f.Pods()) == 0 || !strings.Contains(inPod(t, s.netns, "ip", "rule"), "fwmark") {
-					t.Errorf("the pod is %s, redirected: %t, the proxy has %v, or the way of answers is gone", n.phase("uid-a"), n.captured(s), f.Pods())
-				}
-				c.set(func() { c.bound = 0 })
-			}
-			n.until("it has left", func() bool { return n.phase("uid-a") == enroll.PhaseLeft })
-			if !n.clean(s) {
-				t.Error("something was left behind")
-			}
-		})
+	for name, c := range map[string]struct {
+		late bool
+		err  error
+	}{
+		"to the end": {}, "to the deadline": {late: true},
+		"to the end, by the kernel alone":      {err: errors.New("the proxy does not serve it")},
+		"to the deadline, by the kernel alone": {late: true, err: errors.New("no proxy")},
+	} {
+		t.Run(name, func(t *testing.T) { leaveCarried(t, c.late, c.err) })
 	}
+}
+
+func leaveCarried(t *testing.T, late bool, mute error) {
+	nstest.LeakCheck(t)
+	c := &conns{bound: 1}
+	n := newNode(t)
+	n.times.Drain, n.times.Blind = time.Minute, time.Millisecond
+	if late {
+		n.times.Drain = 500 * time.Millisecond
+	}
+	n.flows.err = mute
+	n.withConns(c)
+	n.start()
+	f, _ := n.proxy()
+	n.world.pod("app", "a", "uid-a")
+	s := n.sandbox("app", "a", "uid-a", "c1")
+	n.mustAdd(s)
+	n.world.pod("app", "a", "uid-a", labelled("none"))
+	if !late {
+		n.until("it is seen", func() bool { return n.log.has("a proxy that ends still carries", "uid-a") })
+		asked := n.flows.asked()
+		n.until("the proxy has been asked again", func() bool { return n.flows.asked() > asked+2 })
+		if n.phase("uid-a") != enroll.PhaseLeaving || n.captured(s) || len(f.Pods()) == 0 || !strings.Contains(inPod(t, s.netns, "ip", "rule"), "fwmark") {
+			t.Errorf("the pod is %s, redirected: %t, the proxy has %v, or the way of answers is gone", n.phase("uid-a"), n.captured(s), f.Pods())
+		}
+		c.set(func() { c.bound = 0 })
+	}
+	n.until("it has left", func() bool { return n.phase("uid-a") == enroll.PhaseLeft })
+	if !n.clean(s) {
+		t.Error("something was left behind")
+	}
+}
+
+// TestNobodyCanSay: where neither proxy nor kernel says what is carried, a while is enough.
+func TestNobodyCanSay(t *testing.T) {
+	nstest.LeakCheck(t)
+	c := &conns{bound: 1, mute: errors.New("no sockets today")}
+	n := newNode(t)
+	n.times.Drain, n.times.Blind = time.Hour, 300*time.Millisecond
+	n.flows.err = errors.New("no proxy")
+	n.withConns(c)
+	n.start()
+	n.proxy()
+	n.world.pod("app", "a", "uid-a")
+	n.mustAdd(n.sandbox("app", "a", "uid-a", "c1"))
+	n.world.pod("app", "a", "uid-a", labelled("none"))
+	n.until("it has left", func() bool { return n.phase("uid-a") == enroll.PhaseLeft })
 }
 
 // TestConnectionsThatWereNotSeen: a look that failed when the pod was captured is made up for.

@@ -107,6 +107,7 @@ type flows struct {
 	n     int
 	times int // it was asked
 	since func(time.Time)
+	err   error // why it does not say
 }
 
 func (f *flows) Flows(_ context.Context, _ string, since time.Time) (int, error) {
@@ -116,7 +117,7 @@ func (f *flows) Flows(_ context.Context, _ string, since time.Time) (int, error)
 	if f.since != nil {
 		f.since(since)
 	}
-	return f.n, nil
+	return f.n, f.err
 }
 
 func (f *flows) asked() int {

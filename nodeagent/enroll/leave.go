@@ -167,7 +167,8 @@ func (e *Enroller) drain(ctx context.Context, m *member) error {
 		}
 		d.hear(time.Now(), p)
 		n, err := e.flows(ctx, m, d.heard)
-		if now := time.Now(); d.over(now, n, err) && (n > 0 || err != nil || d.late(now) || !e.stillCarried(m, &d, now)) {
+		now := time.Now()
+		if n, err = e.carried(m, &d, now, n, err); d.over(now, n, err) {
 			return nil
 		}
 		select {
@@ -187,6 +188,8 @@ type draining struct {
 	heard    time.Time // since when nobody takes it for one in the mesh; zero: somebody may
 	blind    time.Time // since when it is not known how many there are; zero: it is
 	look     time.Time // not before, the kernel is asked what is carried
+	bound    int       // what it has said
+	told     bool      // that it has said so
 }
 
 // hear says whether others have heard by now that the pod leaves.
@@ -195,7 +198,7 @@ func (d *draining) hear(now time.Time, p Pod) {
 		d.unmarked = now
 	}
 	if d.heard.IsZero() && (p.Finished || !d.unmarked.IsZero() && now.Sub(d.unmarked) >= d.times.Linger || now.Sub(d.began) >= lingerAtMost) {
-		d.heard = now
+		d.heard, d.look = now, time.Time{}
 	}
 }
 
@@ -223,25 +226,27 @@ func (d *draining) late(now time.Time) bool {
 	return d.times.Drain >= 0 && now.Sub(d.began) >= d.times.Drain
 }
 
-// stillCarried asks the kernel whether another proxy than the one that answers carries
-// connections of a pod: one that was told to end answers nobody, and goes on with what it
-// has, which would be reset with the last of our rules.
-func (e *Enroller) stillCarried(m *member, d *draining, now time.Time) bool {
-	if e.cfg.Connections == nil {
-		return false
+// carried is how many connections of a pod proxies carry, where the one that answers says n,
+// or cannot say. Then the kernel is asked: another proxy that was told to end answers
+// nobody, and goes on with what it has, which would be reset with the last of our rules;
+// and a newer one that is not ready yet, or keeps crashing, has taken its place.
+func (e *Enroller) carried(m *member, d *draining, now time.Time, n int, err error) (int, error) {
+	if e.cfg.Connections == nil || d.late(now) || err == nil && (n > 0 || d.heard.IsZero()) {
+		return n, err
 	}
-	if now.Before(d.look) { // it was so a moment ago
-		return true
+	if now.Before(d.look) {
+		return d.bound, nil
 	}
-	n, err := e.cfg.Connections.Carried(m.box.ns)
-	if err != nil || n == 0 { // the proxy has said that it has none
-		return false
+	bound, unknown := e.cfg.Connections.Carried(m.box.ns)
+	if unknown != nil { // what the proxy says has to do
+		return n, err
 	}
-	if d.look.IsZero() {
-		e.log.Info("a proxy that ends still carries connections of a leaving pod", "pod", m.name.String(), "uid", m.uid, "connections", n)
+	if bound > 0 && !d.told {
+		e.log.Info("a proxy that ends still carries connections of a leaving pod", "pod", m.name.String(), "uid", m.uid, "connections", bound, "err", err)
+		d.told = true
 	}
-	d.look = now.Add(carriedAgain)
-	return true
+	d.look, d.bound = now.Add(carriedAgain), bound
+	return bound, nil
 }
 
 // lingerAtMost is how long a pod is served without a connection because its mark
