@@ -346,10 +346,7 @@ func TestTakenOverAndGivenBack(t *testing.T) {
 		t.Errorf("left of Istio: %v, redirected: %t, proxy: %v", n.foreign(s), n.captured(s), f.Pods())
 	}
 	n.world.namespace("istio-system", nil)
-	n.world.pod("istio-system", "istio-cni-node-x", "uid-rival", func(p *corev1.Pod) {
-		p.Labels = map[string]string{"k8s-app": "istio-cni-node"}
-		p.Status.Phase = corev1.PodRunning
-	})
+	n.rival(corev1.PodRunning)
 	if err := n.e.Retire(within(t), "the mesh leaves this node"); err != nil {
 		t.Fatal(err)
 	}
@@ -361,10 +358,20 @@ func TestTakenOverAndGivenBack(t *testing.T) {
 	}
 }
 
-// TestNotGivenToWhoNeverCame: an agent of Istio's that was announced and never ran serves no
-// pod, so that none is given to it when the mesh leaves; one that is being replaced does.
+// TestNotGivenToWhoNeverCame: an agent of Istio's that was announced and never ran, or never
+// was ready, serves no pod, so that none is given to it when the mesh leaves; one that is
+// being replaced, or was ready until a while ago, does.
 func TestNotGivenToWhoNeverCame(t *testing.T) {
-	for name, came := range map[string]bool{"never came": false, "is being replaced": true} {
+	for name, c := range map[string]struct {
+		before, rival func(*node)
+		given         bool
+	}{
+		"never came":        {nil, func(n *node) { n.rival(corev1.PodPending) }, false},
+		"never was ready":   {nil, func(n *node) { n.rivalCrashes(time.Second) }, false},
+		"is being replaced": {func(n *node) { n.rival(corev1.PodRunning) }, func(n *node) { n.rival(corev1.PodPending) }, true},
+		"was seen ready":    {func(n *node) { n.rival(corev1.PodRunning) }, func(n *node) { n.rivalCrashes(0) }, true},
+		"was ready":         {nil, func(n *node) { n.rivalCrashes(time.Minute) }, true},
+	} {
 		t.Run(name, func(t *testing.T) {
 			nstest.LeakCheck(t)
 			n := newNode(t)
@@ -375,16 +382,16 @@ func TestNotGivenToWhoNeverCame(t *testing.T) {
 			n.world.pod("app", "a", "uid-a")
 			s := n.sandbox("app", "a", "uid-a", "c1")
 			n.mustAdd(s)
-			if came {
-				n.rival(corev1.PodRunning)
+			if c.before != nil {
+				c.before(n)
 				n.until("it is seen", func() bool { return n.e.Rival() != "" })
 			}
-			n.rival(corev1.PodPending)
+			c.rival(n)
 			if err := n.e.Retire(within(t), "the mesh leaves this node"); err != nil {
 				t.Fatal(err)
 			}
-			if got := len(n.foreign(s)) > 0; got != came || n.captured(s) || !came && (!n.clean(s) || len(f.Pods()) > 0) {
-				t.Errorf("Istio's rules: %t, want %t; ours: %t; the proxy has %v", got, came, n.captured(s), f.Pods())
+			if got := len(n.foreign(s)) > 0; got != c.given || n.captured(s) || !c.given && (!n.clean(s) || len(f.Pods()) > 0) {
+				t.Errorf("Istio's rules: %t, want %t; ours: %t; the proxy has %v", got, c.given, n.captured(s), f.Pods())
 			}
 		})
 	}

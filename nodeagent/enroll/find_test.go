@@ -242,12 +242,8 @@ func TestRival(t *testing.T) {
 	find := n.withFinder()
 	n.start()
 	n.proxy()
-	rival := func(p *corev1.Pod) {
-		p.Labels = map[string]string{"k8s-app": "istio-cni-node"}
-		p.Status.Phase = corev1.PodRunning
-	}
 	n.world.namespace("istio-system", nil)
-	n.world.pod("istio-system", "istio-cni-node-x", "uid-rival", rival)
+	n.world.pod("istio-system", "istio-cni-node-x", "uid-rival", agentOfIstio)
 	running := n.sandbox("app", "running", "uid-running", "c1")
 	find.set("uid-running", running)
 	n.world.pod("app", "running", "uid-running", address("10.1.2.3"))

@@ -16,19 +16,32 @@ const (
 	rivalName  = "istio-cni-node"
 )
 
-// rivalAgent says whether a pod is the agent of Istio's CNI, and whether it is at work:
-// one that is not yet, or not any more, is between two versions of itself.
+// rivalAgent says whether a pod is the agent of Istio's CNI, and whether it is at work, or
+// was since it came: one that is not is between two versions of itself, or keeps crashing.
 func rivalAgent(p *corev1.Pod) (there, atWork bool) {
 	if p.Labels[rivalLabel] != rivalName {
 		return false, false
 	}
 	switch p.Status.Phase {
-	case corev1.PodRunning:
-		return true, true
+	case corev1.PodRunning: // also where its container has never done so for long
+		return true, wasReady(p)
 	case corev1.PodSucceeded, corev1.PodFailed:
 		return false, false // a remainder; who follows it is another pod
 	}
 	return true, false
+}
+
+// readySet is within how long of a pod's beginning kubelet first says whether it is ready.
+const readySet = 5 * time.Second
+
+// wasReady says whether a pod is ready, or was: kubelet has changed its mind about it then.
+func wasReady(p *corev1.Pod) bool {
+	for _, c := range p.Status.Conditions {
+		if c.Type == corev1.PodReady {
+			return c.Status == corev1.ConditionTrue || p.Status.StartTime != nil && c.LastTransitionTime.Sub(p.Status.StartTime.Time) > readySet
+		}
+	}
+	return false
 }
 
 // noteRival keeps the first by name of each kind.
@@ -73,7 +86,7 @@ func (e *Enroller) rivalry(view *View) (name string, been bool) {
 		s.last = time.Now()
 		return "pod " + view.rivalDue + ", which is being replaced", true
 	case due:
-		return "pod " + view.rivalDue + ", which does not run yet", false
+		return "pod " + view.rivalDue + ", which is not ready yet", false
 	case s.name != "" && time.Since(s.last) < e.times.Rival:
 		return s.name + ", which was there a moment ago", true
 	}

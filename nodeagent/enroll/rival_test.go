@@ -7,6 +7,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/warren-mesh/warren/cni/event"
 	"github.com/warren-mesh/warren/internal/nstest"
@@ -15,13 +16,31 @@ import (
 
 const rivalPod = "istio-cni-node-x"
 
-// rival makes Istio's agent a pod of this node, in some phase.
+// rival makes Istio's agent a pod of this node, in some phase; one that runs is ready.
 func (n *node) rival(phase corev1.PodPhase) {
 	n.t.Helper()
-	n.world.pod("istio-system", rivalPod, "uid-rival", func(p *corev1.Pod) {
-		p.Labels = map[string]string{"k8s-app": "istio-cni-node"}
+	n.world.pod("istio-system", rivalPod, "uid-rival", agentOfIstio, func(p *corev1.Pod) {
 		p.Status.Phase = phase
+		if phase != corev1.PodRunning {
+			p.Status.Conditions = nil
+		}
 	})
+}
+
+// rivalCrashes makes it one that runs and is not ready, since so long after it came.
+func (n *node) rivalCrashes(since time.Duration) {
+	n.t.Helper()
+	n.world.pod("istio-system", rivalPod, "uid-rival", agentOfIstio, func(p *corev1.Pod) {
+		came := metav1.Now()
+		p.Status.StartTime = &came
+		p.Status.Conditions[0].Status, p.Status.Conditions[0].LastTransitionTime = corev1.ConditionFalse, metav1.NewTime(came.Add(since))
+	})
+}
+
+func agentOfIstio(p *corev1.Pod) {
+	p.Labels = map[string]string{"k8s-app": "istio-cni-node"}
+	p.Status.Phase = corev1.PodRunning
+	p.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
 }
 
 // sweeps waits until the agent has looked at everything a few times.
@@ -81,14 +100,19 @@ func TestRivalIsReplaced(t *testing.T) {
 	}
 }
 
-// TestRivalThatNeverWas: an agent that was announced and never ran keeps no pod from
-// starting; what Istio has programmed is left alone all the same.
+// TestRivalThatNeverWas: an agent that was announced and never ran, or crashes whenever it
+// does, keeps no pod from starting; what Istio has programmed is left alone all the same.
 func TestRivalThatNeverWas(t *testing.T) {
+	t.Run("pending", func(t *testing.T) { rivalThatNeverWas(t, func(n *node) { n.rival(corev1.PodPending) }) })
+	t.Run("crashing", func(t *testing.T) { rivalThatNeverWas(t, func(n *node) { n.rivalCrashes(0) }) })
+}
+
+func rivalThatNeverWas(t *testing.T, rival func(*node)) {
 	nstest.LeakCheck(t)
 	n := newNode(t)
 	find := n.withFinder()
 	n.world.namespace("istio-system", nil)
-	n.rival(corev1.PodPending)
+	rival(n)
 	n.start()
 	n.proxy()
 	n.world.pod("app", "new", "uid-new")
