@@ -28,7 +28,8 @@
 // what it has written about. A replica that vanished without a word counts until the longest certificate that it can have
 // signed has ended, of the default lifetime at least, and five minutes more: not for less, for it may have been given out
 // just before, and not for ever, unless its clock was ahead by years. So does an authority that is found, and of which nobody
-// wrote down what it signed, such as istiod's, for the longest lifetime that there is. There is no way to force a step. A
+// wrote down what it signed, such as istiod's, or of which that was removed: for istiod's longest lifetime of 90 days, or for
+// ours if that is longer. There is no way to force a step. A
 // command whose clock is more than half a minute away from what the replicas wrote last is refused.
 //
 // What retire does not wait for are connections: a proxy that withdraws trust from a root ends those whose peer proved

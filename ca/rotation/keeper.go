@@ -78,7 +78,7 @@ func (k *Keeper) Load(ctx context.Context, now time.Time) error {
 		return err
 	}
 	if found {
-		if err := k.notePast(ctx, u.ca.TTL().MaxTTL, now); err != nil {
+		if err := k.notFound(ctx, u, now); err != nil {
 			return err
 		}
 	}

@@ -38,7 +38,8 @@ type memory struct {
 	published []byte
 	replicas  map[string]rotation.Replica
 	budget    int
-	before    func() // once, before a record is written
+	before    func()        // once, before a record is written
+	longest   time.Duration // that is signed for; zero is the default
 }
 
 func newMemory(t testing.TB) *memory {
@@ -144,7 +145,9 @@ type replica struct {
 
 func (m *memory) start(t testing.TB, name string, now time.Time) replica {
 	t.Helper()
-	k := rotation.New(rotation.Config{Store: m, Replica: name, Overlap: time.Hour, Lifetimes: lifetimes})
+	policy := lifetimes
+	policy.MaxTTL = m.longest
+	k := rotation.New(rotation.Config{Store: m, Replica: name, Overlap: time.Hour, Lifetimes: policy})
 	if err := k.Load(t.Context(), now); err != nil {
 		t.Fatal(err)
 	}

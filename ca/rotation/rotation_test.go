@@ -176,20 +176,24 @@ func TestVanishedReplicas(t *testing.T) {
 func TestAFoundAuthorityHasAPast(t *testing.T) {
 	for name, tc := range map[string]struct {
 		change func(m *memory)
-		past   bool
+		ours   time.Duration // our own longest life, which says nothing of theirs
+		past   time.Duration
 	}{
-		"found":                 {func(m *memory) { clear(m.replicas) }, true},
-		"made":                  {func(m *memory) { clear(m.replicas); m.files = authority.Files{} }, false},
-		"found with its ledger": {func(*memory) {}, false},
+		"found":                         {func(m *memory) { clear(m.replicas) }, 0, 90 * 24 * time.Hour},
+		"found, and we sign for a day":  {func(m *memory) { clear(m.replicas) }, 24 * time.Hour, 90 * 24 * time.Hour},
+		"found, and we sign for a year": {func(m *memory) { clear(m.replicas) }, 365 * 24 * time.Hour, 365 * 24 * time.Hour},
+		"made":                          {func(m *memory) { clear(m.replicas); m.files = authority.Files{} }, 0, 0},
+		"found with its ledger":         {func(*memory) {}, 0, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := newMemory(t)
+			m.longest = tc.ours
 			tc.change(m)
 			now := epoch.Add(time.Hour)
 			r, second := m.start(t, "one", now), m.start(t, "two", now)
 			for _, step := range []string{"prepare", "activate"} {
-				if err := m.step(t, step, now); tc.past && step == "activate" {
-					refused(t, err, "written down nowhere", "before-the-ledger", now.Add(90*24*time.Hour+5*time.Minute-settle).Format(time.RFC3339))
+				if err := m.step(t, step, now); tc.past > 0 && step == "activate" {
+					refused(t, err, "written down nowhere", "before-the-ledger", now.Add(tc.past+5*time.Minute-settle).Format(time.RFC3339))
 				} else if err != nil {
 					t.Fatal(step, err)
 				}
@@ -199,8 +203,8 @@ func TestAFoundAuthorityHasAPast(t *testing.T) {
 				r.at(now)
 				second.at(now)
 			}
-			if tc.past {
-				now = now.Add(90*24*time.Hour + 5*time.Minute)
+			if tc.past > 0 {
+				now = now.Add(tc.past + 5*time.Minute)
 				r.at(now)
 				second.at(now)
 				if err := m.step(t, "activate", now); err != nil {
@@ -210,6 +214,57 @@ func TestAFoundAuthorityHasAPast(t *testing.T) {
 			r.at(now.Add(2 * time.Minute))
 			if _, there := m.replicas["before-the-ledger"]; there {
 				t.Error("it is kept for ever")
+			}
+		})
+	}
+}
+
+// A ledger that somebody removes beside running replicas had more in it than what those write anew.
+func TestALostLedgerIsNoticed(t *testing.T) {
+	for name, tc := range map[string]struct {
+		lose  func(m *memory)
+		quiet time.Duration // for how long one of the replicas has not written
+		lost  bool
+	}{
+		"the whole":                      {func(m *memory) { clear(m.replicas) }, 0, true},
+		"one's, of which all is known":   {func(m *memory) { delete(m.replicas, "gone") }, 0, false},
+		"nothing":                        {func(*memory) {}, 0, false},
+		"one was forgotten by the other": {func(*memory) {}, 2 * time.Hour, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := newMemory(t)
+			now := epoch.Add(time.Hour)
+			one, two, gone := m.start(t, "one", now), m.start(t, "two", now), m.start(t, "gone", now)
+			gone.sign(now, 3*time.Hour)
+			gone.at(now)
+			gone.End(now)
+			for end := now.Add(tc.quiet); now.Before(end); now = now.Add(time.Minute) {
+				one.at(now)
+			}
+			tc.lose(m)
+			for range 3 {
+				now = now.Add(10 * time.Second)
+				one.at(now)
+				two.at(now)
+			}
+			if err := m.step(t, "prepare", now); err != nil {
+				t.Fatal(err)
+			}
+			now = now.Add(settle)
+			one.at(now)
+			two.at(now)
+			err := m.step(t, "activate", now)
+			if lost := err != nil && strings.Contains(err.Error(), "written down nowhere"); lost != tc.lost {
+				t.Errorf("%v", err)
+			}
+			if tc.lost || err == nil {
+				return
+			}
+			now = now.Add(4 * time.Hour)
+			one.at(now)
+			two.at(now)
+			if err := m.step(t, "activate", now); err != nil {
+				t.Error(err)
 			}
 		})
 	}

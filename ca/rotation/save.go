@@ -89,8 +89,11 @@ func (k *Keeper) write(ctx context.Context, step string, now time.Time, ended bo
 	batches, longest := k.ledger.snapshot(now)
 	s := &k.saver
 	var gone []string
-	if now.Sub(s.swept) >= sweepEvery {
-		if all, err := k.cfg.Store.Replicas(ctx); err == nil {
+	if all, err := k.cfg.Store.Replicas(ctx); err == nil { // what cannot be read is lost at the earliest when it can be
+		if err := k.noteLoss(ctx, all, now); err != nil {
+			return err
+		}
+		if now.Sub(s.swept) >= sweepEvery {
 			gone, s.swept = forgotten(all, k.cfg.Replica, now), now
 		}
 	}
