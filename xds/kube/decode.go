@@ -156,6 +156,8 @@ func keepAuthorization(raw metav1.Object) (*securityv1.AuthorizationPolicy, erro
 	return p, fmt.Errorf("%w: rules that have this are left out, so that they cannot allow more than was meant", unknown)
 }
 
+// keepPeerAuthentication reads one. A field that we do not know may narrow it, whatever it is
+// called, unless it is of the modes.
 func keepPeerAuthentication(raw metav1.Object) (*securityv1.PeerAuthentication, error) {
 	p, err := decode[securityv1.PeerAuthentication](raw)
 	if err != nil {
@@ -169,12 +171,12 @@ func keepPeerAuthentication(raw metav1.Object) (*securityv1.PeerAuthentication, 
 	if unknown == nil {
 		return p, nil
 	}
-	selector := strictField(raw, &security.PeerAuthentication{}, func(name string) bool { return name == "selector" })
-	if selector == nil {
+	elsewhere := strictField(raw, &security.PeerAuthentication{}, func(name string) bool { return name != "mtls" && name != "portLevelMtls" })
+	if elsewhere == nil {
 		return p, unknown
 	}
 	p.Spec.Mtls, p.Spec.PortLevelMtls = &security.PeerAuthentication_MutualTLS{Mode: security.PeerAuthentication_MutualTLS_STRICT}, nil
-	return p, fmt.Errorf("%w: it takes mTLS only, so that it cannot allow plaintext to more than was selected", selector)
+	return p, fmt.Errorf("%w: it takes mTLS only, so that it cannot allow plaintext to more than was selected", elsewhere)
 }
 
 // strictField is strict about some fields of an object's spec.

@@ -56,7 +56,13 @@ func TestUnknownFields(t *testing.T) {
 	if p, err := keepPeerAuthentication(peer); p == nil || p.Spec.GetMtls().GetMode().String() != "STRICT" || err == nil || !strings.Contains(err.Error(), "mTLS only") {
 		t.Errorf("peer = %v, err = %v", p, err)
 	}
-	peer.Object["spec"] = map[string]any{"mtls": map[string]any{"mode": "PERMISSIVE"}, "moon": 1}
+	// What narrows need not be called so.
+	peer.Object["spec"] = map[string]any{"mtls": map[string]any{"mode": "PERMISSIVE"}, "targetRefs": []any{map[string]any{"kind": "Service", "name": "web"}},
+		"portLevelMtls": map[string]any{"80": map[string]any{"mode": "DISABLE"}}}
+	if p, err := keepPeerAuthentication(peer); p == nil || p.Spec.GetMtls().GetMode().String() != "STRICT" || len(p.Spec.GetPortLevelMtls()) > 0 || err == nil || !strings.Contains(err.Error(), "targetRefs") {
+		t.Errorf("peer = %v, err = %v", p, err)
+	}
+	peer.Object["spec"] = map[string]any{"mtls": map[string]any{"mode": "PERMISSIVE", "moon": 1}}
 	if p, err := keepPeerAuthentication(peer); p == nil || p.Spec.GetMtls().GetMode().String() != "PERMISSIVE" || err == nil {
 		t.Errorf("peer = %v, err = %v", p, err)
 	}
