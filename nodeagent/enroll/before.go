@@ -54,6 +54,7 @@ type before struct {
 	conns []Conn
 	more  int  // not in conns: the kernel has to be asked for them
 	anew  bool // and is, as conns are not all that could be had
+	found bool // by a later look, of which no record knows yet
 	next  time.Time
 	note  string // why it is not known whether policies allow them
 }
@@ -61,8 +62,8 @@ type before struct {
 // count is how many there are.
 func (b *before) count() int { return len(b.conns) + b.more }
 
-// any says whether there are any, or may be.
-func (b *before) any() bool { return b.count() > 0 || b.anew }
+// any says whether there are any, or may be, or a record says so.
+func (b *before) any() bool { return b.count() > 0 || b.anew || b.found }
 
 // kept is what a record holds.
 func (b *before) kept() []Conn { return b.conns[:min(len(b.conns), maxBeforeKept)] }
@@ -116,6 +117,7 @@ func (e *Enroller) tend(ctx context.Context) {
 	for _, m := range look {
 		if ctx.Err() == nil {
 			e.tendTo(ctx, m)
+			e.keepFound(m)
 		}
 		e.drop(m)
 	}
@@ -193,8 +195,36 @@ func (e *Enroller) listAnew(m *member, ns *netns.NS, r event.Redirect) ([]Conn, 
 	defer e.mu.Unlock()
 	if m.before.anew { // it has not been captured anew meanwhile
 		m.before.conns, m.before.more, m.before.anew, m.before.note = all, more, false, ""
+		m.before.found = true
 	}
 	return m.before.conns, nil
+}
+
+// keepFound writes down what a later look has found, unless somebody is at work on the pod,
+// whose turn it is: then it is tried again.
+func (e *Enroller) keepFound(m *member) {
+	e.mu.Lock()
+	found := m.before.found
+	e.mu.Unlock()
+	if !found {
+		return
+	}
+	select {
+	case m.busy <- struct{}{}:
+		defer func() { <-m.busy }()
+	default:
+		return
+	}
+	e.mu.Lock()
+	var records []record
+	if m.before.found && m.box != nil && m.phase == PhaseEnrolled {
+		records = e.recordsLocked(m)
+	}
+	m.before.found = false
+	e.mu.Unlock()
+	if err := e.put(records); err != nil {
+		e.log.Warn("cannot write down a pod's connections", "pod", m.name.String(), "uid", m.uid, "err", err)
+	}
 }
 
 // denied asks about the connections that somebody has made to the pod. What the pod

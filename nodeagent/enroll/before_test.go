@@ -303,6 +303,36 @@ func TestConnectionsThatWereNotSeen(t *testing.T) {
 	})
 }
 
+// TestWhatWasNotSeenIsNotForgotten: an agent that could not look at a pod's connections
+// leaves that to the next one, and what it has found later, too.
+func TestWhatWasNotSeenIsNotForgotten(t *testing.T) {
+	nstest.LeakCheck(t)
+	c := &conns{all: []enroll.Conn{{Cookie: 4711, Inbound: true}, {Cookie: 2}}, unseen: errors.New("no sockets today")}
+	n := newNode(t)
+	n.withConns(c)
+	n.start()
+	n.proxy()
+	n.outside("p", "uid-p", "c1")
+	n.world.pod("plain", "p", "uid-p", labelled("ambient"))
+	n.until("it is said", func() bool {
+		return n.phase("uid-p") == enroll.PhaseEnrolled && strings.Contains(n.report("uid-p").BeforeNote, "no sockets today")
+	})
+	n.stop()
+	c.set(func() { c.unseen = nil })
+	n.start()
+	n.until("they are counted", func() bool { return n.report("uid-p").Before == 2 })
+	n.until("that is written down", func() bool {
+		text, _ := os.ReadFile(filepath.Join(n.state(), "attachments", "c1-eth0.json"))
+		return strings.Contains(string(text), `"cookie": 4711`) && !strings.Contains(string(text), "beforeUnseen")
+	})
+	n.stop()
+	c.set(func() { c.unseen, c.denied = errors.New("no sockets today"), map[uint64]bool{4711: true} })
+	n.start()
+	n.until("what a policy forbids is ended", func() bool {
+		return n.report("uid-p").Before == 1 && n.notices.about("p", "1 connections without mTLS")
+	})
+}
+
 // istio makes a pod one that Istio's agent has redirected and left.
 func (n *node) istio(s *sandbox) { n.istioAs(s, "") }
 

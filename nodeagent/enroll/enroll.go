@@ -248,6 +248,10 @@ func (e *Enroller) setPhase(m *member, p Phase, reason string) error {
 	m.let = m.let && p == PhaseLeaving
 	records := e.recordsLocked(m)
 	e.mu.Unlock()
+	return e.put(records)
+}
+
+func (e *Enroller) put(records []record) error {
 	var errs []error
 	for _, r := range records {
 		errs = append(errs, e.store.put(r))
@@ -262,7 +266,8 @@ func (e *Enroller) recordsLocked(m *member) (records []record) {
 			PodUID: m.uid, PodNamespace: m.name.Namespace, PodName: m.name.Name, ServiceAccount: m.serviceAccount,
 			IPs: a.add.IPs, Netns: m.box.path, NetnsID: m.box.id, BootID: e.cfg.BootID,
 			Phase: m.phase, Redirect: m.box.redirect, Reason: m.reason, Added: a.added,
-			Before: m.before.kept(), BeforeMore: m.before.count() - len(m.before.kept()), Theirs: m.box.theirs,
+			Before: m.before.kept(), BeforeMore: m.before.count() - len(m.before.kept()), BeforeUnseen: m.before.anew,
+			Theirs: m.box.theirs,
 		})
 	}
 	return records

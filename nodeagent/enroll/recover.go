@@ -92,7 +92,7 @@ func (e *Enroller) recovered(r record, ns *netns.NS) *member {
 		phase: r.Phase, reason: r.Reason, since: time.Now(), announced: r.Phase.served(),
 		box: &sandbox{ns: ns, id: r.NetnsID, path: r.Netns, redirect: r.Redirect, theirs: r.Theirs, attached: make(map[event.Key]attachment)},
 	}
-	m.before.conns, m.before.more, m.before.anew = r.Before, r.BeforeMore, r.BeforeMore > 0
+	m.before.conns, m.before.more, m.before.anew = r.Before, r.BeforeMore, r.BeforeUnseen || r.BeforeMore > 0
 	if !m.announced {
 		m.box.ns = nil
 		if ns != nil {

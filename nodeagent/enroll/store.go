@@ -42,7 +42,8 @@ type record struct {
 	Added          time.Time       `json:"added"`
 	Before         []Conn          `json:"before,omitempty"` // some of the connections that are outside the mesh
 	BeforeMore     int             `json:"beforeMore,omitempty"`
-	Theirs         string          `json:"theirs,omitempty"` // see sandbox
+	BeforeUnseen   bool            `json:"beforeUnseen,omitempty"` // the kernel has to be asked for them
+	Theirs         string          `json:"theirs,omitempty"`       // see sandbox
 }
 
 // store is the folder of records. It has no lock: one goroutine at a time has to
