@@ -11,6 +11,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/warren-mesh/warren/ca/mtls"
 	"github.com/warren-mesh/warren/ca/source/fake"
 	"github.com/warren-mesh/warren/ca/svid"
 	"github.com/warren-mesh/warren/internal/netns"
@@ -210,6 +211,103 @@ func TestTwoOfOneID(t *testing.T) {
 		s.say(svid.Update{SVIDs: []svid.SVID{early, short}})
 		if i := l.Current(); i == nil || !i.Chain()[0].Equal(short.Chain[0]) {
 			t.Errorf("in use is %v", i)
+		}
+	})
+}
+
+// refusing is a Signer that signs for some identities only.
+type refusing struct {
+	svid.Signer
+	named []spiffeid.ID
+}
+
+func (r refusing) Sign(ctx context.Context, id spiffeid.ID, csr []byte, ttl time.Duration) ([]string, error) {
+	if !slices.Contains(r.named, id) {
+		return nil, errors.New("refused")
+	}
+	return r.Signer.Sign(ctx, id, csr, ttl)
+}
+
+// A pod that the new source never serves keeps no root of the old one trusted by others, nor has it come back, whatever
+// sources follow.
+func TestOldRootsStayAwayFromPodsThatAreNotServed(t *testing.T) {
+	watcher := func(t *testing.T) svid.Source {
+		return svid.Source{Watcher: lasting{ca: newFake(t), named: []string{pod(0).UID}}}
+	}
+	signer := func(t *testing.T) svid.Source {
+		return svid.Source{Signer: refusing{newSigner(t), []spiffeid.ID{sa("a")}}}
+	}
+	for name, next := range map[string][]func(t *testing.T) svid.Source{
+		"Watcher, Watcher": {watcher, watcher},
+		"Signer, Signer":   {signer, signer},
+		"Watcher, Signer":  {watcher, signer},
+		"Signer, Watcher":  {signer, watcher},
+	} {
+		for _, pause := range []time.Duration{time.Minute, 2 * time.Hour} { // the other pod's certificate lasts, or has ended
+			t.Run(name+" after "+pause.String(), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					a := newSigner(t)
+					m, stop := run(t, svid.Config{Signer: a, TTL: time.Hour})
+					defer stop()
+					l, other := m.Acquire(pod(0), sa("a")), m.Acquire(pod(1), sa("b"))
+					mustIdentity(t, l)
+					mustIdentity(t, other)
+					old := mustParse(t, a.RootsPEM())
+					trusted := func() bool { return slices.ContainsFunc(mustIdentity(t, l).Roots(), old.Equal) }
+					for n, overlap := range []time.Duration{0, 24 * time.Hour} {
+						if err := m.Switch(next[n](t), overlap); err != nil {
+							t.Fatal(err)
+						}
+						time.Sleep(time.Minute)
+						if trusted() {
+							t.Fatalf("the old root is trusted by a pod that the new source serves, after change %d", n+1)
+						}
+						if i := other.Held(); i == nil || !slices.ContainsFunc(i.Roots(), old.Equal) {
+							t.Errorf("what is in use trusts %v after change %d", i, n+1)
+						}
+						time.Sleep(pause)
+					}
+				})
+			})
+		}
+	}
+}
+
+// An identity that its CA refuses keeps a root that the CA has changed trusted as long as its certificate lasts, and trusts
+// the new one meanwhile.
+func TestARootEndsWithItsLastCertificate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		before, after := newFake(t), newFake(t)
+		var moved atomic.Bool
+		var changes atomic.Int64
+		m, stop := run(t, svid.Config{TTL: time.Hour, RootsChanged: func() { changes.Add(1) }, Signer: signFunc(func(ctx context.Context, id spiffeid.ID, csr []byte, ttl time.Duration) ([]string, error) {
+			switch {
+			case !moved.Load():
+				return before.Sign(ctx, id, csr, ttl)
+			case id == sa("b"):
+				return nil, errors.New("refused")
+			}
+			return after.Sign(ctx, id, csr, ttl)
+		})})
+		defer stop()
+		l, other := m.Acquire(pod(0), sa("a")), m.Acquire(pod(1), sa("b"))
+		end := mustIdentity(t, other).NotAfter()
+		mustIdentity(t, l)
+		moved.Store(true)
+		time.Sleep(time.Until(end) - time.Second)
+		if i, j := mustIdentity(t, l), mustIdentity(t, other); len(i.Roots()) != 2 || len(j.Roots()) != 2 {
+			t.Fatalf("%d and %d roots are trusted while both are in use", len(i.Roots()), len(j.Roots()))
+		}
+		changes.Store(0)
+		time.Sleep(time.Minute)
+		root := mustParse(t, after.RootsPEM())
+		for n, i := range []*mtls.Identity{mustIdentity(t, l), other.Held()} {
+			if got := i.Roots(); len(got) != 1 || !got[0].Equal(root) {
+				t.Errorf("%d: %d roots are trusted", n, len(got))
+			}
+		}
+		if changes.Load() == 0 {
+			t.Error("nobody was told")
 		}
 	})
 }

@@ -265,8 +265,8 @@ func (m *Manager) trustLocked(e *entry, i *mtls.Identity, roots []*x509.Certific
 			continue
 		}
 		others = true
-		if i := o.current.Load(); i != nil && o != e && o.given == nil && t.roots != nil && changed {
-			o.current.Store(i.WithRoots(t.roots))
+		if changed && (o != e || i == nil) {
+			m.retrustOneLocked(o)
 		}
 	}
 	if !others {

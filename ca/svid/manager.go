@@ -49,6 +49,7 @@ type Manager struct {
 	paused    time.Time // no call starts before, at the source's wish
 	lastCheck time.Time // of the clocks, monotonic
 	lastWall  time.Time
+	lastEnded time.Time // monotonic: certificates that have ended were looked for
 	same      interned
 	refused   map[string]string // bundles that cannot be used: why, by trust domain
 	stopped   bool

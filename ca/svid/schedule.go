@@ -36,6 +36,7 @@ func (m *Manager) step(ctx context.Context, now time.Time) time.Duration {
 	defer m.mu.Unlock()
 	m.checkClocksLocked(now)
 	m.dropFormerLocked(now)
+	m.dropEndedLocked(now)
 	next := m.checkNoticesLocked(now, clockCheck)
 	next = m.checkEarlyLocked(m.wall(), next)
 	for e := m.timers.first(); e != nil && !e.at.After(now); e = m.timers.first() {

@@ -55,12 +55,10 @@ func (m *Manager) Switch(to Source, overlap time.Duration) error {
 	for e := range m.parked {
 		m.dropEarlyLocked(e)
 	}
+	clear(m.trust) // of the source of before; what it vouched with is each entry's own from now on
 	within := min(switchWithin, time.Duration(len(m.entries))*switchEach)
 	for _, e := range slices.Collect(maps.Values(m.entries)) {
 		m.rehomeLocked(e)
-	}
-	if m.src.Watcher != nil {
-		clear(m.trust) // a Signer's: with a Watcher, what is trusted is of each pod's own certificate
 	}
 	for _, e := range m.entries {
 		m.joinLocked(e)
@@ -99,13 +97,13 @@ func (m *Manager) rehomeLocked(e *entry) {
 		e.stream = nil
 	}
 	e.failures, e.borrowed, e.sampled = 0, false, false
+	if e.given == nil && e.current.Load() != nil { // a Signer's
+		e.given, e.roots = append([]*x509.Certificate{}, e.roots...), nil
+	}
 	if e.phase == flying {
 		e.cancel()
 	}
 	if e.key.holder != "" || m.src.Watcher == nil {
-		if m.src.Watcher != nil && e.by == BySigning {
-			e.given, e.roots = e.roots, nil // as an heir's
-		}
 		switch {
 		case e.phase == due:
 			m.due.fix(e) // failures count there
@@ -169,9 +167,6 @@ func (m *Manager) heirLocked(e *entry, pod Pod) *entry {
 	if i := e.current.Load(); i != nil && n.current.Load() == nil {
 		n.current.Store(i)
 		n.given, n.from, n.by, n.proof, n.late = e.given, e.from, e.by, e.proof, e.late
-		if e.by == BySigning {
-			n.given = e.roots
-		}
 		if e.notice != nil {
 			m.giveNoticeLocked(n, e.notice.by, e.notice.why)
 		}
@@ -188,11 +183,12 @@ func (m *Manager) Trust(extra map[spiffeid.TrustDomain][]*x509.Certificate) {
 	m.retrustLocked()
 }
 
-// rootsInUseLocked are those of all answers whose certificates are in use.
+// rootsInUseLocked are those of all answers of the source whose certificates are in use. What one of before has given is not
+// among them: it is in m.former, for as long as it is to be trusted.
 func (m *Manager) rootsInUseLocked() bundles {
-	out := bundles{}
+	out, wall := bundles{}, m.wall()
 	for _, e := range m.entries {
-		if e.current.Load() == nil {
+		if e.from != m.epoch || e.valid(wall) == nil {
 			continue
 		}
 		td := e.id.TrustDomain()
@@ -235,27 +231,38 @@ func (m *Manager) retrustLocked() {
 		}
 	}
 	for _, e := range m.entries {
-		i := e.current.Load()
-		if i == nil {
-			continue
-		}
-		if t := m.trust[e.id.TrustDomain()]; e.given == nil && t != nil && t.roots != nil {
-			e.current.Store(i.WithRoots(t.roots))
-			continue
-		}
-		if e.given == nil {
-			continue
-		}
-		roots, err := rootsOf(e.given, m.addedLocked(e.id.TrustDomain()))
-		if err != nil {
-			m.cfg.Log.Error("roots are kept as they were", "id", e.id.String(), "err", err)
-			continue
-		}
-		e.current.Store(m.same.intern(i.WithRoots(roots)))
+		m.retrustOneLocked(e)
 	}
 	if m.cfg.RootsChanged != nil {
 		m.cfg.RootsChanged()
 	}
+}
+
+// retrustOneLocked has e trust what it now should: a Signer's what all of that Signer's do, one that was given roots of its
+// own those and what is trusted in addition. A Signer's are so for what a source of before gave, too, but not the reverse.
+func (m *Manager) retrustOneLocked(e *entry) {
+	i, t := e.current.Load(), m.trust[e.id.TrustDomain()]
+	signed := t != nil && t.roots != nil
+	if i == nil || e.given == nil && !signed {
+		return
+	}
+	if e.given == nil {
+		e.current.Store(i.WithRoots(t.roots))
+		return
+	}
+	added := m.addedLocked(e.id.TrustDomain())
+	if signed {
+		added = t.roots.Certificates()
+	}
+	roots, err := rootsOf(e.given, added)
+	if err != nil {
+		m.cfg.Log.Error("roots are kept as they were", "id", e.id.String(), "err", err)
+		return
+	}
+	if i = i.WithRoots(roots); e.key.holder != "" { // other holders may have the same
+		i = m.same.intern(i)
+	}
+	e.current.Store(i)
 }
 
 // dropFormerLocked ends the time of roots of before.

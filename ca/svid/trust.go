@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"slices"
+	"time"
 
 	"github.com/warren-mesh/warren/ca/mtls"
 )
@@ -13,6 +14,9 @@ type fingerprint [sha256.Size]byte
 // trust is what one trust domain's identities accept of their peers: the roots of the newest answer, and those of
 // every answer whose certificate is in use. During a change of roots, peers that renew early and peers that renew late
 // thus go on accepting each other.
+//
+// It belongs to one Signer, of one epoch: an answer counts until its certificate is replaced, or has ended, or the source is
+// another one.
 //
 // Guarded by Manager.mu.
 type trust struct {
@@ -93,6 +97,21 @@ func (t *trust) release(certs []*x509.Certificate) {
 		if r.uses--; r.uses == 0 {
 			delete(t.refs, f)
 			t.order = slices.DeleteFunc(t.order, func(o fingerprint) bool { return o == f })
+		}
+	}
+}
+
+// dropEndedLocked counts the roots of answers no more whose certificates have ended without a successor: an identity that
+// its CA refuses must not keep all others trusting a root that has gone.
+func (m *Manager) dropEndedLocked(now time.Time) {
+	if now.Sub(m.lastEnded) < clockCheck {
+		return
+	}
+	m.lastEnded = now
+	wall := m.wall()
+	for _, e := range m.entries {
+		if e.roots != nil && e.current.Load() != nil && e.valid(wall) == nil {
+			m.trustLocked(e, nil, nil)
 		}
 	}
 }
