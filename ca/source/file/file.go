@@ -35,6 +35,7 @@ const (
 	maxFile      = 256 << 10
 	maxChain     = 5
 	maxRoots     = 64
+	maxKnown     = 8192 // identities of which roots are remembered
 )
 
 // Names of the files in a folder.
@@ -49,8 +50,9 @@ type Source struct {
 	dir   string
 	every time.Duration
 
-	mu   sync.Mutex
-	gone map[spiffeid.ID]time.Time // since when its files are not there
+	mu    sync.Mutex
+	gone  map[spiffeid.ID]time.Time           // since when its files are not there
+	roots map[spiffeid.ID][]*x509.Certificate // as they were given last
 }
 
 // forgetAfter bounds what is remembered of files that never come back.
@@ -65,15 +67,15 @@ func New(dir string, every time.Duration) (*Source, error) {
 	if every <= 0 {
 		every = defaultEvery
 	}
-	return &Source{dir: dir, every: every, gone: map[spiffeid.ID]time.Time{}}, nil
+	return &Source{dir: dir, every: every, gone: map[spiffeid.ID]time.Time{}, roots: map[spiffeid.ID][]*x509.Certificate{}}, nil
 }
 
 // Watch implements svid.Watcher. Files that are gone, and still are at the next look, withdraw the SVID; files that
 // cannot be read or understood leave the one before in use, because a writer may be in the middle of replacing them. Roots
-// that are gone are so when they still are at the next look, too: live connections end with the trust in them.
+// that are gone are so when they still are at the next look, too, in the same files: live connections end with the trust in
+// them.
 func (s *Source) Watch(ctx context.Context, _ svid.Pod, id spiffeid.ID, emit func(svid.Update)) error {
 	var last, doubted digest
-	var roots []*x509.Certificate
 	tick := time.NewTicker(s.every)
 	defer tick.Stop()
 	for {
@@ -86,10 +88,12 @@ func (s *Source) Watch(ctx context.Context, _ svid.Pod, id spiffeid.ID, emit fun
 		case err != nil:
 			return fmt.Errorf("SVID files: %w", err)
 		case all == last:
-		case all != doubted && lacks(u.SVIDs[0].Roots, roots):
+			doubted = digest{} // it was a writer's moment, and the next one is another
+		case all != doubted && s.lacks(id, u.SVIDs[0].Roots):
 			doubted = all
 		default:
-			last, roots = all, u.SVIDs[0].Roots
+			last, doubted = all, digest{}
+			s.give(id, u.SVIDs[0].Roots)
 			emit(u)
 		}
 		select {
@@ -100,9 +104,22 @@ func (s *Source) Watch(ctx context.Context, _ svid.Pod, id spiffeid.ID, emit fun
 	}
 }
 
-// lacks reports whether roots are none, or not all of those before.
-func lacks(roots, before []*x509.Certificate) bool {
-	return len(roots) == 0 || slices.ContainsFunc(before, func(c *x509.Certificate) bool { return !slices.ContainsFunc(roots, c.Equal) })
+// lacks reports whether roots are none, or not all of those that were given before, be it by another stream.
+func (s *Source) lacks(id spiffeid.ID, roots []*x509.Certificate) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(roots) == 0 || slices.ContainsFunc(s.roots[id], func(c *x509.Certificate) bool { return !slices.ContainsFunc(roots, c.Equal) })
+}
+
+// give notes what is given for id. Identities are of pods of this node, which are not that many; with as many as it holds
+// at most, all are forgotten, which costs no more than a look without doubt.
+func (s *Source) give(id spiffeid.ID, roots []*x509.Certificate) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, ok := s.roots[id]; !ok && len(s.roots) >= maxKnown {
+		clear(s.roots)
+	}
+	s.roots[id] = roots
 }
 
 // left notes whether id's files are gone now, and reports whether they have been for long enough that no writer is in

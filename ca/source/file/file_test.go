@@ -8,6 +8,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -225,19 +226,80 @@ func TestRootsGo(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Second)
+		for n := range 4 { // the same moment again and again
+			write(t, dir, "ca.crt", nil)
+			time.Sleep(2 * time.Second) // one look
+			write(t, dir, "ca.crt", text)
+			for range 10 {
+				if !accepted() {
+					t.Fatalf("a writer's moment ended the trust, the %d. time", n+1)
+				}
+				time.Sleep(time.Second)
+			}
+		}
 		write(t, dir, "ca.crt", nil)
 		time.Sleep(2 * time.Second)
-		write(t, dir, "ca.crt", text)
+		if !accepted() {
+			t.Error("not trusted after one look")
+		}
+		time.Sleep(2 * time.Second)
+		if accepted() {
+			t.Error("trusted without roots")
+		}
+	})
+}
+
+// A writer that is in the middle of the roots when a stream begins, because another of its files was no good before, takes
+// none away.
+func TestRootsGoBetweenStreams(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir, elsewhere := t.TempDir(), t.TempDir()
+		read := func(dir, name string) []byte {
+			text, err := os.ReadFile(filepath.Join(dir, name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return text
+		}
+		for _, at := range []string{elsewhere, dir} {
+			a, err := fakeagent.New(td, time.Hour)
+			if err != nil {
+				t.Fatal(err)
+			}
+			put(t, at, a, bar)
+		}
+		cert, first := read(dir, "tls.crt"), read(dir, "ca.crt")
+		both := slices.Concat(first, read(elsewhere, "ca.crt"))
+		write(t, dir, "ca.crt", both)
+		m, _ := world(t, dir)
+		l := m.Acquire(svid.Pod{UID: "u"}, bar)
+		if _, err := l.Identity(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		write(t, dir, "tls.crt", cert[:20])
+		time.Sleep(3 * time.Second)
+		if m.Dump()[0].LastErr == nil {
+			t.Fatal("the stream has not ended")
+		}
+		write(t, dir, "tls.crt", cert)
+		write(t, dir, "ca.crt", first)
+		for n := 0; !m.Dump()[0].InFlight; n++ { // until a stream has looked, and doubts
+			if got := len(l.Current().Roots()); got != 2 || n > 10_000 {
+				t.Fatalf("%d roots are trusted after the first look", got)
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		write(t, dir, "ca.crt", both)
 		for range 10 {
-			if !accepted() {
-				t.Fatal("a writer's moment ended the trust")
+			if got := len(l.Current().Roots()); got != 2 {
+				t.Fatalf("%d roots are trusted", got)
 			}
 			time.Sleep(time.Second)
 		}
-		write(t, dir, "ca.crt", nil)
+		write(t, dir, "ca.crt", first)
 		time.Sleep(5 * time.Second)
-		if accepted() {
-			t.Error("trusted without roots")
+		if got := len(l.Current().Roots()); got != 1 {
+			t.Errorf("%d roots are trusted when one has gone for good", got)
 		}
 	})
 }
