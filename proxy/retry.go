@@ -247,16 +247,24 @@ func (c *connection) abandon() error {
 	return c.cut
 }
 
-// another says whether there is an endpoint to go to instead of that of d.
+// another says whether there is an endpoint to go to instead of that of d: as elsewhere
+// would find it.
 func (c *connection) another(d route.Decision) bool {
 	s := c.search
 	if len(s.failed) >= c.p.s.cfg.ConnectRetries || time.Since(s.began) > retryTime {
 		return false
 	}
-	if len(s.more) > 0 {
+	behind := d.Protocol == route.DoubleHBONE && d.Gateway == (route.Endpoint{}) // see openInner
+	switch {
+	case behind && d.Endpoint == (route.Endpoint{}):
+		return false
+	case len(s.more) > 0:
 		return true
 	}
 	tried := s.tried(d.Attempt())
+	if behind && !s.behind {
+		tried = s.tried() // the gateway chooses anew
+	}
 	for range maxRetries {
 		next, self, err := c.p.choose(c.p.hard, c.guard.Facts.Src, s.origDst, tried)
 		e := next.Attempt()

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -523,6 +524,49 @@ func TestSilentEndpointIsLeft(t *testing.T) {
 	}
 	if n := left(t, m.nodes[0], "timeout") - before; n != len(calls) {
 		t.Errorf("%d connections left because of a timeout, want %d", n, len(calls))
+	}
+	until(t, "all connections are gone", func() bool { return m.nodes[0].srv.Tracked().Len() == 0 })
+}
+
+// An endpoint behind a network's gateway that is silent is left in time as well: for
+// another one, and where there is none for whom the gateway chooses next.
+func TestSilentBehindAGatewayIsLeft(t *testing.T) {
+	m, client, server, gw, _ := twoNetworks(t)
+	server.echo(8080)
+	good, mute := m.nodes[0].meshPod("good"), m.nodes[1].pod("mute")
+	good.echo(8080)
+	mute.listen(15008, func(c *net.TCPConn) { io.Copy(io.Discard, c) })
+	second := m.nodes[1].meshPod("second")
+	second.change(func(w *workload.Workload) { w.Network, w.NetworkGateway = "n2", server.w.NetworkGateway })
+	alone, one := m.group(server.w), m.group(second.w, good.w)
+	var asked sync.Map // authorities
+	gw.sends(func(authority string) hop {
+		if _, again := asked.LoadOrStore(authority, true); again {
+			return hop{raw: server.addr(15008)}
+		}
+		return hop{raw: mute.addr(15008)}
+	})
+	mark := m.nodes[0].logs.mark()
+	errs := make(chan error, 2)
+	for _, g := range []*group{alone, one} {
+		go func() {
+			_, answer, err := client.call(g.addr(), "hello")
+			if err == nil && answer != "hello" {
+				err = fmt.Errorf("answer %q", answer)
+			}
+			errs <- err
+		}()
+	}
+	for range 2 {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+	for _, who := range []string{"server", "good"} {
+		line := m.nodes[0].logs.access(t, mark, map[string]string{"direction": "outbound", "dst.workload": who, "tried": "behind network gateway", "error": ""})
+		if tried := fmt.Sprint(line["tried"]); !strings.Contains(tried, "no answer within 4s") {
+			t.Errorf("%s: tried %q", who, tried)
+		}
 	}
 	until(t, "all connections are gone", func() bool { return m.nodes[0].srv.Tracked().Len() == 0 })
 }

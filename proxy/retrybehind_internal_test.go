@@ -98,6 +98,11 @@ func TestBehindAGatewayAgain(t *testing.T) {
 					t.Fatalf("%+v, %v", d, err)
 				}
 				tt.change(t, a)
+				there := d // as openInner has it
+				there.Gateway = route.Endpoint{}
+				if got := c.another(there); got != tt.again {
+					t.Errorf("while it is silent there is another one: %v, want %v", got, tt.again)
+				}
 				n, next, self := c.elsewhere(d, &behindError{&hbone.StatusError{Code: 503}})
 				if (n != nil) != tt.again {
 					t.Fatalf("goes on to %+v, after %q; want it to be asked again: %v", next, c.search.text(), tt.again)
@@ -105,8 +110,15 @@ func TestBehindAGatewayAgain(t *testing.T) {
 				if n == nil {
 					return
 				}
+				nobody := there // a waypoint of which there is one
+				if nobody.Endpoint = (route.Endpoint{}); n.another(nobody) {
+					t.Error("there is another one where elsewhere finds none")
+				}
 				if next.Protocol != route.DoubleHBONE || next.Dial != d.Dial || self == nil || self.UID != a.self.UID {
 					t.Errorf("goes to %+v as %+v, want the gateway of before", next, self)
+				}
+				if n.another(there) {
+					t.Error("there is another one, a third time")
 				}
 				if last, next, _ := n.elsewhere(next, &behindError{&hbone.StatusError{Code: 503}}); last != nil {
 					t.Errorf("goes to %+v, a third time", next)
