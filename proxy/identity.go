@@ -108,13 +108,17 @@ func (p *pod) speaking(v *workload.View) *workload.Workload {
 }
 
 // current is the pod in v, or as it was last known: the control plane forgets
-// a pod that ends before its connections have.
+// a pod that ends before its connections have. Who was taken for the pod, and is
+// another cluster's as is known now, is forgotten.
 func (p *pod) current(v *workload.View) *workload.Workload {
 	if w := p.find(v); w != nil {
 		return w
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.last != nil && p.s.foreign(v, p.last) {
+		p.last = nil
+	}
 	return p.last
 }
 

@@ -57,15 +57,26 @@ func TestNamesake(t *testing.T) {
 	}{
 		{"the control plane may call this cluster by another name", named("east", "web-0"), "east//Pod/ns/web-0"},
 		{"but it does not", named("west", "other"), ""},
+		{"nor does anybody become it", named("east", "web-1"), ""},
 		{"its own", named("west", "web-0"), "west//Pod/ns/web-0"},
 	} {
 		store.Apply(workload.Batch{Workloads: []*workload.Workload{step.add}})
-		got := ""
-		if w := p.find(store.View()); w != nil {
-			got = w.UID
+		for how, of := range map[string]func(*workload.View) *workload.Workload{"find": p.find, "current": p.current} {
+			got := ""
+			if w := of(store.View()); w != nil {
+				got = w.UID
+			}
+			if got != step.want {
+				t.Errorf("%s: %s %q, want %q", step.what, how, got, step.want)
+			}
 		}
-		if got != step.want {
-			t.Errorf("%s: %q, want %q", step.what, got, step.want)
+		if w := p.speaking(store.View()); w == nil || w.UID != step.want || w.UID == "" && w.ClusterID != "west" { // who stands in is of this cluster
+			t.Errorf("%s: speaks as %+v", step.what, w)
 		}
+	}
+	// What is known of the pod itself outlives it.
+	store.Apply(workload.Batch{RemovedAddresses: []string{"west//Pod/ns/web-0"}})
+	if w := p.current(store.View()); w == nil || w.UID != "west//Pod/ns/web-0" {
+		t.Errorf("after its end: %+v", w)
 	}
 }
