@@ -28,6 +28,7 @@ var errNoAdmin = errors.New("the proxy has no administration socket")
 // enroll.Flows.
 type proxyAdmin struct {
 	client *http.Client
+	serves func(took time.Duration) time.Duration // how long an answer does
 
 	mu     sync.Mutex
 	shared *flowsAnswer // the newest, or the one that is on its way
@@ -47,9 +48,13 @@ type flowsAnswer struct {
 // is a small part of a busy proxy's work.
 const flowsFresh, flowsShare, flowsStale = 200 * time.Millisecond, 10, 3 * time.Second
 
+func flowsServe(took time.Duration) time.Duration {
+	return min(max(flowsFresh, flowsShare*took), flowsStale)
+}
+
 func newProxyAdmin(zdsSocket string) *proxyAdmin {
 	path := filepath.Join(filepath.Dir(zdsSocket), adminSocket)
-	return &proxyAdmin{client: &http.Client{
+	return &proxyAdmin{serves: flowsServe, client: &http.Client{
 		Timeout:   adminTimeout,
 		Transport: unixTransport(path),
 	}}
@@ -161,7 +166,7 @@ func (p *proxyAdmin) ask(ctx context.Context, a *flowsAnswer) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	a.pods, a.err = pods, err
-	a.fresh = now.Add(min(max(flowsFresh, flowsShare*now.Sub(a.began)), flowsStale))
+	a.fresh = now.Add(p.serves(now.Sub(a.began)))
 	close(a.done)
 }
 

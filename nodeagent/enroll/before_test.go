@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -570,10 +571,14 @@ func (b *inOrder) Remove(ns *netns.NS) error {
 
 // TestAllHaveTheirNetworkFirst: when the mesh leaves a node, nothing more is done to any
 // pod before each of them has its network back; the agent may be killed in the middle.
+// WARREN_LEAVING_PODS says how many there are.
 func TestAllHaveTheirNetworkFirst(t *testing.T) {
 	nstest.LeakCheck(t)
 	n := newNode(t)
-	const pods = 20
+	pods := 20
+	if many, err := strconv.Atoi(os.Getenv("WARREN_LEAVING_PODS")); err == nil {
+		pods = many
+	}
 	b := &inOrder{Backend: n.backend, all: pods}
 	n.config = func(c *enroll.Config) { c.Backend = b }
 	n.start()
