@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	gocmp "github.com/google/go-cmp/cmp"
 	"github.com/spf13/pflag"
@@ -172,6 +173,20 @@ func ports(c corev1.Container) (list []string) {
 		list = append(list, fmt.Sprint(p.ContainerPort))
 	}
 	return list
+}
+
+// TestAgentKnowsItsTime: what the agent takes for a clean leave is what kubelet gives it.
+func TestAgentKnowsItsTime(t *testing.T) {
+	for name, list := range map[string][]object{"as it is": installed(t), "longer": installed(t, "nodeagent.terminationGracePeriodSeconds=300")} {
+		pod := workloads(list)["warren-nodeagent"].Spec
+		given := time.Duration(*pod.TerminationGracePeriodSeconds) * time.Second
+		if cfg := agentConfig(t, pod.Containers[0]); cfg.TerminationGracePeriod != given {
+			t.Errorf("%s: the agent has %s and takes itself to have %s", name, given, cfg.TerminationGracePeriod)
+		}
+		if def := nodeagent.Defaults().TerminationGracePeriod; name == "as it is" && given != def {
+			t.Errorf("the agent has %s, and %s by its own default", given, def)
+		}
+	}
 }
 
 func TestProxyNumbers(t *testing.T) {

@@ -56,6 +56,8 @@ type Config struct {
 	OnExit       string        // OnExitAuto, OnExitKeep, OnExitUninstall
 	RemoveTaints []string      // keys of the node's taints that go once the agent is ready
 	Linger       time.Duration // a leaving pod is served so long after its annotation went
+	// TerminationGracePeriod is how long the agent has to end; a clean leave takes it.
+	TerminationGracePeriod time.Duration
 
 	HealthListen  string // empty: none
 	MetricsListen string // empty: none
@@ -74,7 +76,7 @@ func Defaults() Config {
 	return Config{
 		RunDir: "/run/warren", StateDir: "/var/lib/warren", ZDSSocket: zds.DefaultPath, HostRoot: "/",
 		Redirect: RedirectAuto, IPv6: true, OwnNamespace: "warren-system", OnExit: OnExitAuto,
-		Linger: 2 * time.Second, CNI: defaultCNI(), Probes: ProbesAuto, SelfProbe: true, HealthListen: ":8000", MetricsListen: ":15014",
+		Linger: 2 * time.Second, TerminationGracePeriod: 45 * time.Second, CNI: defaultCNI(), Probes: ProbesAuto, SelfProbe: true, HealthListen: ":8000", MetricsListen: ":15014",
 	}
 }
 
@@ -103,6 +105,7 @@ func (c *Config) RegisterFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&c.Probes, "probes", c.Probes, "whose probes reach pods of the mesh past its policies: kubelet, host (every process of the node's network), off, or auto (kubelet with --kubernetes)")
 	fs.StringVar(&c.DaemonSet, "daemonset", c.DaemonSet, "DaemonSet in --own-namespace that the agent is a pod of; empty for none")
 	fs.StringVar(&c.OnExit, "on-exit", c.OnExit, "what becomes of the mesh's things on this node when the agent is told to end: keep, uninstall, or auto (uninstall if --daemonset is going, too)")
+	fs.DurationVar(&c.TerminationGracePeriod, "termination-grace-period", c.TerminationGracePeriod, "how long the agent has to end, as its pod's terminationGracePeriodSeconds says; a clean leave gives the pods what the rest leaves of it")
 	fs.StringSliceVar(&c.RemoveTaints, "remove-taints", c.RemoveTaints, "keys of the node's taints to remove once the agent is ready, such as cni.istio.io/not-ready")
 	fs.StringVar(&c.HealthListen, "health-listen", c.HealthListen, "address of /healthz and /readyz; empty for none")
 	fs.StringVar(&c.MetricsListen, "metrics-listen", c.MetricsListen, "address of /metrics; empty for none")

@@ -15,7 +15,7 @@ func TestFlagsCoverTheConfig(t *testing.T) {
 	args := []string{
 		"--node-name=n1", "--kubernetes", "--kubeconfig=/k", "--kube-dir=", "--run-dir=/r", "--state-dir=/s", "--zds-socket=/z/z.sock", "--host-root=/host",
 		"--redirect=iptables", "--ipv6=false", "--dns-capture", "--own-namespace=mesh", "--exclude-namespaces=a,b",
-		`--enablement-selectors=[{podSelector: {}}]`, "--drain-deadline=1m", "--linger=3s",
+		`--enablement-selectors=[{podSelector: {}}]`, "--drain-deadline=1m", "--linger=3s", "--termination-grace-period=1m",
 		"--daemonset=warren-nodeagent", "--on-exit=keep", "--self-probe=false", "--install-cni", "--cni-conf-dir=/c", "--cni-bin-dir=/b", "--cni-chained=false",
 		"--cni-conf-name=10-x.conflist", "--cni-own-conf-name=00-w.conflist", "--cni-keep-binary", "--cni-plugin=/p", "--cni-without-agent=allow",
 		"--cni-log-level=debug", "--probes=host", "--remove-taints=cni.istio.io/not-ready", "--health-listen=", "--metrics-listen=:1",
@@ -59,14 +59,14 @@ func TestValidateNamesAllMistakes(t *testing.T) {
 	cfg := Defaults()
 	cfg.RunDir, cfg.StateDir, cfg.ZDSSocket, cfg.HostRoot = "run", "state", "/"+strings.Repeat("z", 110), "host"
 	cfg.Redirect, cfg.OwnNamespace, cfg.ExcludeNamespaces, cfg.Selectors = "magic", "A_B", []string{"ok", "../x"}, "{"
-	cfg.DrainDeadline, cfg.HealthListen, cfg.MetricsListen = -1, "here", "here"
+	cfg.DrainDeadline, cfg.TerminationGracePeriod, cfg.HealthListen, cfg.MetricsListen = -1, 0, "here", "here"
 	err := cfg.Validate()
 	if err == nil {
 		t.Fatal("no error")
 	}
 	for _, want := range []string{
 		"--node-name", "--kubernetes: give this", "--run-dir", "--state-dir", "--zds-socket", "--host-root", "--redirect: \"magic\" is none of auto, iptables and nftables",
-		"--own-namespace", "--exclude-namespaces: \"../x\"", "--enablement-selectors", "--drain-deadline", "--health-listen", "--metrics-listen",
+		"--own-namespace", "--exclude-namespaces: \"../x\"", "--enablement-selectors", "--drain-deadline", "--termination-grace-period", "--health-listen", "--metrics-listen",
 	} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%q is missing in:\n%v", want, err)

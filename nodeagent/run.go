@@ -63,6 +63,8 @@ type Agent struct {
 	admin   *proxyAdmin
 	metrics *metrics
 
+	podsWithin time.Duration // for the pods when the mesh leaves this node
+
 	zdsListener *zds.Listener
 	cniListener *net.UnixListener
 	http        []httpServer
@@ -87,7 +89,7 @@ func newAgent(cfg Config, client kubernetes.Interface, log *slog.Logger) (_ *Age
 	if err := netns.SelfTest(); err != nil {
 		return nil, fmt.Errorf("nodeagent: %w", err)
 	}
-	a := &Agent{cfg: cfg, log: log, started: time.Now(), admin: newProxyAdmin(cfg.ZDSSocket), proc: procOf(cfg.HostRoot)}
+	a := &Agent{cfg: cfg, log: log, started: time.Now(), admin: newProxyAdmin(cfg.ZDSSocket), podsWithin: cfg.podsWithin(), proc: procOf(cfg.HostRoot)}
 	if a.backend, err = chooseBackend(cfg.Redirect); err != nil {
 		return nil, fmt.Errorf("nodeagent: choose what programs the pods' rules: %w", err)
 	}

@@ -12,15 +12,23 @@ import (
 	"github.com/warren-mesh/warren/cni/event"
 )
 
-// What the parts of a clean leave may take, together less than the manifests' 45 s.
+// What the parts of a clean leave may take.
 const (
-	askWithin    = 4 * time.Second  // for the API server to say whether a successor comes
-	hostWithin   = 6 * time.Second  // for the plugin's files
-	retireWithin = 24 * time.Second // for the pods
-	marksWithin  = 3 * time.Second  // for their annotations
-	knowWithin   = 10 * time.Second // for the objects, before a cleaning by hand
-	lateWithin   = time.Minute      // for the pods that are left, unless the agent is killed before
+	askWithin   = 4 * time.Second  // for the API server to say whether a successor comes
+	hostWithin  = 6 * time.Second  // for the plugin's files, and for the host's rules
+	marksWithin = 3 * time.Second  // for the pods' annotations
+	knowWithin  = 10 * time.Second // for the objects, before a cleaning by hand
+	lateWithin  = time.Minute      // for the pods that are left, unless the agent is killed before
+	spareWithin = 2 * time.Second  // for the agent's own end
+
+	othersWithin = askWithin + 2*hostWithin + marksWithin + spareWithin
+	leastForPods = 5 * time.Second
 )
+
+// podsWithin is for the pods: what all of it may take, less the rest.
+func (c *Config) podsWithin() time.Duration {
+	return max(c.TerminationGracePeriod-othersWithin, leastForPods)
+}
 
 // Uninstall takes everything of the mesh's from this node: the plugin, the pods'
 // rules and annotations, the host's rules, the state. No agent may run here.
@@ -100,7 +108,7 @@ func (a *Agent) uninstall(ctx context.Context) error {
 		errs = append(errs, err)
 	}
 	retire := func(ctx context.Context) error { return a.enroll.Retire(ctx, "the mesh leaves this node") }
-	retired := within(ctx, retireWithin, retire)
+	retired := within(ctx, a.podsWithin, retire)
 	unmarked := within(ctx, marksWithin, a.unmarked)
 	errs = append(errs, within(ctx, hostWithin, a.host.remove))
 	if retired != nil {

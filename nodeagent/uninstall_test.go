@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -99,6 +100,32 @@ func TestLeave(t *testing.T) {
 	w.stop()
 	if w.mark("a") != "" || len(w.stateFiles()) > 0 || !pristine(t, ns) {
 		t.Errorf("left: mark %q, state %v", w.mark("a"), w.stateFiles())
+	}
+}
+
+// TestLeaveLate: the time for the pods is over before they are through. The rest is done,
+// and what time is left goes to them.
+func TestLeaveLate(t *testing.T) {
+	nstest.LeakCheck(t)
+	w, ns := meshed(t)
+	w.agent.podsWithin = 0
+	if err := w.client.AppsV1().DaemonSets(w.cfg.OwnNamespace).Delete(t.Context(), "agent", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	w.stop()
+	if w.mark("a") != "" || len(w.stateFiles()) > 0 || !pristine(t, ns) {
+		t.Errorf("left: mark %q, state %v", w.mark("a"), w.stateFiles())
+	}
+}
+
+// TestPodsHaveWhatIsLeft: the parts of a clean leave take the whole time that the agent has,
+// and no more.
+func TestPodsHaveWhatIsLeft(t *testing.T) {
+	for grace, want := range map[time.Duration]time.Duration{45 * time.Second: 24 * time.Second, 5 * time.Minute: 279 * time.Second, 26 * time.Second: 5 * time.Second, time.Second: 5 * time.Second} {
+		c := Config{TerminationGracePeriod: grace}
+		if got := c.podsWithin(); got != want || grace >= 26*time.Second && askWithin+hostWithin+got+marksWithin+hostWithin+spareWithin != grace {
+			t.Errorf("of %s the pods have %s, want %s", grace, got, want)
+		}
 	}
 }
 

@@ -69,6 +69,9 @@ func (c *Config) Validate() error {
 	if c.Linger < 0 || c.Linger > time.Minute {
 		m.add("linger", "%s must be from 0 to a minute", c.Linger)
 	}
+	if c.TerminationGracePeriod <= 0 {
+		m.add("termination-grace-period", "%s must be positive", c.TerminationGracePeriod)
+	}
 	c.checkAddresses(&m)
 	return errors.Join(m...)
 }
