@@ -58,6 +58,7 @@ type entry struct {
 	by       By                  // of current
 	proof    Proof               // of current
 	notice   *notice             // of current
+	guard    context.CancelFunc  // of the wait for the end of the process that the last stream was for; nil: none
 	early    *early              // what will take current's place
 	asked    *rate.Limiter       // of a Watcher
 	sampled  bool                // at Local: it is asked for all the same

@@ -262,6 +262,7 @@ func (m *Manager) dropLocked(e *entry, why error) {
 		e.stream.cancel()
 		e.stream = nil
 	}
+	e.unguardLocked()
 	delete(m.entries, e.key)
 	m.leaveLocked(e)
 	e.current.Store(nil)

@@ -66,8 +66,12 @@ func (s *stream) open(ctx, run context.Context, src Source, p Priority) {
 		} else {
 			err = src.Watcher.Watch(streamCtx, e.pod, e.id, s.message)
 		}
+		var lives *OutlivedError
+		if errors.As(err, &lives) {
+			err = lives.Err
+		}
 		ended <- err
-		s.ended(err)
+		s.ended(err, lives)
 	})
 	var v verdict
 	select {
@@ -177,6 +181,7 @@ func (s *stream) takeLocked(w word) {
 			e.stream.cancel()
 		}
 		e.stream = s
+		e.unguardLocked() // it knows of a process of its own
 		s.first <- verdict{w.i, w.err}
 		return // land does the rest
 	}
@@ -235,10 +240,11 @@ func (s *stream) refusedLocked(err error) {
 
 // ended has a stream that the source closed opened again. What it gave stays in use while it is valid, unless the
 // source said that it must not.
-func (s *stream) ended(err error) {
+func (s *stream) ended(err error, lives *OutlivedError) {
 	m, e := s.m, s.e
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.guardLocked(s, lives)
 	if e.stream != s {
 		return
 	}

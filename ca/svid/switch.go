@@ -96,6 +96,7 @@ func (m *Manager) rehomeLocked(e *entry) {
 		e.stream.cancel()
 		e.stream = nil
 	}
+	e.unguardLocked()
 	e.failures, e.borrowed, e.sampled = 0, false, false
 	if e.given == nil && e.current.Load() != nil { // a Signer's
 		e.given, e.roots = append([]*x509.Certificate{}, e.roots...), nil

@@ -26,7 +26,7 @@ type Watcher interface {
 	// Watch calls emit with each message about pod, in order, until ctx ends or the source says no more, and returns why
 	// it ended. It returns soon after ctx ends, and does not call emit afterwards. id is what the manager will look for;
 	// sources that can be asked for it may narrow their messages to it. An error may be a *RetryAfterError, a
-	// *PermanentError or a *WithdrawnError.
+	// *PermanentError, a *WithdrawnError or an *OutlivedError.
 	Watch(ctx context.Context, pod Pod, id spiffeid.ID, emit func(Update)) error
 }
 
@@ -80,6 +80,19 @@ func Denied(err error) error {
 // ErrProcessEnded is why a stream has ended that was for one process of the pod: it has. Another one may stand for the
 // pod; what is in use stays so for a moment.
 var ErrProcessEnded = errors.New("the process that stood for the pod has ended")
+
+// OutlivedError is why a stream has ended that was for one process of the pod, which lives: the source is away. What it gave
+// stays in use, but only while that process lives, since nobody has attested another. Whoever gets it calls Wait once.
+type OutlivedError struct {
+	Err error
+	// Wait lasts until the process has ended, and returns nil then, or until ctx has. It lets go of the process.
+	Wait func(ctx context.Context) error
+}
+
+func (e *OutlivedError) Error() string { return e.Err.Error() }
+
+// Unwrap gives the source's own error.
+func (e *OutlivedError) Unwrap() error { return e.Err }
 
 // ErrNotEntitled is why a pod has no certificate although its source answers: what it was given does not include the
 // identity.

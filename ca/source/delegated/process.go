@@ -24,8 +24,8 @@ import (
 const initialPIDs = "pid:[4026531836]"
 
 // checkPIDs refuses to name processes that the agent would know by other numbers. Where proc is of our own PID namespace,
-// its process 1 says nothing by being in that: it is the host's if it is not of our own container, whose PID namespace ours
-// would then be (nodes may be containers themselves).
+// its process 1 says nothing by being in that: it is the host's if it is not of our own container or pod, whose PID namespace
+// ours would then be (nodes may be containers themselves).
 func checkPIDs(proc string) error {
 	own, err := os.Readlink("/proc/self/ns/pid")
 	if err != nil {
@@ -35,14 +35,15 @@ func checkPIDs(proc string) error {
 		return nil
 	}
 	host, err := os.Readlink(filepath.Join(proc, "1/ns/pid"))
-	if err == nil && own == host && !sameContainer("/proc", proc) {
+	if err == nil && own == host && !samePod("/proc", proc) {
 		return nil
 	}
 	return fmt.Errorf("this process is in PID namespace %s: attesting by PID needs the host's (hostPID: true)", own)
 }
 
-// sameContainer reports whether process 1 of proc, which is our own /proc, is in our control groups.
-func sameContainer(self, proc string) bool {
+// samePod reports whether process 1 of proc, which is our own /proc, is in our control groups, or in those of a container
+// beside ours: the sandbox's, where a pod shares its PID namespace.
+func samePod(self, proc string) bool {
 	a, errA := os.Stat(filepath.Join(self, "self/ns"))
 	b, errB := os.Stat(filepath.Join(proc, "self/ns"))
 	if errA != nil || errB != nil || !os.SameFile(a, b) {
@@ -50,15 +51,40 @@ func sameContainer(self, proc string) bool {
 	}
 	ours, errA := podproc.ReadFile(filepath.Join(self, "self/cgroup"), podproc.MaxFile)
 	first, errB := podproc.ReadFile(filepath.Join(proc, "1/cgroup"), podproc.MaxFile)
-	return errA != nil || errB != nil || ours == first
+	return errA != nil || errB != nil || ours == first || siblings(ours, first)
+}
+
+// siblings reports whether two processes are in different control groups of one parent, which is not the root.
+func siblings(a, b string) bool {
+	groups := func(text string) map[string]string {
+		out := map[string]string{}
+		for line := range strings.Lines(text) {
+			if at := strings.IndexByte(line, '/'); at > 0 {
+				out[line[:at]] = strings.TrimSpace(line[at:])
+			}
+		}
+		return out
+	}
+	others := groups(b)
+	for hierarchy, ours := range groups(a) {
+		other, ok := others[hierarchy]
+		if parent := above(ours); ok && ours != other && parent != "" && parent == above(other) {
+			return true
+		}
+	}
+	return false
+}
+
+// above is the parent of a control group's path, as seen from a control group namespace: there the way up is "/..".
+func above(group string) string {
+	if group == "/" {
+		return "/.."
+	}
+	return group[:strings.LastIndexByte(group, '/')]
 }
 
 // watchProcess has SPIRE attest one process of the pod, and goes on to the next if it is not given the identity.
 func (s *Source) watchProcess(ctx context.Context, pod svid.Pod, id spiffeid.ID, emit func(svid.Update)) error {
-	who := ward{uid: pod.UID, ns: pod.Netns, id: id}
-	if s.wards.ended(who) {
-		return fmt.Errorf("delegated identity API: while SPIRE was not watched: %w", svid.ErrProcessEnded)
-	}
 	processes, err := s.prove(ctx, pod)
 	if err != nil {
 		return err
@@ -72,9 +98,6 @@ func (s *Source) watchProcess(ctx context.Context, pod svid.Pod, id spiffeid.ID,
 		last := n == len(processes)-1
 		said := false
 		err := s.attest(ctx, pod, p, id, last, func(u svid.Update) {
-			if !said {
-				s.wards.forget(who)
-			}
 			said = true
 			emit(u)
 		})
@@ -83,11 +106,21 @@ func (s *Source) watchProcess(ctx context.Context, pod svid.Pod, id spiffeid.ID,
 		}
 		if said && ctx.Err() == nil && !errors.Is(err, svid.ErrProcessEnded) {
 			processes = slices.Delete(slices.Clone(processes), n, n+1)
-			s.wards.keep(who, p)
+			err = outlived(p, err)
 		}
 		return err
 	}
 	return errors.New("delegated identity API: the pod has no process to attest")
+}
+
+// outlived is err of a stream whose process lives. What was given for it stays in use, but only while it lives: a container
+// that starts meanwhile has been attested by nobody.
+func outlived(p *podproc.Process, err error) error {
+	return &svid.OutlivedError{Err: err, Wait: func(ctx context.Context) error {
+		_ = p.Wait(ctx) // one that cannot be watched counts as ended
+		_ = p.Close()
+		return ctx.Err()
+	}}
 }
 
 // errNotThisOne is of a process to which SPIRE gives other identities; another container of the pod may have the one.

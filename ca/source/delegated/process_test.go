@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -149,5 +150,51 @@ func TestTheProcessEndsInAnOutage(t *testing.T) {
 			n.agent.Give(ref(next), bar)
 			get(t, l)
 		})
+	}
+}
+
+// hanging is a Watcher that answers nothing any more.
+type hanging struct {
+	svid.Watcher
+	now atomic.Bool
+}
+
+func (h *hanging) Watch(ctx context.Context, pod svid.Pod, id spiffeid.ID, emit func(svid.Update)) error {
+	if h.now.Load() {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	return h.Watcher.Watch(ctx, pod, id, emit)
+}
+
+// That the process has ended is known before the source is asked again, however long that takes.
+func TestTheEndOfTheProcessIsTold(t *testing.T) {
+	n := newNode(t, delegated.PID, nil)
+	h := &hanging{Watcher: n.source}
+	m := svid.New(svid.Config{Watcher: h})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- m.Run(ctx) }()
+	defer func() { cancel(); <-done }()
+	pid, end := n.process(t, uidA)
+	n.agent.Give(ref(pid), bar)
+	l := m.Acquire(n.pod(uidA), bar)
+	get(t, l)
+	h.now.Store(true)
+	n.agent.Spoil(func(_ string, s *fakeagent.SVID) { s.Key = nil }) // which ends the stream
+	await(t, "the stream did not end", func() bool { s := m.Dump()[0]; return s.InFlight && s.Failures > 0 })
+	if l.Current() == nil || !m.Dump()[0].Until.IsZero() {
+		t.Fatal("the outage takes it back")
+	}
+	end()
+	await(t, "nobody was told that the process has ended", func() bool { return !m.Dump()[0].Until.IsZero() })
+}
+
+func await(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal(what)
+		}
 	}
 }

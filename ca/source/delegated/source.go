@@ -60,7 +60,6 @@ type Source struct {
 	conn *grpc.ClientConn
 	scan scanner
 
-	wards   wards
 	bundles bundles
 	stop    context.CancelFunc
 	done    sync.WaitGroup
@@ -95,7 +94,6 @@ func New(cfg Config) (*Source, error) {
 	s := &Source{cfg: cfg, conn: conn, scan: scanner{proc: cfg.Proc}, bundles: newBundles()}
 	ctx, cancel := context.WithCancel(context.Background())
 	s.stop = cancel
-	s.wards = wards{ctx: ctx, done: &s.done, all: map[ward]*watched{}}
 	s.done.Go(func() { s.watchBundles(ctx) })
 	return s, nil
 }
