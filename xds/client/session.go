@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -125,18 +124,20 @@ func (s *session) subscribe(ctx context.Context, k kind) error {
 func (s *session) demand(ctx context.Context) error {
 	leave, enter := s.c.asks.due()
 	for _, name := range enter {
-		if _, held := s.c.ledgers[addresses].find(name); held && !slices.Contains(leave, name) {
+		if _, held := s.c.ledgers[addresses].find(name); held {
 			leave = append(leave, name)
 		}
 	}
-	for names := range slices.Chunk(leave, maxNamesSent) {
-		if err := s.send(ctx, &discovery.DeltaDiscoveryRequest{TypeUrl: AddressType, ResourceNamesSubscribe: []string{nothing}, ResourceNamesUnsubscribe: names}); err != nil {
-			return err
+	for _, t := range turns(leave, enter) {
+		if len(t.leave) > 0 {
+			if err := s.send(ctx, &discovery.DeltaDiscoveryRequest{TypeUrl: AddressType, ResourceNamesSubscribe: []string{nothing}, ResourceNamesUnsubscribe: t.leave}); err != nil {
+				return err
+			}
 		}
-	}
-	for names := range slices.Chunk(enter, maxNamesSent) {
-		if err := s.send(ctx, &discovery.DeltaDiscoveryRequest{TypeUrl: AddressType, ResourceNamesSubscribe: names}); err != nil {
-			return err
+		if len(t.enter) > 0 {
+			if err := s.send(ctx, &discovery.DeltaDiscoveryRequest{TypeUrl: AddressType, ResourceNamesSubscribe: t.enter}); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
