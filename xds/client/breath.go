@@ -20,19 +20,25 @@ const (
 // other goroutines takes up the same one again without having looked around.)
 type breath struct {
 	since time.Time // when this stretch of work began
-	last  time.Time // when begin last looked at the clock
+	last  time.Time // when the last piece of work ended
 	items int
 }
 
-// begin says that a piece of work begins. One that follows on another at once is of
-// the same stretch: many small responses that come together are work that goes on
-// for long, too.
+// begin says that a piece of work begins. One that follows on the end of another at
+// once is of the same stretch: many responses that come together are work that goes
+// on for long, too.
 func (b *breath) begin() {
 	if now := time.Now(); now.Sub(b.last) > stretch {
 		b.since = now // there was nothing to do
 	}
 	b.look()
-	b.last = time.Now()
+}
+
+// end says that the piece of work is over.
+func (b *breath) end() {
+	if b != nil {
+		b.last = time.Now()
+	}
 }
 
 // item says that one item has been handled.
@@ -52,8 +58,8 @@ func (b *breath) look() {
 	}
 }
 
-// resting is b for one response: nil as long as nobody is served, and every moment
-// counts until somebody is.
+// resting is b for one response, of which end is to be called: nil as long as nobody
+// is served, and every moment counts until somebody is.
 func (c *Client) resting(b *breath) *breath {
 	if !c.serving() {
 		return nil

@@ -4,6 +4,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/warren-mesh/warren/xds/workload"
 )
 
 // TestBreath: who worked for a while rests as long, within bounds; who did not,
@@ -38,29 +40,54 @@ func TestBreath(t *testing.T) {
 		for range breathItems {
 			none.item()
 		}
+		none.end()
 	})
 }
 
-// TestBreathOfMany: many small responses are one stretch of work when they come together,
-// not when they come one by one.
+// TestBreathOfMany: many responses are one stretch of work when they come together, be
+// they small or long, not when they come one by one.
 func TestBreathOfMany(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		const each = stretch / 4
-		for name, pause := range map[string]time.Duration{"together": 0, "apart": 2 * stretch} {
+		for _, tt := range []struct{ each, pause, rests time.Duration }{
+			{each: stretch / 4, rests: 2 * stretch},
+			{each: stretch / 4, pause: 2 * stretch},
+			{each: 2 * stretch, rests: 8 * 2 * stretch},
+			{each: 2 * stretch, pause: stretch / 2, rests: 8 * 5 * stretch / 2}, // what is between is work, too
+			{each: 2 * stretch, pause: 2 * stretch},
+		} {
 			b := &breath{}
 			b.begin()
 			start := time.Now()
 			for range 8 {
-				time.Sleep(each) // as long as one takes
-				time.Sleep(pause)
+				time.Sleep(tt.each) // as long as one takes
+				b.end()
+				time.Sleep(tt.pause)
 				b.begin()
 			}
-			want := 8 * (each + pause)
-			if pause == 0 {
-				want += 2 * stretch
+			if got, want := time.Since(start), 8*(tt.each+tt.pause)+tt.rests; got != want {
+				t.Errorf("%s each, %s apart: %s, want %s", tt.each, tt.pause, got, want)
 			}
-			if got := time.Since(start); got != want {
-				t.Errorf("%s: %s, want %s", name, got, want)
+		}
+	})
+}
+
+// TestBreathEnds: a response that is decoded, taken in or made visible is a piece of work
+// that ends.
+func TestBreathEnds(t *testing.T) {
+	b := &breath{}
+	if err := newCodec(&workload.Sharer{}, func() *breath { return b }).Unmarshal(nil, &delivery{}); err != nil || b.last.IsZero() {
+		t.Errorf("decoded: %v, ended %s", err, b.last)
+	}
+	bubble(t, func(t *testing.T, f *fakeStream, c *Client, _ *workload.Store) {
+		f.push(response(AuthorizationType, "p1"), response(AddressType, "a1", pod("w", "1")))
+		for what, wait := range map[string]time.Duration{"taken in": 0, "made visible": 2 * gatherFor} {
+			time.Sleep(time.Minute)
+			before := time.Now()
+			f.in <- response(AddressType, what, pod("w", what))
+			time.Sleep(wait)
+			synctest.Wait()
+			if last := c.applying.last; last.Before(before) || wait > 0 && last.Equal(before) {
+				t.Errorf("%s after %s: ended %s", what, before, last)
 			}
 		}
 	})

@@ -36,7 +36,9 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	if !ok {
 		return c.CodecV2.Unmarshal(data, v)
 	}
-	return decodeResponse(data, r, maxResources, c.share, c.breath())
+	rest := c.breath()
+	defer rest.end()
+	return decodeResponse(data, r, maxResources, c.share, rest)
 }
 
 // delivery is a DeltaDiscoveryResponse, as far as it is of use.

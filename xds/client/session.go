@@ -177,7 +177,9 @@ func (s *session) take(ctx context.Context, r *delivery) error {
 			return err
 		}
 	}
-	c := s.c.ledgers[k].read(k, r, s.c.resting(&s.c.applying))
+	rest := s.c.resting(&s.c.applying)
+	c := s.c.ledgers[k].read(k, r, rest)
+	rest.end()
 	if k == addresses && s.c.cfg.OnDemand {
 		c.answers = answersOf(r, &c.refusals)
 	}
@@ -258,7 +260,9 @@ func (s *session) release(ctx context.Context, c *change) error {
 // add notes a change for the next view.
 func (s *session) add(c *change) {
 	s.pending.Merge(c.batch)
-	s.c.ledgers[c.kind].record(c, s.c.resting(&s.c.applying))
+	rest := s.c.resting(&s.c.applying)
+	s.c.ledgers[c.kind].record(c, rest)
+	rest.end()
 	s.made = append(s.made, c)
 }
 
@@ -268,7 +272,9 @@ func (s *session) flush(ctx context.Context) error {
 	if len(changes) == 0 {
 		return nil
 	}
-	s.c.store.ApplyGently(s.pending, s.c.resting(&s.c.applying).item)
+	rest := s.c.resting(&s.c.applying)
+	s.c.store.ApplyGently(s.pending, rest.item)
+	rest.end()
 	s.pending, s.made = workload.Batch{}, nil
 	for _, c := range changes {
 		s.seen[c.kind] = true
