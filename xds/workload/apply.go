@@ -10,9 +10,9 @@ import (
 // viewEditor builds the view after a batch.
 type viewEditor struct {
 	byUID  indexEditor[string]
-	byAddr indexEditor[NetworkAddr]
-	local  indexEditor[localKey]
-	byName indexEditor[NamespacedHostname]
+	byAddr claimsEditor[NetworkAddr, nothing]
+	local  claimsEditor[localKey, where]
+	byName claimsEditor[NamespacedHostname, nothing]
 	byNode cowEditor[string, []*Workload]
 	onNode pile[string, change[*Workload]]
 
@@ -36,7 +36,8 @@ type viewEditor struct {
 func edit(v *View) *viewEditor {
 	n := edits.Add(1)
 	return &viewEditor{
-		byUID: editIndex(v.byUID, n), byAddr: editIndex(v.byAddr, n), local: editIndex(v.local, n), byName: editIndex(v.byName, n), byNode: editMap(v.byNode, n),
+		byUID: editIndex(v.byUID, n), byAddr: editClaims(claimedAddr, v.byAddr, n), local: editClaims(claimedName, v.local, n),
+		byName: editClaims(claimedHost, v.byName, n), byNode: editMap(v.byNode, n),
 		services: editMap(v.services, n), byHost: editSets(v.byHost, n), byVIP: editSets(v.byVIP, n),
 		byCIDR: editSets(v.byCIDR.services, n), lengths: v.byCIDR.lengths,
 		endpoints: editMap(v.endpoints, n),
@@ -46,7 +47,7 @@ func edit(v *View) *viewEditor {
 
 func (e *viewEditor) view() *View {
 	return &View{
-		byUID: e.byUID.x, byAddr: e.byAddr.x, local: e.local.x, byName: e.byName.x, byNode: e.byNode.m,
+		byUID: e.byUID.x, byAddr: e.byAddr.done(), local: e.local.done(), byName: e.byName.done(), byNode: e.byNode.m,
 		services: e.services.m, byHost: e.byHost.m, byVIP: e.byVIP.m,
 		byCIDR:    cidrIndex{services: e.byCIDR.m, lengths: e.lengths},
 		endpoints: e.endpoints.m,
@@ -59,8 +60,8 @@ func (e *viewEditor) apply(b *Batch, rest func()) {
 	had, come := e.byUID.x.size, len(b.Workloads)
 	if come > had { // a whole mesh
 		e.byUID.expect(had + come)
-		e.byAddr.expect(had + come)
-		e.local.expect(had + come)
+		e.byAddr.few.expect(had + come)
+		e.local.few.expect(had + come)
 	}
 	n := come + min(come, had) + len(b.RemovedAddresses) // each may replace another
 	e.onNode.grow(n)
@@ -93,9 +94,9 @@ func (e *viewEditor) apply(b *Batch, rest func()) {
 	e.rebuildEndpoints(rest)
 	e.rebuildServices(rest)
 	e.rebuildPolicies(rest)
-	e.byAddr.sweep(rest)
-	e.local.sweep(rest)
-	e.byName.sweep(rest)
+	e.byAddr.settle(rest)
+	e.local.settle(rest)
+	e.byName.settle(rest)
 }
 
 // removeAddress tries the name as a workload's, then as a service's.
@@ -147,13 +148,13 @@ func (e *viewEditor) removeWorkload(uid string) bool {
 	}
 	if w.NetworkMode != HostNetwork {
 		for _, a := range distinct(w.Addresses) {
-			e.byAddr.removeLater(NetworkAddr{Network: w.Network, Addr: a}, w)
+			e.byAddr.remove(NetworkAddr{Network: w.Network, Addr: a}, w)
 		}
 	}
 	if w.Hostname != "" {
-		e.byName.removeLater(w.hostKey(), w)
+		e.byName.remove(w.hostKey(), w)
 	}
-	e.local.removeLater(w.localKey(), w)
+	e.local.remove(w.localKey(), w)
 	for key := range w.Services {
 		e.changes.add(key, change[*Workload]{item: w, gone: true})
 	}
@@ -167,21 +168,6 @@ func (w *Workload) localKey() localKey {
 // hostKey is lower case, as gateways' addresses are.
 func (w *Workload) hostKey() NamespacedHostname {
 	return NamespacedHostname{Namespace: w.Namespace, Hostname: strings.ToLower(w.Hostname)}
-}
-
-// rank orders workloads that claim one address. A pod of the mesh is the surest
-// owner; a static entry may be stale.
-func rank(w *Workload) int {
-	switch pod := strings.Contains(w.UID, "//Pod/"); {
-	case pod && w.Protocol == HBONE:
-		return 3
-	case pod:
-		return 2
-	case w.Protocol == HBONE:
-		return 1
-	default:
-		return 0
-	}
 }
 
 func (e *viewEditor) addService(s *Service) {

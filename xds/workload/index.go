@@ -42,6 +42,15 @@ func (x *index[K]) under(k K) iter.Seq[*Workload] {
 	}
 }
 
+// bucket is where a key's workloads are, with the sum that they have there; nil: nowhere.
+func (x *index[K]) bucket(k K) (*bucket, uint32) {
+	if x.trie.top == nil {
+		return nil, 0
+	}
+	h := maphash.Comparable(x.seed, k)
+	return x.trie.shard(h), uint32(h >> 32)
+}
+
 func (x *index[K]) all() iter.Seq[*Workload] {
 	return func(yield func(*Workload) bool) {
 		for b := range x.trie.all() {
@@ -66,7 +75,7 @@ type indexEditor[K comparable] struct {
 }
 
 // crowded is how many entries a bucket has that is not looked through for each that
-// leaves: many workloads claim one address, or one name.
+// leaves: many workloads claim one address, or one name. Those of one key are a crowd.
 const crowded = 256
 
 // expect tells how many entries there will be.
@@ -91,8 +100,9 @@ func (e *indexEditor[K]) bucket(h uint64) *bucket {
 	return *at
 }
 
-// add puts a workload behind those that are there under its key.
-func (e *indexEditor[K]) add(k K, w *Workload) {
+// add puts a workload behind those that are there under its key. It returns how many the
+// bucket has.
+func (e *indexEditor[K]) add(k K, w *Workload) int {
 	if e.x.trie.top == nil {
 		e.x.seed = maphash.MakeSeed()
 	}
@@ -100,6 +110,7 @@ func (e *indexEditor[K]) add(k K, w *Workload) {
 	b := e.bucket(h)
 	b.hashes, b.items = append(b.hashes, uint32(h>>32)), append(b.items, w)
 	e.x.size++
+	return len(b.items)
 }
 
 // remove takes out a workload that was added under the key.
@@ -150,4 +161,22 @@ func (e *indexEditor[K]) sweep(rest func()) {
 		b.hashes, b.items = b.hashes[:n], b.items[:n]
 	}
 	e.gone = nil
+}
+
+// take takes those out that claim a key, in the order of arrival.
+func (e *indexEditor[K]) take(k K, claims func(*Workload) bool) []*Workload {
+	h := maphash.Comparable(e.x.seed, k)
+	b := e.bucket(h)
+	var out, items []*Workload
+	var hashes []uint32
+	for i, w := range b.items {
+		if b.hashes[i] == uint32(h>>32) && claims(w) {
+			out = append(out, w)
+		} else {
+			hashes, items = append(hashes, b.hashes[i]), append(items, w)
+		}
+	}
+	b.hashes, b.items = hashes, items // and not in their memory, which is the crowd's
+	e.x.size -= len(out)
+	return out
 }

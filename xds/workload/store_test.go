@@ -16,6 +16,16 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
+// allOf goes through all entries; it may not be left early.
+func allOf[K, C comparable](x *claims[K, C]) func(func(*Workload) bool) {
+	return func(yield func(*Workload) bool) {
+		x.few.all()(yield)
+		for _, c := range x.crowds.all() {
+			slices.Values(c.list)(yield)
+		}
+	}
+}
+
 // contents is everything a view holds, in a form that can be compared.
 func contents(v *View) map[string]any {
 	uids := func(list []*Workload) (out []string) {
@@ -40,7 +50,7 @@ func contents(v *View) map[string]any {
 	for w := range v.byUID.all() {
 		m["uid "+w.UID] = w.UID
 	}
-	for name, all := range map[string]func(func(*Workload) bool){"addr": v.byAddr.all(), "local": v.local.all(), "hostname": v.byName.all()} {
+	for name, all := range map[string]func(func(*Workload) bool){"addr": allOf(&v.byAddr), "local": allOf(&v.local), "hostname": allOf(&v.byName)} {
 		var list []*Workload
 		for w := range all {
 			list = append(list, w)

@@ -12,10 +12,10 @@ import (
 // changed.
 type View struct {
 	byUID  index[string]
-	byAddr index[NetworkAddr]
-	local  index[localKey]
-	byName index[NamespacedHostname]   // by hostname
-	byNode cowMap[string, []*Workload] // by UID; without those that name no node
+	byAddr claims[NetworkAddr, nothing]
+	local  claims[localKey, where]
+	byName claims[NamespacedHostname, nothing] // by hostname
+	byNode cowMap[string, []*Workload]         // by UID; without those that name no node
 
 	services cowMap[NamespacedHostname, *Service]
 	byHost   cowMap[string, serviceSet]
@@ -57,9 +57,13 @@ func withUID(x *index[string], uid string) *Workload {
 // likeliest live one is returned: see rank. Of equal ones it is the latest, whose
 // address was given out last.
 func (v *View) WorkloadByAddr(a NetworkAddr) *Workload {
+	if c := v.byAddr.crowd(a); c != nil {
+		w, _ := c.meant.get(nothing{})
+		return w
+	}
 	var best *Workload
-	for w := range v.byAddr.under(a) {
-		if w.Network == a.Network && w.HasAddr(a.Addr) && (best == nil || rank(w) >= rank(best)) {
+	for w := range v.byAddr.few.under(a) {
+		if w.ownsAddr(a) && (best == nil || succeeds(w, best)) {
 			best = w
 		}
 	}
@@ -69,9 +73,13 @@ func (v *View) WorkloadByAddr(a NetworkAddr) *Workload {
 // WorkloadByHostname finds the workload that has a hostname of its own in a
 // namespace; of several as WorkloadByAddr does.
 func (v *View) WorkloadByHostname(n NamespacedHostname) *Workload {
+	if c := v.byName.crowd(n); c != nil {
+		w, _ := c.meant.get(nothing{})
+		return w
+	}
 	var best *Workload
-	for w := range v.byName.under(n) {
-		if w.hostKey() == n && (best == nil || rank(w) >= rank(best)) {
+	for w := range v.byName.few.under(n) {
+		if w.hostKey() == n && (best == nil || succeeds(w, best)) {
 			best = w
 		}
 	}
@@ -83,8 +91,11 @@ func (v *View) WorkloadByHostname(n NamespacedHostname) *Workload {
 // may have the same names, then the healthy one, then the first by UID.
 func (v *View) Local(name, namespace, serviceAccount, node, cluster string) *Workload {
 	key := localKey{namespace: namespace, name: name, serviceAccount: serviceAccount}
+	if c := v.local.crowd(key); c != nil {
+		return local(c, node, cluster)
+	}
 	var best *Workload
-	for w := range v.local.under(key) {
+	for w := range v.local.few.under(key) {
 		if w.localKey() != key || node != "" && w.Node != node {
 			continue
 		}
@@ -93,14 +104,6 @@ func (v *View) Local(name, namespace, serviceAccount, node, cluster string) *Wor
 		}
 	}
 	return best
-}
-
-// before says whether w is likelier than o to be a pod of the cluster.
-func (w *Workload) before(o *Workload, cluster string) bool {
-	if own := w.ClusterID == cluster; own != (o.ClusterID == cluster) {
-		return own
-	}
-	return cmp.Or(cmp.Compare(w.Status, o.Status), strings.Compare(w.UID, o.UID)) < 0
 }
 
 // LocalTo goes through the workloads of a node. For those of no node, "", it looks at
