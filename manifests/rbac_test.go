@@ -379,9 +379,12 @@ func others(t *testing.T, where string, d ast.Decl, add func(group, resource str
 			if id, ok := n.Fun.(*ast.Ident); ok && id.Name == "add" && len(texts(n.Args)) == 3 {
 				add(texts(n.Args)[0], texts(n.Args)[1], "list", "watch")
 			}
-			// Dynamic clients write the status of a few kinds and nothing else.
+			// Dynamic clients write the status of a few kinds and nothing else; that of
+			// metadata lists pods.
 			if sel, ok := n.Fun.(*ast.SelectorExpr); ok && sel.Sel.Name == "Resource" && len(n.Args) == 1 {
-				if strings.HasSuffix(where, "/controlplane/status.go") {
+				if strings.HasSuffix(where, "/podwatch/labelled.go") {
+					add("", "pods", "list")
+				} else if strings.HasSuffix(where, "/controlplane/status.go") {
 					add("security.istio.io", "authorizationpolicies", "get", "patch/status")
 					add("networking.istio.io", "serviceentries", "get", "patch/status")
 					add("", "services", "get", "patch/status")

@@ -33,7 +33,7 @@ func (a *Agent) joinCluster(selectors translate.Selectors) {
 		events: podwatch.NewEvents(client, a.cfg.NodeName, a.log),
 		marker: podwatch.NewMarker(client, func() ([]enroll.Mark, <-chan struct{}) { return a.enroll.Marks() }, a.watch, a.log),
 	}
-	a.cluster.others = &podwatch.Labelled{Client: client, Watcher: a.watch, Selectors: selectors, Log: a.log}
+	a.cluster.others = &podwatch.Labelled{Pods: client.pods, Watcher: a.watch, Selectors: selectors, Log: a.log}
 	if len(a.cfg.RemoveTaints) > 0 {
 		a.cluster.taints = &podwatch.Taints{Client: client, Node: a.cfg.NodeName, Keys: a.cfg.RemoveTaints, Ready: a.ready, Log: a.log}
 	}

@@ -19,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/fake"
 	k8stesting "k8s.io/client-go/testing"
 
@@ -62,9 +63,29 @@ func newClusterWorld(t *testing.T, edit ...func(*Config)) *clusterWorld {
 	return w
 }
 
+// toServer is the agent's client.
+func (w *clusterWorld) toServer() *client {
+	return &client{Interface: w.client, pods: podMetadata{w.client}}
+}
+
+// podMetadata is that of a fake API server's pods.
+type podMetadata struct{ of kubernetes.Interface }
+
+func (m podMetadata) List(ctx context.Context, o metav1.ListOptions) (*metav1.PartialObjectMetadataList, error) {
+	pods, err := m.of.CoreV1().Pods("").List(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	var list metav1.PartialObjectMetadataList
+	for _, p := range pods.Items {
+		list.Items = append(list.Items, metav1.PartialObjectMetadata{ObjectMeta: p.ObjectMeta})
+	}
+	return &list, nil
+}
+
 func (w *clusterWorld) start() {
 	w.t.Helper()
-	a, err := newAgent(w.cfg, w.client, slog.New(slog.DiscardHandler))
+	a, err := newAgent(w.cfg, w.toServer(), slog.New(slog.DiscardHandler))
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -16,7 +16,6 @@ import (
 
 	"golang.org/x/net/netutil"
 	"golang.org/x/sync/errgroup"
-	"k8s.io/client-go/kubernetes"
 
 	"github.com/warren-mesh/warren/cni/event"
 	"github.com/warren-mesh/warren/cni/redirect"
@@ -81,7 +80,7 @@ type httpServer struct {
 func New(cfg Config, log *slog.Logger) (*Agent, error) { return newAgent(cfg, nil, log) }
 
 // newAgent is New with a client for the API server, or without.
-func newAgent(cfg Config, client kubernetes.Interface, log *slog.Logger) (_ *Agent, err error) {
+func newAgent(cfg Config, client *client, log *slog.Logger) (_ *Agent, err error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
@@ -136,7 +135,7 @@ func chooseBackend(choice string) (redirect.Backend, error) {
 	return b, err
 }
 
-func newSource(cfg *Config, client kubernetes.Interface, log *slog.Logger) (*source, error) {
+func newSource(cfg *Config, client *client, log *slog.Logger) (*source, error) {
 	if cfg.Kubernetes {
 		return clusterSource(cfg, client, log)
 	}

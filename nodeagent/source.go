@@ -23,7 +23,31 @@ type source struct {
 	untaken func() []string
 	// whole: what is not there does not exist.
 	whole  bool
-	client kubernetes.Interface // nil: no API server
+	client *client // nil: no API server
+}
+
+// client is one of an API server.
+type client struct {
+	kubernetes.Interface
+	pods podwatch.Metadata
+}
+
+// connect makes one of the kubeconfig, and says where that is.
+func connect(cfg *Config) (_ *client, where string, err error) {
+	at, err := kube.Connect(cfg.Kubeconfig)
+	if err != nil {
+		return nil, "", fmt.Errorf("nodeagent: %w", err)
+	}
+	var c client
+	if c.pods, err = podwatch.PodMetadata(at); err != nil {
+		return nil, "", err
+	}
+	binary := rest.CopyConfig(at)
+	binary.AcceptContentTypes, binary.ContentType = "application/vnd.kubernetes.protobuf,application/json", "application/vnd.kubernetes.protobuf"
+	if c.Interface, err = kubernetes.NewForConfig(binary); err != nil {
+		return nil, "", fmt.Errorf("nodeagent: %w", err)
+	}
+	return &c, " at " + at.Host, nil
 }
 
 // folderSource is a folder of YAML.
@@ -39,21 +63,17 @@ func folderSource(dir string, log *slog.Logger) *source {
 
 // clusterSource is an API server; the client is made of the kubeconfig unless it is
 // given.
-func clusterSource(cfg *Config, client kubernetes.Interface, log *slog.Logger) (*source, error) {
+func clusterSource(cfg *Config, client *client, log *slog.Logger) (*source, error) {
 	name := "the API server"
 	if client == nil {
-		at, err := kube.Connect(cfg.Kubeconfig)
-		if err != nil {
-			return nil, fmt.Errorf("nodeagent: %w", err)
+		var err error
+		var where string
+		if client, where, err = connect(cfg); err != nil {
+			return nil, err
 		}
-		name += " at " + at.Host
-		at = rest.CopyConfig(at)
-		at.AcceptContentTypes, at.ContentType = "application/vnd.kubernetes.protobuf,application/json", "application/vnd.kubernetes.protobuf"
-		if client, err = kubernetes.NewForConfig(at); err != nil {
-			return nil, fmt.Errorf("nodeagent: %w", err)
-		}
+		name += where
 	}
-	f, err := kube.New(kube.Config{Client: client, Node: cfg.NodeName, Log: log})
+	f, err := kube.New(kube.Config{Client: client.Interface, Node: cfg.NodeName, Log: log})
 	if err != nil {
 		return nil, err
 	}

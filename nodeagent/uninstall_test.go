@@ -163,7 +163,7 @@ func TestAddWhileLeaving(t *testing.T) {
 // whatever namespace, and whether or not the agent has ever heard of the cluster.
 func TestPluginThatStays(t *testing.T) {
 	w := newClusterWorld(t, func(*Config) {})
-	a, err := newAgent(w.cfg, w.client, slog.New(slog.DiscardHandler))
+	a, err := newAgent(w.cfg, w.toServer(), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -198,7 +198,7 @@ func TestInstallIsPartOfReadiness(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(bin, "bridge"), []byte("#!"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	a, err := newAgent(w.cfg, w.client, slog.New(slog.DiscardHandler))
+	a, err := newAgent(w.cfg, w.toServer(), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

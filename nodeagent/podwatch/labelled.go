@@ -12,7 +12,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/metadata"
+	"k8s.io/client-go/rest"
 
 	"github.com/warren-mesh/warren/xds/translate"
 )
@@ -21,7 +22,7 @@ import (
 // labels. The watch is of one node's pods; what the plugin goes by while the agent is
 // away must not depend on which of a namespace's pods are on this node just then.
 type Labelled struct {
-	Client    kubernetes.Interface
+	Pods      Metadata
 	Watcher   *Watcher
 	Selectors translate.Selectors
 	Log       *slog.Logger
@@ -30,12 +31,26 @@ type Labelled struct {
 	found map[string]time.Time // when
 }
 
+// Metadata lists objects of one kind, without the rest of them.
+type Metadata interface {
+	List(context.Context, metav1.ListOptions) (*metav1.PartialObjectMetadataList, error)
+}
+
+// PodMetadata is that of an API server's pods.
+func PodMetadata(at *rest.Config) (Metadata, error) {
+	client, err := metadata.NewForConfig(at)
+	if err != nil {
+		return nil, fmt.Errorf("podwatch: %w", err)
+	}
+	return client.Resource(corev1.SchemeGroupVersion.WithResource("pods")), nil
+}
+
 const (
 	labelledEvery  = time.Hour
 	labelledKept   = 24 * time.Hour // then it is asked for again
 	labelledWithin = 10 * time.Second
-	// What a look takes at most, where there are pages: pods of one, pages; and namespaces
-	// that are known and need not be told of again.
+	// What a look takes at most: pods of a page, pages; and namespaces that are known and
+	// need not be told of again.
 	labelledPage, labelledPages, labelledKnown = 500, 40, 100
 )
 
@@ -104,25 +119,26 @@ func (l *Labelled) known(namespaces map[string]*corev1.Namespace, found map[stri
 }
 
 func (l *Labelled) list(ctx context.Context, selector string, without []string, each func(*corev1.Pod)) error {
-	var fields []string
+	// Pods of the node's network are in no mesh, and it does not show in their metadata.
+	fields := []string{"spec.hostNetwork!=true"}
 	for _, ns := range without {
 		fields = append(fields, "metadata.namespace!="+ns)
 	}
-	// From the API server's memory. One that has a watch cache answers at once with all of
-	// them, whatever the limit: as many as have labels of their own.
-	o := metav1.ListOptions{LabelSelector: selector, FieldSelector: strings.Join(fields, ","), Limit: labelledPage, ResourceVersion: "0"}
+	// Of no version: whoever is content with the API server's memory, which is version 0, gets
+	// all of them at once whatever the limit.
+	o := metav1.ListOptions{LabelSelector: selector, FieldSelector: strings.Join(fields, ","), Limit: labelledPage}
 	for range labelledPages {
-		pods, err := l.Client.CoreV1().Pods("").List(ctx, o)
+		pods, err := l.Pods.List(ctx, o)
 		if err != nil {
 			return fmt.Errorf("podwatch: list pods with %s: %w", selector, err)
 		}
 		for i := range pods.Items {
-			each(&pods.Items[i])
+			each(&corev1.Pod{ObjectMeta: pods.Items[i].ObjectMeta})
 		}
 		if pods.Continue == "" {
 			return nil
 		}
-		o.Continue, o.ResourceVersion = pods.Continue, ""
+		o.Continue = pods.Continue
 	}
 	return nil
 }
