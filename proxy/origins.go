@@ -98,13 +98,43 @@ func (c Config) withSVIDFile() (Config, error) {
 		return c, nil
 	}
 	text, err := readBounded(c.SVIDFile, maxSVIDFile)
-	if err == nil {
-		c, err = c.overlay(string(text))
-	}
 	if err != nil {
 		return c, fmt.Errorf("SVID_CONFIG: %s: %w", c.SVIDFile, err)
 	}
-	return c, nil
+	return c.withSVIDs(text)
+}
+
+func (c Config) withSVIDs(text []byte) (Config, error) {
+	next, err := c.overlay(string(text))
+	if err != nil {
+		return c, fmt.Errorf("SVID_CONFIG: %s: %w", c.SVIDFile, err)
+	}
+	return next, nil
+}
+
+// settled is of a file that is looked at again and again. Writers empty what they write anew, or remove it, and write it in
+// parts: what it says counts when two looks have found the same.
+type settled struct {
+	text   []byte
+	looked bool
+}
+
+func (s *settled) twice(text []byte) bool {
+	same := s.looked && bytes.Equal(s.text, text)
+	s.text, s.looked = text, true
+	return same
+}
+
+// lookAtSVIDFile is c with what SVID_CONFIG's file says, or now while that is not settled.
+func (c Config) lookAtSVIDFile(file *settled, now Config) (Config, error) {
+	text, err := readBounded(c.SVIDFile, maxSVIDFile)
+	if err != nil {
+		return c, fmt.Errorf("SVID_CONFIG: %s: %w", c.SVIDFile, err)
+	}
+	if !file.twice(text) {
+		return now, nil
+	}
+	return c.withSVIDs(text)
 }
 
 // followOrigin runs the source of certificates, and puts another in its place when its settings change.
@@ -112,6 +142,7 @@ func (s *Server) followOrigin(ctx context.Context) {
 	s.origin.run(ctx)
 	now := s.origin.cfg
 	var roots []byte
+	var file settled
 	tick := time.NewTicker(originEvery)
 	defer tick.Stop()
 	for {
@@ -124,9 +155,14 @@ func (s *Server) followOrigin(ctx context.Context) {
 		if s.cfg.SVIDFile == "" || s.given {
 			continue
 		}
-		next, err := s.cfg.withSVIDFile()
-		if err == nil && !sameOrigin(now, next) {
+		next, err := s.cfg.lookAtSVIDFile(&file, now)
+		switch {
+		case err != nil:
+		case !sameOrigin(now, next):
 			err = s.changeOrigin(ctx, next)
+		case next.SVIDs.Overlap < now.SVIDs.Overlap: // of changes that have been, too
+			s.certs.Overlap(next.SVIDs.Overlap)
+			s.log.Info("the roots of certificate sources of before are trusted for less long", "overlap", next.SVIDs.Overlap.String())
 		}
 		if err != nil {
 			s.alarms.set(alarmSource, "certificates still come from "+s.origin.address+": "+err.Error())

@@ -2,6 +2,7 @@ package proxy_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/x509"
@@ -12,6 +13,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -160,7 +162,7 @@ func TestSourcesChangeUnderLoad(t *testing.T) {
 	addressB, rootsB := serveCA(t)
 	dir := t.TempDir()
 	m := newMesh(t, 2, func(c *proxy.Config) {
-		c.SVIDs.Source, c.CA.Address = "istio", addressA
+		c.SVIDs.Source, c.SVIDs.Overlap, c.CA.Address = "istio", time.Hour, addressA
 		c.SVIDFile = filepath.Join(dir, c.NodeName)
 	})
 	client, srv := m.nodes[0].meshPod("client"), m.nodes[1].meshPod("server")
@@ -219,5 +221,42 @@ func TestSourcesChangeUnderLoad(t *testing.T) {
 	t.Logf("%d connections through three sources, %d failed", made+made2, failed+failed2)
 	if made+made2 < 10 {
 		t.Errorf("only %d connections were made", made+made2)
+	}
+}
+
+// An overlap that has begun ends when SVID_OVERLAP becomes shorter, though nothing else changes.
+func TestTheOverlapIsCutShort(t *testing.T) {
+	addressA, rootsA := serveCA(t)
+	addressB, rootsB := serveCA(t)
+	settings := filepath.Join(t.TempDir(), "svids")
+	m := newMesh(t, 1, func(c *proxy.Config) {
+		c.SVIDs.Source, c.SVIDs.Overlap, c.CA.Address, c.SVIDFile = "istio", 24*time.Hour, addressA, settings
+	})
+	n := m.nodes[0]
+	n.meshPod("server").echo(8080)
+	trusts := func(roots ...[]byte) bool {
+		want, err := mtls.ParsePEM(bytes.Join(roots, nil), 2)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, st := range n.srv.Certs().Dump() {
+			if st.Identity == nil || len(st.Identity.Roots()) != len(want) {
+				return false
+			}
+			for _, c := range want {
+				if !slices.ContainsFunc(st.Identity.Roots(), c.Equal) {
+					return false
+				}
+			}
+		}
+		return len(n.srv.Certs().Dump()) > 0
+	}
+	until(t, "A is used", func() bool { return trusts(rootsA) })
+	put(t, settings, []byte("CA_ADDRESS="+addressB+"\n"))
+	until(t, "B is used, and A trusted", func() bool { return trusts(rootsA, rootsB) })
+	put(t, settings, []byte("CA_ADDRESS="+addressB+"\nSVID_OVERLAP=0s\n"))
+	until(t, "A is trusted no more", func() bool { return trusts(rootsB) })
+	if got := strings.Count(n.logs.text(), "certificates come from another source now"); got != 1 {
+		t.Errorf("the source changed %d times", got)
 	}
 }

@@ -50,6 +50,9 @@ type SVIDs struct {
 // svids reads what may be set in SVID_CONFIG's file, too; c has what holds where nothing is said.
 func (e *environ) svids(c *Config) {
 	v := c.SVIDs
+	if v == (SVIDs{}) { // nothing has been said at all: none is none where something has
+		v.Overlap = defaultOverlap
+	}
 	c.SVIDs = SVIDs{
 		Source:   e.text("SVID_SOURCE", v.source()),
 		Reuse:    svid.Reuse(e.text("SVID_REUSE", string(cmp.Or(v.Reuse, svid.Strict)))),
@@ -63,7 +66,7 @@ func (e *environ) svids(c *Config) {
 		AgentUID: int(e.number("SPIFFE_SOCKET_UID", uint64(v.AgentUID), 0, math.MaxInt32)), //nolint:gosec // within int
 		Files:    e.text("SVID_DIR", v.Files),
 		Roots:    e.text("SVID_EXTRA_ROOTS", v.Roots),
-		Overlap:  e.duration("SVID_OVERLAP", cmp.Or(v.Overlap, defaultOverlap)),
+		Overlap:  e.duration("SVID_OVERLAP", v.Overlap),
 	}
 }
 
