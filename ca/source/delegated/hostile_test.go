@@ -47,6 +47,19 @@ func TestTheProofIsLookedAtAgain(t *testing.T) {
 	}
 }
 
+// A stream is cut when its process ends, whether SPIRE says anything after that or not.
+func TestTheStreamIsCutWhenTheProcessEnds(t *testing.T) {
+	n := newNode(t, delegated.PID, nil)
+	pid, end := n.process(t, uidA)
+	n.agent.Give(ref(pid), bar)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	err := n.source.Watch(ctx, n.pod(uidA), bar, func(svid.Update) { end() })
+	if !errors.Is(err, svid.ErrProcessEnded) || ctx.Err() != nil {
+		t.Errorf("%v, though its process has ended", err)
+	}
+}
+
 // move puts a process into another pod.
 func (n *node) move(t *testing.T, pid, uid string) {
 	text := "0::/kubepods/pod" + uid + "/" + strings.Repeat("a1", 32) + "\n"
