@@ -92,6 +92,7 @@ func (r *resolver) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 		for range 40 {
 			m.Answer = append(m.Answer, &dns.TXT{Hdr: header, Txt: []string{strings.Repeat("x", 60)}})
 		}
+	case qtype == dns.TypeA && strings.HasPrefix(name, "only6."): // no answer
 	case qtype == dns.TypeA:
 		m.Answer = []dns.RR{&dns.A{Hdr: header, A: r.IP4.AsSlice()}}
 	case qtype == dns.TypeAAAA:

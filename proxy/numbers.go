@@ -46,6 +46,9 @@ const (
 	// socksPatience is for each part of what a client of SOCKS says, is told, and
 	// for the name that it says.
 	socksPatience = 10 * time.Second
+	// otherFamilyWait is for the addresses of the second family, where those of the first
+	// are known.
+	otherFamilyWait = time.Second
 	// retryUnix is the same for the administration socket.
 	retryUnix = time.Second
 )

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/warren-mesh/warren/proxy/hbone"
 	"github.com/warren-mesh/warren/proxy/sockopt"
@@ -95,30 +96,72 @@ func (p *pod) asked(app *net.TCPConn) ([]netip.AddrPort, error) {
 }
 
 // lookup is the pod's own idea of a name: IPv4 first, of the families that the pod has as
-// far as that is known.
+// far as that is known. Both are asked for at once, and when one has come the other is
+// waited for a moment longer: its addresses are for when those do not take the connection.
 func (p *pod) lookup(name string) ([]netip.Addr, error) {
+	ctx, cancel := context.WithTimeout(p.hard, socksPatience)
+	defer cancel()
+	type answer struct {
+		six   bool
+		addrs []netip.Addr
+		err   error
+	}
+	families := p.lookupFamilies()
+	if len(families) == 0 {
+		return nil, errors.New("socks5: no family of addresses that the pod has is on")
+	}
+	answers := make(chan answer, len(families))
+	for _, six := range families {
+		go func() {
+			addrs, err := p.dns.Lookup(ctx, name, six)
+			answers <- answer{six, addrs, err}
+		}()
+	}
+	var found [2][]netip.Addr
+	var errs error
+	for range families {
+		a := <-answers
+		switch {
+		case a.err != nil:
+			errs = errors.Join(errs, a.err)
+			continue
+		case a.six:
+			found[1] = a.addrs
+		default:
+			found[0] = a.addrs
+		}
+		defer time.AfterFunc(otherFamilyWait, cancel).Stop()
+	}
+	if all := inTurns(found[0], found[1]); len(all) > 0 {
+		return all, nil
+	}
+	return nil, fmt.Errorf("socks5: %w", errs)
+}
+
+// lookupFamilies says of each family that the pod may use whether it is IPv6.
+func (p *pod) lookupFamilies() (six []bool) {
 	ipv4, ipv6 := true, p.s.cfg.IPv6
 	if self := p.current(p.s.store.View()); self != nil && len(self.Addresses) > 0 {
 		ipv4 = slices.ContainsFunc(self.Addresses, netip.Addr.Is4)
 		ipv6 = ipv6 && slices.ContainsFunc(self.Addresses, netip.Addr.Is6)
 	}
-	ctx, cancel := context.WithTimeout(p.hard, socksPatience)
-	defer cancel()
-	errs := errors.New("no family of addresses that the pod has is on")
-	if ipv4 || ipv6 {
-		errs = nil
+	if ipv4 {
+		six = append(six, false)
 	}
-	for _, six := range []bool{false, true} {
-		if six && !ipv6 || !six && !ipv4 {
-			continue
-		}
-		addrs, err := p.dns.Lookup(ctx, name, six)
-		if err == nil {
-			return addrs, nil
-		}
-		errs = errors.Join(errs, err)
+	if ipv6 {
+		six = append(six, true)
 	}
-	return nil, fmt.Errorf("socks5: %w", errs)
+	return six
+}
+
+// inTurns takes one of each, so that not all of what may be tried is of a family that does
+// not work (RFC 8305 §4).
+func inTurns(a, b []netip.Addr) []netip.Addr {
+	all := make([]netip.Addr, 0, len(a)+len(b))
+	for i := range max(len(a), len(b)) {
+		all = append(append(all, a[min(i, len(a)):min(i+1, len(a))]...), b[min(i, len(b)):min(i+1, len(b))]...)
+	}
+	return all
 }
 
 // socksCode is an outcome in the words of SOCKS.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/warren-mesh/warren/proxy"
@@ -199,5 +200,54 @@ func TestSOCKSNextAddress(t *testing.T) {
 	}
 	if left(t, n, "unavailable") == 0 {
 		t.Error("the deaf one never came first")
+	}
+}
+
+// The addresses of a name's other family are tried when those of the first do not take the
+// connection, and are not needed when they do.
+func TestSOCKSOtherFamily(t *testing.T) {
+	m := newMesh(t, 1)
+	r := m.nodes[0].resolver("resolver")
+	conf := filepath.Join(t.TempDir(), "resolv.conf")
+	if err := os.WriteFile(conf, []byte("nameserver "+r.IP4.String()+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n := m.addNode("node2", func(c *proxy.Config) { c.SOCKS5, c.ResolvConf = true, conf })
+	client := n.meshPod("client")
+	for _, tt := range []struct {
+		port  uint16
+		local netip.Addr // who listens
+	}{{8081, r.IP6}, {8082, r.IP4}} {
+		l, err := r.Listen("tcp", netip.AddrPortFrom(tt.local, tt.port).String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var accepting sync.WaitGroup
+		accepting.Go(func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				c.Close()
+			}
+		})
+		t.Cleanup(func() { l.Close(); accepting.Wait() })
+		mark := n.logs.mark()
+		c, code, err := client.viaSOCKS("www.example.org", tt.port)
+		if err != nil || code != 0 {
+			t.Fatalf("%s alone listens: told %d, %v", tt.local, code, err)
+		}
+		if b, err := io.ReadAll(c); len(b) > 0 || err != nil {
+			t.Errorf("%s alone listens: %q, %v", tt.local, b, err)
+		}
+		c.Close()
+		n.logs.access(t, mark, map[string]string{"direction": "outbound", "dst.addr": netip.AddrPortFrom(tt.local, tt.port).String(), "error": ""})
+	}
+	// With what is known of one family alone, the other one may be missing.
+	if c, code, err := client.viaSOCKS("only6.example.org", 8081); err != nil || code != 0 {
+		t.Errorf("a name without IPv4: told %d, %v", code, err)
+	} else {
+		c.Close()
 	}
 }
