@@ -186,11 +186,13 @@ func TestAgentFromAddToStatus(t *testing.T) {
 	}
 	w.until("said to differ", func() bool {
 		out, code := runStatus(t, "--run-dir", w.cfg.RunDir)
-		if code == 0 { // the agent was quicker and has put the rules back
-			err := b.StopCapture(ns)
-			return err != nil
+		if code == exitDegraded && strings.Contains(out, "differs") {
+			return true
 		}
-		return code == exitDegraded && strings.Contains(out, "differs")
+		if err := b.StopCapture(ns); err != nil { // the agent was quicker and has put the rules back
+			t.Fatal(err)
+		}
+		return false
 	})
 	if code, text := w.get("http://" + metrics + "/metrics"); code != http.StatusOK || !strings.Contains(text, `nodeagent_reconcile_events_total{result="ok",type="add"} 1`) ||
 		!strings.Contains(text, "ztunnel_connected 1") || !strings.Contains(text, `warren_agent_pods{phase="enrolled"} 1`) {
