@@ -89,3 +89,20 @@ func TestTheLogTellsOfRoots(t *testing.T) {
 		}
 	})
 }
+
+// What is all pods' is named after none of them: the one that came first may be gone.
+func TestTheLogNamesNoPodOfMany(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, log := newSigner(t), &lines{}
+		m, stop := run(t, svid.Config{Signer: a, Log: slog.New(slog.NewTextHandler(log, nil))})
+		defer stop()
+		first := m.Acquire(pod(0), sa("a"))
+		mustIdentity(t, first)
+		mustIdentity(t, m.Acquire(pod(1), sa("a")))
+		first.Release()
+		time.Sleep(24 * time.Hour)
+		if log.count("rotation completed") < 2 || log.count("uid=") > 0 || m.Dump()[0].Pod != (svid.Pod{}) {
+			t.Errorf("%d lines, %d of them name a pod; %+v", log.count(""), log.count("uid="), m.Dump()[0].Pod)
+		}
+	})
+}

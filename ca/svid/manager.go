@@ -184,6 +184,9 @@ func (m *Manager) ensureLocked(id spiffeid.ID, pod Pod) (*entry, error) {
 	if len(m.entries) >= m.cfg.MaxIdentities && !m.evictLocked() {
 		return nil, ErrTooMany
 	}
+	if k.holder == "" {
+		pod = Pod{} // it is all holders'
+	}
 	now := time.Now()
 	e := &entry{id: id, key: k, pod: pod, holds: map[string]*hold{}, prio: WarmUp, at: now, born: now, changed: make(chan struct{})}
 	m.entries[k] = e
