@@ -45,10 +45,10 @@ func (l *perAddress) Accept() (net.Conn, error) {
 		if l.take(from) {
 			return &countedConn{Conn: c, end: sync.OnceFunc(func() { l.give(from) })}, nil
 		}
-		_ = c.Close() // nothing was said
-		if l.lines.Allow() {
+		if l.lines.Allow() { // before it is closed: who sees that finds the line
 			l.log.Warn("an address has too many connections, the next ones are closed: raise --connections-per-address if many proxies come from it", "listen", l.Addr().String(), "address", from, "most", l.most)
 		}
+		_ = c.Close() // nothing was said
 	}
 }
 
