@@ -47,8 +47,13 @@ func TestFewAreReadOfAll(t *testing.T) {
 				}
 			}()
 		}
-		synctest.Wait()
-		if now != 128 {
+		state := func() (int, int, int) {
+			synctest.Wait()
+			mu.Lock()
+			defer mu.Unlock()
+			return now, most, served
+		}
+		if now, _, _ := state(); now != 128 {
 			t.Errorf("%d requests are read at once", now)
 		}
 		time.Sleep(4 * time.Second)
@@ -63,12 +68,11 @@ func TestFewAreReadOfAll(t *testing.T) {
 				mu.Unlock()
 			}()
 		}
-		synctest.Wait()
-		if now != 128 || served != 0 {
+		if now, _, served := state(); now != 128 || served != 0 {
 			t.Errorf("%d requests are read at once, %d of those that came later", now, served)
 		}
 		time.Sleep(1100 * time.Millisecond)
-		if most != 128 || now != 0 || served != 200 {
+		if now, most, served := state(); most != 128 || now != 0 || served != 200 {
 			t.Errorf("%d were read at once, %d are, %d have come since", most, now, served)
 		}
 		if len(s.reading.one) != 0 || len(s.reading.all) != 0 {
