@@ -29,8 +29,8 @@
 // signed has ended, of the default lifetime at least, and five minutes more: not for less, for it may have been given out
 // just before, and not for ever, unless its clock was ahead by years. So does an authority that is found, and of which nobody
 // wrote down what it signed, such as istiod's, or of which that was removed: for istiod's longest lifetime of 90 days, or for
-// ours if that is longer. There is no way to force a step. A
-// command whose clock is more than half a minute away from what the replicas wrote last is refused.
+// ours if that is longer. There is no way to force a step. A command whose clock is more than half a minute away from what
+// the replicas wrote last is refused.
 //
 // What retire does not wait for are connections: a proxy that withdraws trust from a root ends those whose peer proved
 // itself by it (proxy/distrust.go), however old they are. They are those that were opened before activate, or within one

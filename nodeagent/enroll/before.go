@@ -224,6 +224,9 @@ func (e *Enroller) keepFound(m *member) {
 	e.mu.Unlock()
 	if err := e.put(records); err != nil {
 		e.log.Warn("cannot write down a pod's connections", "pod", m.name.String(), "uid", m.uid, "err", err)
+		e.mu.Lock()
+		m.before.found = m.box != nil && m.phase == PhaseEnrolled // another time
+		e.mu.Unlock()
 	}
 }
 

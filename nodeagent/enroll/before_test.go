@@ -334,6 +334,36 @@ func TestWhatWasNotSeenIsNotForgotten(t *testing.T) {
 	})
 }
 
+// TestWhatCannotBeWrittenDownIsAnotherTime: the folder of records is away for a moment.
+func TestWhatCannotBeWrittenDownIsAnotherTime(t *testing.T) {
+	nstest.LeakCheck(t)
+	c := &conns{all: []enroll.Conn{{Cookie: 4711, Inbound: true}}, unseen: errors.New("no sockets today")}
+	n := newNode(t)
+	n.withConns(c)
+	n.start()
+	n.proxy()
+	n.outside("p", "uid-p", "c1")
+	n.world.pod("plain", "p", "uid-p", labelled("ambient"))
+	n.until("it is said", func() bool {
+		return n.phase("uid-p") == enroll.PhaseEnrolled && strings.Contains(n.report("uid-p").BeforeNote, "no sockets today")
+	})
+	records := filepath.Join(n.state(), "attachments")
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(os.Rename(records, records+".away"))
+	c.set(func() { c.unseen = nil })
+	n.until("it cannot be written down", func() bool { return n.log.has("cannot write down a pod's connections", "uid-p") })
+	must(os.Rename(records+".away", records))
+	n.until("it is written down", func() bool {
+		text, _ := os.ReadFile(filepath.Join(records, "c1-eth0.json"))
+		return strings.Contains(string(text), `"cookie": 4711`) && !strings.Contains(string(text), "beforeUnseen")
+	})
+}
+
 // istio makes a pod one that Istio's agent has redirected and left.
 func (n *node) istio(s *sandbox) { n.istioAs(s, "") }
 
