@@ -42,7 +42,7 @@ func (p *pod) local(ctx context.Context) (*workload.View, *workload.Workload, er
 // find looks the pod up by what the node agent said of it; where a connection
 // came from says nothing.
 func (p *pod) find(v *workload.View) *workload.Workload {
-	w := v.Local(p.info.Name, p.info.Namespace, p.info.ServiceAccount, p.s.cfg.NodeName, p.s.cfg.ClusterID)
+	w := v.Local(p.info.Name, p.info.Namespace, p.info.ServiceAccount, p.s.cfg.ClusterID)
 	if w != nil && p.s.foreign(v, w) {
 		return nil
 	}
@@ -61,7 +61,7 @@ func (s *Server) foreign(v *workload.View, w *workload.Workload) bool {
 	if w.ClusterID == "" || w.ClusterID == s.cfg.ClusterID || s.cfg.NodeName == "" {
 		return false
 	}
-	for other := range v.LocalTo(s.cfg.NodeName) {
+	for _, other := range v.Here() {
 		if other.ClusterID == s.cfg.ClusterID {
 			return true
 		}
@@ -95,7 +95,7 @@ func (p *pod) speaking(v *workload.View) *workload.Workload {
 	if p.s.cfg.NodeName == "" {
 		return nil
 	}
-	for w := range v.LocalTo(p.s.cfg.NodeName) {
+	for _, w := range v.Here() {
 		if w.ClusterID != "" && w.ClusterID != p.s.cfg.ClusterID {
 			continue // nodes of other clusters may have the same name
 		}

@@ -109,7 +109,7 @@ func (s *Server) prefetch(v *workload.View) {
 		return
 	}
 	here := make(map[string]bool)
-	for w := range v.LocalTo(s.cfg.NodeName) {
+	for _, w := range v.Here() {
 		if w.Protocol != workload.HBONE && !w.NativeTunnel {
 			continue
 		}

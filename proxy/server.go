@@ -121,7 +121,7 @@ func New(cfg Config, o Options) (s *Server, err error) {
 	s = &Server{
 		given: o.Signer != nil, alarms: newAlarms(l.scope("proxy")),
 		allot: allotted, gate: hbone.NewGate(allotted.handshakes()),
-		share: newShare(files), home: o.Namespace, cfg: cfg, version: o.Version, born: time.Now(), logs: l, log: l.scope("proxy"), rbacLog: l.scope("rbac"), store: workload.NewStore(),
+		share: newShare(files), home: o.Namespace, cfg: cfg, version: o.Version, born: time.Now(), logs: l, log: l.scope("proxy"), rbacLog: l.scope("rbac"), store: workload.NewNodeStore(cfg.NodeName),
 		tracked: track.New(maxConnections, maxPodConnections), budget: hbone.NewBudget(windowBudget),
 		ready: newReadiness(cfg), asked: make(chan struct{}), started: make(chan struct{}),
 		podsChanged: make(chan struct{}, 1), rootsChanged: make(chan struct{}, 1), fetched: make(map[string]bool), names: resolve.New(resolve.Config{Servers: cfg.Nameservers}),

@@ -13,8 +13,9 @@ type viewEditor struct {
 	byAddr claimsEditor[NetworkAddr, nothing]
 	local  claimsEditor[localKey, where]
 	byName claimsEditor[NamespacedHostname, nothing]
-	byNode cowEditor[string, []*Workload]
-	onNode pile[string, change[*Workload]]
+	node   string
+	here   []*Workload
+	onNode []change[*Workload]
 
 	services cowEditor[NamespacedHostname, *Service]
 	byHost   serviceSets[string]
@@ -37,7 +38,7 @@ func edit(v *View) *viewEditor {
 	n := edits.Add(1)
 	return &viewEditor{
 		byUID: editIndex(v.byUID, n), byAddr: editClaims(claimedAddr, v.byAddr, n), local: editClaims(claimedName, v.local, n),
-		byName: editClaims(claimedHost, v.byName, n), byNode: editMap(v.byNode, n),
+		byName: editClaims(claimedHost, v.byName, n), node: v.node, here: v.here,
 		services: editMap(v.services, n), byHost: editSets(v.byHost, n), byVIP: editSets(v.byVIP, n),
 		byCIDR: editSets(v.byCIDR.services, n), lengths: v.byCIDR.lengths,
 		endpoints: editMap(v.endpoints, n),
@@ -47,7 +48,7 @@ func edit(v *View) *viewEditor {
 
 func (e *viewEditor) view() *View {
 	return &View{
-		byUID: e.byUID.x, byAddr: e.byAddr.done(), local: e.local.done(), byName: e.byName.done(), byNode: e.byNode.m,
+		byUID: e.byUID.x, byAddr: e.byAddr.done(), local: e.local.done(), byName: e.byName.done(), node: e.node, here: e.here,
 		services: e.services.m, byHost: e.byHost.m, byVIP: e.byVIP.m,
 		byCIDR:    cidrIndex{services: e.byCIDR.m, lengths: e.lengths},
 		endpoints: e.endpoints.m,
@@ -61,11 +62,11 @@ func (e *viewEditor) apply(b *Batch, rest func()) {
 	if come > had { // a whole mesh
 		e.byUID.expect(had + come)
 		e.byAddr.few.expect(had + come)
-		e.local.few.expect(had + come)
+		if e.node == "" {
+			e.local.few.expect(had + come)
+		}
 	}
-	n := come + min(come, had) + len(b.RemovedAddresses) // each may replace another
-	e.onNode.grow(n)
-	e.changes.grow(n)
+	e.changes.grow(come + min(come, had) + len(b.RemovedAddresses)) // each may replace another
 	for _, n := range b.RemovedAddresses {
 		rest()
 		e.removeAddress(n)
@@ -87,10 +88,14 @@ func (e *viewEditor) apply(b *Batch, rest func()) {
 	for _, w := range b.Workloads {
 		rest()
 		w = w.sealed()
-		e.removeWorkload(w.UID)
-		e.addWorkload(w)
+		if old := e.byUID.replace(w.UID, w, (*Workload).ResourceName); old != nil {
+			e.unlistWorkload(old)
+		}
+		e.listWorkload(w)
 	}
-	e.rebuildNodes(rest)
+	if len(e.onNode) > 0 {
+		e.here = relisted(e.here, e.onNode, compareWorkloads)
+	}
 	e.rebuildEndpoints(rest)
 	e.rebuildServices(rest)
 	e.rebuildPolicies(rest)
@@ -118,11 +123,7 @@ func distinct(addrs []netip.Addr) []netip.Addr {
 	return slices.Compact(sorted)
 }
 
-func (e *viewEditor) addWorkload(w *Workload) {
-	e.byUID.add(w.UID, w)
-	if w.Node != "" { // nobody asks for those of none
-		e.onNode.add(w.Node, change[*Workload]{item: w})
-	}
+func (e *viewEditor) listWorkload(w *Workload) {
 	if w.NetworkMode != HostNetwork {
 		for _, a := range distinct(w.Addresses) {
 			e.byAddr.add(NetworkAddr{Network: w.Network, Addr: a}, w)
@@ -131,7 +132,7 @@ func (e *viewEditor) addWorkload(w *Workload) {
 	if w.Hostname != "" {
 		e.byName.add(w.hostKey(), w)
 	}
-	e.local.add(w.localKey(), w)
+	e.listLocal(change[*Workload]{item: w})
 	for key := range w.Services {
 		e.changes.add(key, change[*Workload]{item: w})
 	}
@@ -143,9 +144,11 @@ func (e *viewEditor) removeWorkload(uid string) bool {
 		return false
 	}
 	e.byUID.remove(uid, w)
-	if w.Node != "" {
-		e.onNode.add(w.Node, change[*Workload]{item: w, gone: true})
-	}
+	e.unlistWorkload(w)
+	return true
+}
+
+func (e *viewEditor) unlistWorkload(w *Workload) {
 	if w.NetworkMode != HostNetwork {
 		for _, a := range distinct(w.Addresses) {
 			e.byAddr.remove(NetworkAddr{Network: w.Network, Addr: a}, w)
@@ -154,11 +157,27 @@ func (e *viewEditor) removeWorkload(uid string) bool {
 	if w.Hostname != "" {
 		e.byName.remove(w.hostKey(), w)
 	}
-	e.local.remove(w.localKey(), w)
+	e.listLocal(change[*Workload]{item: w, gone: true})
 	for key := range w.Services {
 		e.changes.add(key, change[*Workload]{item: w, gone: true})
 	}
-	return true
+}
+
+// listLocal has a change made in what is known of the node's own workloads: most are
+// others'.
+func (e *viewEditor) listLocal(c change[*Workload]) {
+	switch {
+	case e.node == "": // any may be
+	case e.node != c.item.Node:
+		return
+	default:
+		e.onNode = append(e.onNode, c)
+	}
+	if c.gone {
+		e.local.remove(c.item.localKey(), c.item)
+	} else {
+		e.local.add(c.item.localKey(), c.item)
+	}
 }
 
 func (w *Workload) localKey() localKey {

@@ -32,20 +32,18 @@ func (x *claims[K, C]) crowd(k K) *crowd[C] {
 // nothing is known besides the key.
 type nothing = struct{}
 
-// where is what who looks for a pod may know besides its name.
+// where is what who looks for a pod knows besides its name.
 type where struct {
-	node, cluster     string
-	anyNode, anywhere bool // node and cluster are not looked at
+	cluster  string
+	anywhere bool // cluster is not looked at
 }
 
-// local is who is meant on a node, "" for any: one of the cluster if there is one.
-func local(c *crowd[where], node, cluster string) *Workload {
-	at := where{node: node, anyNode: node == "", cluster: cluster}
-	if w, ok := c.meant.get(at); ok {
+// local is who is meant: one of the cluster if there is one.
+func local(c *crowd[where], cluster string) *Workload {
+	if w, ok := c.meant.get(where{cluster: cluster}); ok {
 		return w
 	}
-	at.cluster, at.anywhere = "", true
-	w, _ := c.meant.get(at)
+	w, _ := c.meant.get(where{anywhere: true})
 	return w
 }
 
@@ -78,11 +76,7 @@ var (
 func meetsNothing(to []nothing, _ *Workload) []nothing { return append(to, nothing{}) }
 
 func meetsWhere(to []where, w *Workload) []where {
-	to = append(to, where{anyNode: true, cluster: w.ClusterID}, where{anyNode: true, anywhere: true})
-	if w.Node == "" { // which is what nobody asks for
-		return to
-	}
-	return append(to, where{node: w.Node, cluster: w.ClusterID}, where{node: w.Node, anywhere: true})
+	return append(to, where{cluster: w.ClusterID}, where{anywhere: true})
 }
 
 func (w *Workload) ownsAddr(a NetworkAddr) bool { return w.Network == a.Network && w.HasAddr(a.Addr) }

@@ -53,7 +53,7 @@ func TestCrowd(t *testing.T) {
 			t.Errorf("%s: %v, want the latest", uid, w)
 		}
 	}
-	if w := s.View().Local("same", "app", "sa", "", ""); w != again.Workloads[0] {
+	if w := s.View().Local("same", "app", "sa", ""); w != again.Workloads[0] {
 		t.Errorf("by name: %v, want the first by UID", w)
 	}
 	for ns, want := range map[string]string{"ns000007": "ns000007/one", "other": "ns000001/one"} {

@@ -113,6 +113,25 @@ func (e *indexEditor[K]) add(k K, w *Workload) int {
 	return len(b.items)
 }
 
+// replace puts a workload in the place of the one with its name, if there is one, else
+// behind the others of its key. It returns the one that was there.
+func (e *indexEditor[K]) replace(k K, w *Workload, name func(*Workload) string) (old *Workload) {
+	if e.x.trie.top == nil {
+		e.x.seed = maphash.MakeSeed()
+	}
+	h := maphash.Comparable(e.x.seed, k)
+	b := e.bucket(h)
+	for i, sum := range b.hashes {
+		if sum == uint32(h>>32) && name(b.items[i]) == name(w) {
+			old, b.items[i] = b.items[i], w
+			return old
+		}
+	}
+	b.hashes, b.items = append(b.hashes, uint32(h>>32)), append(b.items, w)
+	e.x.size++
+	return nil
+}
+
 // remove takes out a workload that was added under the key.
 func (e *indexEditor[K]) remove(k K, w *Workload) {
 	h := maphash.Comparable(e.x.seed, k)

@@ -386,7 +386,7 @@ func FuzzAddress(f *testing.F) {
 			store.Apply(Batch{Services: []*Service{s}})
 			store.Apply(Batch{RemovedAddresses: []string{s.ResourceName()}})
 		}
-		if diff := cmp.Diff(contents(newView()), contents(store.View())); diff != "" {
+		if diff := cmp.Diff(contents(newView("")), contents(store.View())); diff != "" {
 			t.Fatalf("left after removal:\n%s", diff)
 		}
 	})

@@ -64,10 +64,15 @@ type Store struct {
 	nextID int
 }
 
-// NewStore returns a store with an empty view.
-func NewStore() *Store {
+// NewStore returns a store with an empty view, in which View.Local finds workloads of all
+// nodes.
+func NewStore() *Store { return NewNodeStore("") }
+
+// NewNodeStore is NewStore for a proxy of one node: View.Local and View.Here find only
+// that node's workloads. Nobody asks it for those of others, which are most of a mesh.
+func NewNodeStore(node string) *Store {
 	s := &Store{hooks: map[int]func(old, new *View){}}
-	s.view.Store(newView())
+	s.view.Store(newView(node))
 	return s
 }
 

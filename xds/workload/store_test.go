@@ -28,12 +28,6 @@ func allOf[K, C comparable](x *claims[K, C]) func(func(*Workload) bool) {
 
 // contents is everything a view holds, in a form that can be compared.
 func contents(v *View) map[string]any {
-	uids := func(list []*Workload) (out []string) {
-		for _, w := range list {
-			out = append(out, w.UID)
-		}
-		return out
-	}
 	keys := func(list []*Service) (out []string) {
 		for _, s := range list {
 			out = append(out, s.ResourceName())
@@ -137,8 +131,11 @@ func svc(key string, vips ...string) *Service {
 
 func at(ip string) NetworkAddr { return NetworkAddr{Addr: netip.MustParseAddr(ip)} }
 
-func viewOf(b Batch) *View {
-	s := NewStore()
+func viewOf(b Batch) *View { return viewFrom("", b) }
+
+// viewFrom is viewOf as a node sees it.
+func viewFrom(node string, b Batch) *View {
+	s := NewNodeStore(node)
 	s.Apply(b)
 	return s.View()
 }
@@ -325,15 +322,15 @@ func TestLocal(t *testing.T) {
 	sick := func(w *Workload) { w.Status = Unhealthy }
 	on := func(node string) func(*Workload) { return func(w *Workload) { w.Name, w.Node = "p", node } }
 	of := func(cluster string) func(*Workload) { return func(w *Workload) { w.ClusterID = cluster } }
-	v := viewOf(Batch{Workloads: []*Workload{wl("1", on("n1"), sick), wl("2", on("n2")), wl("3", on("n2")),
-		wl("4", on("n4"), of("east")), wl("5", on("n4"), of("west"), sick)}})
+	mesh := Batch{Workloads: []*Workload{wl("1", on("n1"), sick), wl("2", on("n2")), wl("3", on("n2")),
+		wl("4", on("n4"), of("east")), wl("5", on("n4"), of("west"), sick)}}
 	for _, tt := range []struct{ name, ns, sa, node, cluster, want string }{
 		{"p", "app", "sa", "n1", "", "1"}, {"p", "app", "sa", "n2", "", "2"}, {"p", "app", "sa", "", "", "2"},
 		{"p", "app", "sa", "n3", "", ""}, {"p", "app", "other", "n1", "", ""}, {"p", "other", "sa", "n1", "", ""}, {"q", "app", "sa", "n1", "", ""},
 		{"p", "app", "sa", "n4", "east", "4"}, {"p", "app", "sa", "n4", "west", "5"}, {"p", "app", "sa", "n4", "north", "4"},
 	} {
 		got := ""
-		if w := v.Local(tt.name, tt.ns, tt.sa, tt.node, tt.cluster); w != nil {
+		if w := viewFrom(tt.node, mesh).Local(tt.name, tt.ns, tt.sa, tt.cluster); w != nil {
 			got = w.UID
 		}
 		if got != tt.want {

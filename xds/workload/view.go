@@ -15,7 +15,9 @@ type View struct {
 	byAddr claims[NetworkAddr, nothing]
 	local  claims[localKey, where]
 	byName claims[NamespacedHostname, nothing] // by hostname
-	byNode cowMap[string, []*Workload]         // by UID; without those that name no node
+
+	node string      // of who asks; empty: any
+	here []*Workload // of that node, by UID
 
 	services cowMap[NamespacedHostname, *Service]
 	byHost   cowMap[string, serviceSet]
@@ -35,7 +37,7 @@ type View struct {
 
 type localKey struct{ namespace, name, serviceAccount string }
 
-func newView() *View { return &View{superseded: make(chan struct{})} }
+func newView(node string) *View { return &View{node: node, superseded: make(chan struct{})} }
 
 // Superseded is closed once a newer view has taken this one's place.
 func (v *View) Superseded() <-chan struct{} { return v.superseded }
@@ -86,41 +88,25 @@ func (v *View) WorkloadByHostname(n NamespacedHostname) *Workload {
 	return best
 }
 
-// Local finds the workload of a pod by what its node knows of it. An empty node
-// accepts any. Of several one of the cluster is returned, for nodes and pods of others
+// Local finds the workload of a pod by what its node knows of it, among those of the
+// store's node. Of several one of the cluster is returned, for nodes and pods of others
 // may have the same names, then the healthy one, then the first by UID.
-func (v *View) Local(name, namespace, serviceAccount, node, cluster string) *Workload {
+func (v *View) Local(name, namespace, serviceAccount, cluster string) *Workload {
 	key := localKey{namespace: namespace, name: name, serviceAccount: serviceAccount}
 	if c := v.local.crowd(key); c != nil {
-		return local(c, node, cluster)
+		return local(c, cluster)
 	}
 	var best *Workload
 	for w := range v.local.few.under(key) {
-		if w.localKey() != key || node != "" && w.Node != node {
-			continue
-		}
-		if best == nil || w.before(best, cluster) {
+		if w.localKey() == key && (best == nil || w.before(best, cluster)) {
 			best = w
 		}
 	}
 	return best
 }
 
-// LocalTo goes through the workloads of a node. For those of no node, "", it looks at
-// all.
-func (v *View) LocalTo(node string) iter.Seq[*Workload] {
-	if node != "" {
-		list, _ := v.byNode.get(node)
-		return slices.Values(list)
-	}
-	return func(yield func(*Workload) bool) {
-		for w := range v.byUID.all() {
-			if w.Node == "" && !yield(w) {
-				return
-			}
-		}
-	}
-}
+// Here are the workloads of the store's node, by UID; none if it is not known.
+func (v *View) Here() []*Workload { return v.here }
 
 // Service finds a service by its key.
 func (v *View) Service(key NamespacedHostname) *Service {
