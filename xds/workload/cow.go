@@ -3,7 +3,7 @@ package workload
 import (
 	"hash/maphash"
 	"iter"
-	"maps"
+	"slices"
 	"sync/atomic"
 )
 
@@ -99,29 +99,56 @@ type cowMap[K comparable, V any] struct {
 	size int
 }
 
+// mapShard has its entries in lists: there are few, a map's smallest piece has room for
+// eight, and to copy it costs accordingly.
 type mapShard[K comparable, V any] struct {
-	edit uint64
-	m    map[K]V
+	edit    uint64
+	hashes  []uint32
+	entries []mapEntry[K, V]
+}
+
+type mapEntry[K comparable, V any] struct {
+	key   K
+	value V
+}
+
+// find is where a key is, -1 for nowhere.
+func (s *mapShard[K, V]) find(k K, hash uint64) int {
+	if s == nil {
+		return -1
+	}
+	for i, sum := range s.hashes {
+		if sum == uint32(hash>>32) && s.entries[i].key == k {
+			return i
+		}
+	}
+	return -1
+}
+
+// lookup is where a key is, or would be: its shard, which may be nil, and its place there.
+func (m *cowMap[K, V]) lookup(k K) (s *mapShard[K, V], at int, hash uint64) {
+	if m.trie.top == nil {
+		return nil, -1, 0
+	}
+	hash = maphash.Comparable(m.seed, k)
+	s = m.trie.shard(hash)
+	return s, s.find(k, hash), hash
 }
 
 func (m *cowMap[K, V]) get(k K) (V, bool) {
-	var zero V
-	if m.trie.top == nil {
+	s, at, _ := m.lookup(k)
+	if at < 0 {
+		var zero V
 		return zero, false
 	}
-	s := m.trie.shard(maphash.Comparable(m.seed, k))
-	if s == nil {
-		return zero, false
-	}
-	v, ok := s.m[k]
-	return v, ok
+	return s.entries[at].value, true
 }
 
 func (m *cowMap[K, V]) all() iter.Seq2[K, V] {
 	return func(yield func(K, V) bool) {
 		for s := range m.trie.all() {
-			for k, v := range s.m {
-				if !yield(k, v) {
+			for _, e := range s.entries {
+				if !yield(e.key, e.value) {
 					return
 				}
 			}
@@ -141,32 +168,38 @@ func editMap[K comparable, V any](m cowMap[K, V], edit uint64) cowEditor[K, V] {
 
 func (e *cowEditor[K, V]) get(k K) (V, bool) { return e.m.get(k) }
 
-// part returns the shard of a key as a map of our own.
-func (e *cowEditor[K, V]) part(k K) map[K]V {
-	if e.m.trie.top == nil {
-		e.m.seed = maphash.MakeSeed()
-	}
-	at := e.m.trie.place(maphash.Comparable(e.m.seed, k), e.edit)
+// shard returns the shard of a hash as one of our own.
+func (e *cowEditor[K, V]) shard(hash uint64) *mapShard[K, V] {
+	at := e.m.trie.place(hash, e.edit)
 	switch s := *at; {
 	case s == nil:
-		*at = &mapShard[K, V]{edit: e.edit, m: make(map[K]V)}
+		*at = &mapShard[K, V]{edit: e.edit}
 	case s.edit != e.edit:
-		*at = &mapShard[K, V]{edit: e.edit, m: maps.Clone(s.m)}
+		*at = &mapShard[K, V]{edit: e.edit, hashes: slices.Clone(s.hashes), entries: slices.Clone(s.entries)}
 	}
-	return (*at).m
+	return *at
 }
 
 func (e *cowEditor[K, V]) set(k K, v V) {
-	p := e.part(k)
-	n := len(p)
-	p[k] = v
-	e.m.size += len(p) - n
+	if e.m.trie.top == nil {
+		e.m.seed = maphash.MakeSeed()
+	}
+	hash := maphash.Comparable(e.m.seed, k)
+	s := e.shard(hash)
+	if at := s.find(k, hash); at >= 0 {
+		s.entries[at].value = v
+		return
+	}
+	s.hashes, s.entries = append(s.hashes, uint32(hash>>32)), append(s.entries, mapEntry[K, V]{k, v})
+	e.m.size++
 }
 
 func (e *cowEditor[K, V]) delete(k K) {
-	if _, ok := e.get(k); !ok {
+	_, at, hash := e.m.lookup(k)
+	if at < 0 {
 		return
 	}
-	delete(e.part(k), k)
+	s := e.shard(hash)
+	s.hashes, s.entries = slices.Delete(s.hashes, at, at+1), slices.Delete(s.entries, at, at+1)
 	e.m.size--
 }
