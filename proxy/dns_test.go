@@ -137,7 +137,7 @@ func (p *pod) ask(network string, server netip.Addr, name string, qtype uint16) 
 func echoService(p *pod) workload.Batch {
 	key := workload.NamespacedHostname{Namespace: "default", Hostname: "echo.default.svc.cluster.local"}
 	w := *p.w
-	w.Services = map[workload.NamespacedHostname]workload.PortMap{key: nil}
+	w.Services = workload.Memberships{{Service: key}}
 	return workload.Batch{
 		Workloads: []*workload.Workload{&w},
 		Services: []*workload.Service{{

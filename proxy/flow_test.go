@@ -114,7 +114,7 @@ func TestService(t *testing.T) {
 	for i, n := range m.nodes {
 		s := n.meshPod(fmt.Sprintf("server%d", i))
 		w := *s.w
-		w.Services = map[workload.NamespacedHostname]workload.PortMap{key: nil}
+		w.Services = workload.Memberships{{Service: key}}
 		s.listen(8080, func(c *net.TCPConn) { io.WriteString(c, s.Name) })
 		m.apply(workload.Batch{Workloads: []*workload.Workload{&w}})
 		servers = append(servers, s)

@@ -82,7 +82,7 @@ func TestHostnames(t *testing.T) {
 		b.Services = append(b.Services, s)
 		b.Workloads = append(b.Workloads, &workload.Workload{
 			UID: "Kubernetes/networking.istio.io/ServiceEntry/default/" + name, Name: name, Namespace: "default", Hostname: host,
-			Services: map[workload.NamespacedHostname]workload.PortMap{s.Key(): nil}, WorkloadName: name,
+			Services: workload.Memberships{{Service: s.Key()}}, WorkloadName: name,
 		})
 	}
 	own := func(s *workload.Service) { s.Ports = workload.NewPortMap(workload.Port{Service: 80, Target: 15001}) }
@@ -163,7 +163,7 @@ func TestHostnamesAreRetried(t *testing.T) {
 		for _, host := range hosts {
 			b.Workloads = append(b.Workloads, &workload.Workload{
 				UID: "entry/" + vip + "/" + host, Name: host, Namespace: "default", Hostname: host,
-				Services: map[workload.NamespacedHostname]workload.PortMap{s.Key(): nil},
+				Services: workload.Memberships{{Service: s.Key()}},
 			})
 		}
 		m.apply(b)
@@ -208,7 +208,7 @@ func TestOnlyAddressIsWaitedFor(t *testing.T) {
 		for _, host := range hosts {
 			b.Workloads = append(b.Workloads, &workload.Workload{
 				UID: "entry/" + vip + "/" + host, Name: host, Namespace: "default", Hostname: host,
-				Services: map[workload.NamespacedHostname]workload.PortMap{s.Key(): nil},
+				Services: workload.Memberships{{Service: s.Key()}},
 			})
 		}
 		m.apply(b)

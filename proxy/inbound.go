@@ -267,15 +267,15 @@ func (t *tunnel) source(in *hbone.Incoming, view *workload.View) (who party, nam
 // client says, if the pod belongs to it, else the first with that port.
 func serviceOf(v *workload.View, self *workload.Workload, host string, port uint16) *workload.Service {
 	var best *workload.Service
-	for key, own := range self.Services {
-		s := v.Service(key)
+	for _, m := range self.Services {
+		s := v.Service(m.Service)
 		if s == nil {
 			continue
 		}
 		if host != "" && strings.EqualFold(s.Hostname, host) {
 			return s
 		}
-		if serves(s, own, port) && (best == nil || cmpText(s.ResourceName(), best.ResourceName()) < 0) {
+		if best == nil && serves(s, m.Ports, port) {
 			best = s
 		}
 	}

@@ -174,7 +174,7 @@ func TestHairpin(t *testing.T) {
 	p := m.nodes[0].meshPod("p")
 	key := workload.NamespacedHostname{Namespace: "default", Hostname: "self.default.svc.cluster.local"}
 	w := *p.w
-	w.Services = map[workload.NamespacedHostname]workload.PortMap{key: nil}
+	w.Services = workload.Memberships{{Service: key}}
 	vip := netip.MustParseAddr("10.96.0.11")
 	m.apply(workload.Batch{Workloads: []*workload.Workload{&w}, Services: []*workload.Service{{
 		Name: "self", Namespace: "default", Hostname: key.Hostname, VIPs: []workload.NetworkAddr{{Addr: vip}},

@@ -212,12 +212,12 @@ func (u *missing) authority(a route.Authority, pod netip.Addr) (chosen string) {
 // application takes what is tunnelled, of one in its namespace.
 func (u *missing) host(host string) (chosen string) {
 	own := false
-	for key := range u.self.Services {
-		if key.Hostname != host {
+	for _, m := range u.self.Services {
+		if m.Service.Hostname != host {
 			continue
 		}
 		own = true
-		if name := key.String(); u.view.Service(key) == nil && !slices.Contains(u.names, name) {
+		if name := m.Service.String(); u.view.Service(m.Service) == nil && !slices.Contains(u.names, name) {
 			u.names = append(u.names, name)
 		}
 	}

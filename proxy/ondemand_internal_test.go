@@ -31,12 +31,12 @@ func TestUnknownOnPath(t *testing.T) {
 		return s
 	}
 	pod := func(uid, network, ip string, services ...string) *workload.Workload {
-		w := &workload.Workload{UID: uid, Network: network, Services: map[workload.NamespacedHostname]workload.PortMap{}}
+		w := &workload.Workload{UID: uid, Network: network}
 		if ip != "" {
 			w.Addresses = []netip.Addr{netip.MustParseAddr(ip)}
 		}
 		for _, s := range services {
-			w.Services[host(s)] = nil
+			w.Services = append(w.Services, workload.Membership{Service: host(s)})
 		}
 		return w
 	}
@@ -148,7 +148,7 @@ func TestUnknownAuthority(t *testing.T) {
 	}})
 	plain := &workload.Workload{UID: "self", Network: "n", Namespace: "ns"}
 	server, tunnel := *plain, *plain
-	server.Services = map[workload.NamespacedHostname]workload.PortMap{host("wp"): nil, host("mine"): nil}
+	server.Services = workload.Memberships{{Service: host("mine")}, {Service: host("wp")}}
 	tunnel.ApplicationTunnel = &workload.ApplicationTunnel{Port: 15088}
 	for _, c := range []struct {
 		self            *workload.Workload

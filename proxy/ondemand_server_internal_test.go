@@ -76,7 +76,7 @@ func TestWaypointAsks(t *testing.T) {
 		return &workload.Service{Name: host, Namespace: "ns", Hostname: host, VIPs: []workload.NetworkAddr{{Addr: netip.MustParseAddr(vip)}}, Waypoint: waypoint}
 	}
 	self, guarded, stranger := at("here", "one", "10.0.0.1"), at("guarded", "two", "10.0.0.2"), at("stranger", "two", "10.0.0.3")
-	self.Services = map[workload.NamespacedHostname]workload.PortMap{wp: {{Service: 80, Target: 8080}}}
+	self.Services = workload.Memberships{{Service: wp, Ports: workload.PortMap{{Service: 80, Target: 8080}}}}
 	guarded.Waypoint = behind
 	p := onDemand(t, server.Model{
 		Workloads: []*workload.Workload{self, guarded, stranger},
@@ -141,7 +141,7 @@ func TestOwnAddressAsksNothing(t *testing.T) {
 	self := &workload.Workload{
 		UID: "here", Name: "here", Namespace: "ns", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")},
 		Waypoint: &workload.GatewayAddress{Hostname: workload.NamespacedHostname{Namespace: "ns", Hostname: "wp.example"}, HBONEPort: 15008},
-		Services: map[workload.NamespacedHostname]workload.PortMap{key: nil},
+		Services: workload.Memberships{{Service: key}},
 	}
 	s := &Server{cfg: Config{OnDemand: true}, store: workload.NewStore()}
 	s.store.Apply(workload.Batch{Workloads: []*workload.Workload{self}, Services: []*workload.Service{{

@@ -182,10 +182,11 @@ func hosted(name, vip string, change ...func(*workload.Service)) *workload.Servi
 // serves makes the pod an endpoint of services, and tells everybody.
 func (p *pod) serves(list ...*workload.Service) {
 	p.change(func(w *workload.Workload) {
-		w.Services = map[workload.NamespacedHostname]workload.PortMap{}
+		services := make(map[workload.NamespacedHostname]workload.PortMap)
 		for _, s := range list {
-			w.Services[s.Key()] = nil
+			services[s.Key()] = nil
 		}
+		w.Services = workload.NewMemberships(services)
 	})
 }
 

@@ -43,7 +43,7 @@ func (m *mesh) group(eps ...*workload.Workload) *group {
 	}}}
 	for i, w := range eps {
 		in := *w
-		in.Services = map[workload.NamespacedHostname]workload.PortMap{g.key: nil}
+		in.Services = workload.Memberships{{Service: g.key}}
 		if i > 0 {
 			*[]*string{&in.Locality.Subzone, &in.Locality.Zone, &in.Locality.Region, &in.ClusterID}[i-1] = "elsewhere"
 		}

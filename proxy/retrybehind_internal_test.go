@@ -28,7 +28,7 @@ func newAbroad(t *testing.T) *abroad {
 	far := func(uid, network, gateway string) *workload.Workload {
 		return &workload.Workload{
 			UID: uid, Name: uid, Namespace: "ns", Network: network, Protocol: workload.HBONE, TrustDomain: "td", ServiceAccount: "sa",
-			Services:       map[workload.NamespacedHostname]workload.PortMap{key: nil},
+			Services:       workload.Memberships{{Service: key}},
 			NetworkGateway: &workload.GatewayAddress{Address: workload.NetworkAddr{Network: network, Addr: netip.MustParseAddr(gateway)}, HBONEPort: 15008},
 		}
 	}

@@ -51,9 +51,9 @@ func source() admin.Source {
 			Network: "n1", Protocol: workload.HBONE, TrustDomain: "cluster.local", ServiceAccount: "b", Node: "node1", ClusterID: "Kubernetes",
 			Locality: workload.Locality{Region: "r", Zone: "z"}, CanonicalName: "app", CanonicalRevision: "v1", WorkloadName: "p",
 			Waypoint: &workload.GatewayAddress{Hostname: workload.NamespacedHostname{Namespace: "a", Hostname: "wp.a.svc"}, HBONEPort: 15008},
-			Services: map[workload.NamespacedHostname]workload.PortMap{
+			Services: workload.NewMemberships(map[workload.NamespacedHostname]workload.PortMap{
 				key: workload.NewPortMap(workload.Port{Service: 80, Target: 8080}), {Namespace: "a", Hostname: "late.a.svc"}: nil,
-			},
+			}),
 			Policies: []string{"a/p"}, Capacity: &capacity,
 		}, {UID: "bare", Name: "bare", Namespace: "a", ClusterID: "Kubernetes"}},
 		Services: []*workload.Service{{

@@ -106,15 +106,15 @@ func endpoints(v *workload.View, s *workload.Service) map[string]endpointJSON {
 func staged(v *workload.View) map[string]map[string]endpointJSON {
 	out := make(map[string]map[string]endpointJSON)
 	for _, w := range v.Workloads() {
-		for key, ports := range w.Services {
-			if v.Service(key) != nil {
+		for _, m := range w.Services {
+			if v.Service(m.Service) != nil {
 				continue
 			}
-			name := key.String()
+			name := m.Service.String()
 			if out[name] == nil {
 				out[name] = make(map[string]endpointJSON)
 			}
-			out[name][w.UID] = newEndpoint(w, ports)
+			out[name][w.UID] = newEndpoint(w, m.Ports)
 		}
 	}
 	return out
@@ -124,8 +124,8 @@ func static(b workload.Batch) staticJSON {
 	j := staticJSON{Policies: []policyJSON{}, Services: []serviceJSON{}, Workloads: []staticWorkload{}}
 	for _, w := range b.Workloads {
 		s := staticWorkload{workloadJSON: newWorkload(w), Services: make(map[string]map[string]uint16)}
-		for key, ports := range w.Services {
-			s.Services[key.String()] = newPorts(ports)
+		for _, m := range w.Services {
+			s.Services[m.Service.String()] = newPorts(m.Ports)
 		}
 		j.Workloads = append(j.Workloads, s)
 	}

@@ -74,8 +74,8 @@ func newWorkload(w *workload.Workload) workloadJSON {
 	if l := w.Locality; l != (workload.Locality{}) {
 		j.Locality = &localityJSON{Region: l.Region, Zone: l.Zone, Subzone: l.Subzone}
 	}
-	for s := range w.Services {
-		j.Services = append(j.Services, s.String())
+	for _, m := range w.Services {
+		j.Services = append(j.Services, m.Service.String())
 	}
 	slices.Sort(j.Services)
 	return j

@@ -30,7 +30,7 @@ func testView() *workload.View {
 	endpoint := func(n int, network string, status workload.Status, host string, addrs ...string) *workload.Workload {
 		w := &workload.Workload{
 			UID: fmt.Sprint("w", n), Name: fmt.Sprint("w", n), Namespace: "db", Network: network, Status: status,
-			Services: map[workload.NamespacedHostname]workload.PortMap{{Namespace: "db", Hostname: host}: nil},
+			Services: workload.Memberships{{Service: workload.NamespacedHostname{Namespace: "db", Hostname: host}}},
 		}
 		for _, a := range addrs {
 			w.Addresses = append(w.Addresses, netip.MustParseAddr(a))

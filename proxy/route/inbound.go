@@ -55,7 +55,7 @@ func Inbound(v *workload.View, self *workload.Workload, connDst netip.AddrPort, 
 // else the one that it would reach by that name.
 func serviceNamed(v *workload.View, self *workload.Workload, host string) *workload.Service {
 	for _, s := range v.ServicesByHost(host) {
-		if _, ok := self.Services[s.Key()]; ok {
+		if self.Services.Has(s.Key()) {
 			return s
 		}
 	}
@@ -121,7 +121,7 @@ func vipOf(s *workload.Service, network string) (best netip.Addr, ok bool) {
 // servicePort maps a service's port to the one that a workload listens on, 0 when
 // there is none.
 func servicePort(w *workload.Workload, s *workload.Service, port uint16) uint16 {
-	if t, ok := w.Services[s.Key()].Target(port); ok && t != 0 {
+	if t, ok := w.Services.Ports(s.Key()).Target(port); ok && t != 0 {
 		return t
 	}
 	t, _ := s.Ports.Target(port)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -43,10 +44,8 @@ func ips(list ...string) func(*workload.Workload) {
 
 func endpointOf(s *workload.Service, ports ...workload.Port) func(*workload.Workload) {
 	return func(w *workload.Workload) {
-		if w.Services == nil {
-			w.Services = map[workload.NamespacedHostname]workload.PortMap{}
-		}
-		w.Services[s.Key()] = workload.NewPortMap(ports...)
+		w.Services = append(w.Services, workload.Membership{Service: s.Key(), Ports: workload.NewPortMap(ports...)})
+		slices.SortFunc(w.Services, func(a, b workload.Membership) int { return a.Service.Compare(b.Service) })
 	}
 }
 

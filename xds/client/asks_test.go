@@ -359,7 +359,7 @@ func TestOnDemandAgainstServer(t *testing.T) {
 		return w
 	}
 	member := at("member", "two", "10.0.0.3")
-	member.Services = map[workload.NamespacedHostname]workload.PortMap{{Namespace: "ns", Hostname: "s.example"}: nil}
+	member.Services = workload.Memberships{{Service: workload.NamespacedHostname{Namespace: "ns", Hostname: "s.example"}}}
 	model := server.Model{
 		Workloads: []*workload.Workload{at("here", "one", "10.0.0.1"), at("there", "two", "10.0.0.2"), member},
 		Services:  []*workload.Service{{Name: "s", Namespace: "ns", Hostname: "s.example", VIPs: []workload.NetworkAddr{{Addr: netip.MustParseAddr("10.9.0.1")}}}},

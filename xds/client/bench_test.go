@@ -72,6 +72,7 @@ func BenchmarkSync(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				w := newWorld(addresses)
+				w.store = workload.NewNodeStore("node-7")
 				take(b, w, &workload.Sharer{}, data)
 				if got, _, _ := w.store.View().Len(); got != n {
 					b.Fatal(got)
@@ -87,6 +88,7 @@ func BenchmarkChange(b *testing.B) {
 	for _, n := range []int{100, 10_000, 100_000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			w := newWorld(addresses)
+			w.store = workload.NewNodeStore("node-7")
 			share := &workload.Sharer{}
 			take(b, w, share, arriving(b, crowd(n)))
 			var next [16]mem.BufferSlice

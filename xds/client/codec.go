@@ -49,19 +49,20 @@ type delivery struct {
 	size           int // of the whole message
 }
 
-// resource is one of them, converted unless err says why not.
+// resource is one of them, converted unless fault says why not. There are as many in memory
+// as the mesh has.
 type resource struct {
 	name, version string
 	object        object
-	inside        kind // if known
+	size          int32 // of it on the wire
+	inside        kind  // if known
 	known         bool
-	size          int // of it on the wire
-	err           error
 	rare          *rarely
 }
 
 // rarely is what few resources have.
 type rarely struct {
+	err     error // why it is not converted
 	aliases []string
 	standIn *workload.Policy // in the place of a policy that is not taken
 }
@@ -71,6 +72,13 @@ func (r *resource) aliases() []string {
 		return nil
 	}
 	return r.rare.aliases
+}
+
+func (r *resource) fault() error {
+	if r.rare == nil {
+		return nil
+	}
+	return r.rare.err
 }
 
 func (r *resource) more() *rarely {
@@ -150,7 +158,8 @@ type decoder struct {
 // its own error, and holds up no other.
 func (d *decoder) resource(b []byte, r *resource) {
 	if value, err := d.read(b, r); err != nil {
-		*r = resource{name: r.name, rare: r.rare, err: fmt.Errorf("it is malformed: %w", err)}
+		*r = resource{name: r.name, rare: r.rare}
+		r.more().err = fmt.Errorf("it is malformed: %w", err)
 		if nerr := d.name(b, r); nerr != nil && r.name == "" {
 			r.name = "(a resource whose name cannot be read)"
 		}
@@ -199,12 +208,14 @@ func (d *decoder) read(b []byte, r *resource) (value []byte, err error) {
 	if err != nil {
 		return value, err
 	}
-	r.size = len(value)
-	r.err = d.convert(r, packed, inside, value)
+	r.size = int32(len(value)) // a message is at most maxMessage
+	if err := d.convert(r, packed, inside, value); err != nil {
+		r.more().err = err
+	}
 	if err := d.name(b, r); err != nil {
 		return value, err
 	}
-	if r.err != nil || r.known && r.inside == policies { // which may be refused for another reason
+	if r.fault() != nil || r.known && r.inside == policies { // which may be refused for another reason
 		r.standFor(value)
 	}
 	return value, nil
@@ -241,6 +252,10 @@ func (d *decoder) convert(r *resource, packed bool, inside, value []byte) (err e
 	case r.inside == addresses:
 		if w, ok := d.share.WorkloadFromWire(value); ok {
 			r.object.workload = w
+			return nil
+		}
+		if s, ok := d.share.ServiceFromWire(value); ok {
+			r.object.service = s
 			return nil
 		}
 	}

@@ -48,19 +48,19 @@ func FuzzCodec(f *testing.F) {
 		for r := range got.resources.all {
 			w := want.Resources[i]
 			i++
-			if r.name != w.Name || r.version != w.Version || !slices.Equal(r.aliases(), w.Aliases) || r.size != len(w.GetResource().GetValue()) {
+			if r.name != w.Name || r.version != w.Version || !slices.Equal(r.aliases(), w.Aliases) || int(r.size) != len(w.GetResource().GetValue()) {
 				t.Errorf("%+v, want %v", r, w)
 			}
 			k, known := kindOf(w.GetResource().GetTypeUrl())
 			if !known || len(w.GetResource().GetValue()) > maxResource {
-				if r.err == nil {
+				if r.fault() == nil {
 					t.Errorf("taken: %v", w)
 				}
 				continue
 			}
 			o, err := decode(k, w.Resource.Value)
-			if (err == nil) != (r.err == nil) || r.inside != k {
-				t.Errorf("%v, want %v", r.err, err)
+			if (err == nil) != (r.fault() == nil) || r.inside != k {
+				t.Errorf("%v, want %v", r.fault(), err)
 			}
 			if err == nil && o.key() != r.object.key() {
 				t.Errorf("%s, want %s", r.object.key(), o.key())
@@ -142,11 +142,11 @@ func TestBrokenEnvelope(t *testing.T) {
 	}
 	var got []string
 	for res := range r.resources.all {
-		if res.err == nil {
+		if res.fault() == nil {
 			t.Errorf("%q is taken", res.name)
 			continue
 		}
-		got = append(got, fmt.Sprintf("%s malformed=%v", res.name, strings.Contains(res.err.Error(), "malformed")))
+		got = append(got, fmt.Sprintf("%s malformed=%v", res.name, strings.Contains(res.fault().Error(), "malformed")))
 	}
 	want := []string{"a malformed=false", "b malformed=true", "(a resource whose name cannot be read) malformed=true", "c malformed=false"}
 	if !slices.Equal(got, want) || r.nonce != "n1" {

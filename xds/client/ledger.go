@@ -9,7 +9,7 @@ const (
 )
 
 // kind indexes what exists once for each type.
-type kind int
+type kind uint8
 
 const (
 	addresses kind = iota
@@ -66,9 +66,9 @@ type ledger struct {
 type entry struct {
 	name    string // of xDS
 	version string
-	service bool // else a workload; addresses only
-	standIn bool // for a policy that was refused: the control plane is not told of it
-	bytes   int  // on the wire
+	bytes   int32 // on the wire
+	service bool  // else a workload; addresses only
+	standIn bool  // for a policy that was refused: the control plane is not told of it
 }
 
 type limits struct{ resources, bytes int }
@@ -91,6 +91,21 @@ func find(entries map[string]entry, name string) (key string, ok bool) {
 	key = h.String()
 	e, ok := entries[key]
 	return key, ok && e.name == name
+}
+
+func holds(entries map[string]entry, name string) bool {
+	_, ok := find(entries, name)
+	return ok
+}
+
+// elsewhere says whether something with the entry's name may be held under another key than
+// its own: a service whose name has capitals, or one that a workload is called like.
+func (e entry) elsewhere(key string) bool {
+	if e.service {
+		return key != e.name
+	}
+	_, is := workload.CutNamespacedHostname(e.name)
+	return is
 }
 
 // initial is what the control plane is told at the start of a stream. What does
@@ -117,28 +132,20 @@ func (l *ledger) initial(budget int) map[string]string {
 
 // record notes a change that the store has taken.
 func (l *ledger) record(c *change, rest *breath) {
+	fresh := len(l.entries)+len(l.refused) == 0
 	for key := range c.gone {
 		l.stand(l.entries[key], -1)
-		l.bytes -= l.entries[key].bytes
+		l.bytes -= int(l.entries[key].bytes)
 		delete(l.entries, key)
 		delete(l.refused, key)
 	}
 	for _, name := range c.forgotten {
 		delete(l.refused, name)
 	}
-	fresh := len(l.entries) == 0
-	for key, e := range c.set {
-		rest.item()
-		l.stand(l.entries[key], -1)
-		l.stand(e, 1)
-		l.bytes += e.bytes - l.entries[key].bytes
-		if !fresh {
-			l.entries[key] = e
-		}
-		delete(l.refused, key)
-	}
 	if fresh { // a whole mesh: there is no need to have it twice
-		l.entries = c.set
+		l.entries, l.bytes, l.standIns = c.set, c.growth.bytes, len(c.standIns)
+	} else {
+		l.enter(c.set, rest)
 	}
 	for _, name := range c.refusals.names {
 		if _, held := l.find(name); !held && len(l.refused) < maxRefused {
@@ -146,6 +153,19 @@ func (l *ledger) record(c *change, rest *breath) {
 		}
 	}
 	l.unsaid = nil
+}
+
+// enter notes what a change sets.
+func (l *ledger) enter(set map[string]entry, rest *breath) {
+	for key, e := range set {
+		rest.item()
+		old := l.entries[key]
+		l.stand(old, -1)
+		l.stand(e, 1)
+		l.bytes += int(e.bytes - old.bytes)
+		l.entries[key] = e
+		delete(l.refused, key)
+	}
 }
 
 func (l *ledger) stand(e entry, n int) {

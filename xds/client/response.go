@@ -61,7 +61,7 @@ func (l *ledger) read(k kind, r *delivery, rest *breath) *change {
 	}
 	for res := range r.resources.all {
 		rest.item()
-		c.received += res.size
+		c.received += int(res.size)
 		if err := c.take(l, res); err != nil {
 			c.refusals.add(res.name, err)
 			c.standIn(l, res)
@@ -107,8 +107,8 @@ func (c *change) take(l *ledger, res *resource) error {
 		return fmt.Errorf("a version of %d bytes, the limit is %d", len(res.version), maxVersion)
 	case res.known && res.inside != c.kind:
 		return wrongType(res.inside.typeURL())
-	case res.err != nil:
-		return res.err
+	case res.fault() != nil:
+		return res.fault()
 	}
 	o := res.object
 	e := entry{name: res.name, version: res.version, service: o.service != nil, bytes: res.size}
@@ -117,21 +117,24 @@ func (c *change) take(l *ledger, res *resource) error {
 		// It could not be removed by its name later.
 		return fmt.Errorf("it holds %s", clip(key, maxReason))
 	}
-	_, twice := c.set[key]
-	if _, named := find(c.set, e.name); twice || named {
+	elsewhere := e.elsewhere(key)
+	if _, twice := c.set[key]; twice || elsewhere && holds(c.set, e.name) {
 		return errors.New("it is in the response twice")
 	}
-	if err := c.grow(l, key, e); err != nil {
+	old, held := l.entries[key]
+	if err := c.grow(l, old, held, e); err != nil {
 		return err
+	}
+	if held && old.service != e.service {
+		c.batch.RemovedAddresses = append(c.batch.RemovedAddresses, key)
 	}
 	if key == e.name {
 		e.name = key // one string in memory instead of two
 	}
-	if old, held := l.entries[key]; held && old.service != e.service {
-		c.batch.RemovedAddresses = append(c.batch.RemovedAddresses, key)
-	}
-	if old, held := l.find(e.name); held && old != key {
-		c.gone[old] = struct{}{}
+	if elsewhere {
+		if old, held := l.find(e.name); held && old != key {
+			c.gone[old] = struct{}{}
+		}
 	}
 	c.set[key] = e
 	o.appendTo(&c.batch)
@@ -157,8 +160,8 @@ func (c *change) standIn(l *ledger, res *resource) {
 	if res.rare == nil || res.rare.standIn == nil {
 		return
 	}
-	e := entry{name: name, standIn: true, bytes: len(name)}
-	if c.grow(l, name, e) != nil {
+	e := entry{name: name, standIn: true, bytes: int32(len(name))}
+	if c.grow(l, old, held, e) != nil {
 		return
 	}
 	c.set[name] = e
@@ -166,10 +169,10 @@ func (c *change) standIn(l *ledger, res *resource) {
 	c.batch.Policies = append(c.batch.Policies, res.rare.standIn)
 }
 
-// grow counts a resource, unless it is one too many.
-func (c *change) grow(l *ledger, key string, e entry) error {
-	old, held := l.entries[key]
-	more := limits{resources: c.growth.resources, bytes: c.growth.bytes + e.bytes - old.bytes}
+// grow counts a resource in the place of an old one that may be held, unless it is one too
+// many.
+func (c *change) grow(l *ledger, old entry, held bool, e entry) error {
+	more := limits{resources: c.growth.resources, bytes: c.growth.bytes + int(e.bytes-old.bytes)}
 	if !held {
 		more.resources++
 	}

@@ -61,7 +61,7 @@ func (w *world) check(t testing.TB) {
 	t.Helper()
 	held, bytes := map[string]string{}, 0
 	for key, e := range w.entries {
-		bytes += e.bytes
+		bytes += int(e.bytes)
 		switch {
 		case w.kind == policies:
 			held[key] = "policy"

@@ -16,8 +16,10 @@ func bigModel(n, v int) Model {
 			UID: fmt.Sprintf("Kubernetes//Pod/ns%d/pod-%d", i%100, i), Name: fmt.Sprint("pod-", i), Namespace: fmt.Sprint("ns", i%100),
 			Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})}, Protocol: workload.HBONE,
 			ServiceAccount: "default", TrustDomain: "cluster.local", Node: fmt.Sprint("node", i%50), CanonicalRevision: "latest",
-			Services: map[workload.NamespacedHostname]workload.PortMap{
-				{Namespace: "app", Hostname: fmt.Sprintf("svc%d.app.svc.cluster.local", i%4)}: {{Service: 80, Target: 8080}}},
+			Services: workload.Memberships{{
+				Service: workload.NamespacedHostname{Namespace: "app", Hostname: fmt.Sprintf("svc%d.app.svc.cluster.local", i%4)},
+				Ports:   workload.PortMap{{Service: 80, Target: 8080}},
+			}},
 		})
 	}
 	m.Workloads[0].CanonicalRevision = fmt.Sprint(v)

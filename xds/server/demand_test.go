@@ -21,9 +21,9 @@ import (
 func town(change ...func(*Model)) Model {
 	web := workload.NamespacedHostname{Namespace: "app", Hostname: "web"}
 	pod := func(uid, node, ip string, services ...workload.NamespacedHostname) *workload.Workload {
-		w := &workload.Workload{UID: uid, Node: node, Addresses: []netip.Addr{netip.MustParseAddr(ip)}, Services: map[workload.NamespacedHostname]workload.PortMap{}}
+		w := &workload.Workload{UID: uid, Node: node, Addresses: []netip.Addr{netip.MustParseAddr(ip)}}
 		for _, s := range services {
-			w.Services[s] = nil
+			w.Services = append(w.Services, workload.Membership{Service: s})
 		}
 		return w
 	}

@@ -56,8 +56,9 @@ func (x *index) workload(w *workload.Workload) {
 	if w.Node != "" {
 		x.byNode[w.Node] = append(x.byNode[w.Node], name)
 	}
-	for key := range w.Services {
-		x.members[key.String()] = append(x.members[key.String()], name)
+	for _, m := range w.Services {
+		key := m.Service.String()
+		x.members[key] = append(x.members[key], name)
 	}
 	if w.NetworkMode == workload.HostNetwork {
 		return // its address is the node's, and belongs to nobody

@@ -100,7 +100,7 @@ func (b *builder) sliceWorkloads(slice *discoveryv1.EndpointSlice) []*workload.W
 			TrustDomain: b.opts.TrustDomain,
 			ClusterID:   b.opts.ClusterID,
 			Type:        workload.Pod,
-			Services:    map[workload.NamespacedHostname]workload.PortMap{f.keys[0]: ports},
+			Services:    workload.Memberships{{Service: f.keys[0], Ports: ports}},
 		}
 		if e.Conditions.Ready != nil && !*e.Conditions.Ready {
 			w.Status = workload.Unhealthy

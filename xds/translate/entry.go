@@ -62,7 +62,7 @@ func (b *builder) workloadEntry(we *networkingv1.WorkloadEntry) *workload.Worklo
 func (b *builder) endpoints(e *entry) []*workload.Workload {
 	var out []*workload.Workload
 	count := make(map[string]int) // of workloads, by where they are
-	add := func(w *workload.Workload, at string, services map[workload.NamespacedHostname]workload.PortMap) {
+	add := func(w *workload.Workload, at string, services workload.Memberships) {
 		w.UID = fmt.Sprintf("%s/networking.istio.io/ServiceEntry/%s/%s/%s", b.opts.ClusterID, e.se.Namespace, e.se.Name, at)
 		if count[at]++; count[at] > 1 { // one address, other ports
 			w.UID += fmt.Sprintf("/%d", count[at])
@@ -74,7 +74,7 @@ func (b *builder) endpoints(e *entry) []*workload.Workload {
 	if len(e.se.Spec.GetEndpoints()) == 0 {
 		ports := e.entryPorts(nil)
 		for _, key := range e.resolved() {
-			add(b.implicit(e, key.Hostname), key.Hostname, map[workload.NamespacedHostname]workload.PortMap{key: ports})
+			add(b.implicit(e, key.Hostname), key.Hostname, workload.Memberships{{Service: key, Ports: ports}})
 		}
 		return out
 	}
@@ -89,7 +89,7 @@ func (b *builder) endpoints(e *entry) []*workload.Workload {
 		b.setTunnel(w, e.se.Labels, e.se.Annotations)
 		services := make(map[workload.NamespacedHostname]workload.PortMap, len(e.keys))
 		e.behind(services, e.entryPorts(spec.GetPorts()))
-		add(w, orElse(spec.GetAddress(), "network:"+w.Network), services)
+		add(w, orElse(spec.GetAddress(), "network:"+w.Network), workload.NewMemberships(services))
 	}
 	return out
 }

@@ -94,7 +94,7 @@ func (f *front) entryPorts(ports map[string]uint32) workload.PortMap {
 // podServices lists the services that a pod is an endpoint of, with the port behind
 // each of their ports: those of its namespace whose selector has it, and those without
 // a selector whose EndpointSlices name it.
-func (b *builder) podServices(pod *corev1.Pod) map[workload.NamespacedHostname]workload.PortMap {
+func (b *builder) podServices(pod *corev1.Pod) workload.Memberships {
 	out := make(map[workload.NamespacedHostname]workload.PortMap)
 	for _, f := range b.fronts[pod.Namespace] {
 		if f.selects(pod.Labels) {
@@ -108,22 +108,16 @@ func (b *builder) podServices(pod *corev1.Pod) map[workload.NamespacedHostname]w
 			f.behind(out, f.slicePorts(slice))
 		}
 	}
-	if len(out) == 0 {
-		return nil
-	}
-	return out
+	return workload.NewMemberships(out)
 }
 
 // entryServices lists the services that select a WorkloadEntry.
-func (b *builder) entryServices(namespace string, labels map[string]string, spec *apinetworking.WorkloadEntry) map[workload.NamespacedHostname]workload.PortMap {
+func (b *builder) entryServices(namespace string, labels map[string]string, spec *apinetworking.WorkloadEntry) workload.Memberships {
 	out := make(map[workload.NamespacedHostname]workload.PortMap)
 	for _, f := range b.fronts[namespace] {
 		if f.selects(labels) {
 			f.behind(out, f.entryPorts(spec.GetPorts()))
 		}
 	}
-	if len(out) == 0 {
-		return nil
-	}
-	return out
+	return workload.NewMemberships(out)
 }

@@ -133,8 +133,8 @@ func (e *viewEditor) listWorkload(w *Workload) {
 		e.byName.add(w.hostKey(), w)
 	}
 	e.listLocal(change[*Workload]{item: w})
-	for key := range w.Services {
-		e.changes.add(key, change[*Workload]{item: w})
+	for _, m := range w.Services {
+		e.changes.add(m.Service, change[*Workload]{item: w})
 	}
 }
 
@@ -158,8 +158,8 @@ func (e *viewEditor) unlistWorkload(w *Workload) {
 		e.byName.remove(w.hostKey(), w)
 	}
 	e.listLocal(change[*Workload]{item: w, gone: true})
-	for key := range w.Services {
-		e.changes.add(key, change[*Workload]{item: w, gone: true})
+	for _, m := range w.Services {
+		e.changes.add(m.Service, change[*Workload]{item: w, gone: true})
 	}
 }
 

@@ -23,7 +23,7 @@ func meshPod(i int, s *Service) *Workload {
 	w := wl(fmt.Sprintf("Kubernetes//Pod/%s/pod%d", s.Namespace, i))
 	w.Name, w.Namespace, w.Protocol, w.Node = fmt.Sprintf("pod%d", i), s.Namespace, HBONE, fmt.Sprintf("node%d", i/100)
 	w.Addresses = []netip.Addr{netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})}
-	w.Services = map[NamespacedHostname]PortMap{s.Key(): nil}
+	w.Services = Memberships{{Service: s.Key()}}
 	return w.sealed()
 }
 

@@ -55,7 +55,7 @@ func (e *viewEditor) rebuildEndpoints(rest func()) {
 // with returns the set after changes of its service, key; nil if nothing is left.
 func (s *EndpointSet) with(key NamespacedHostname, changes []change[*Workload]) *EndpointSet {
 	list := merged(s.All(), changes, compareWorkloads, func(e Endpoint) *Workload { return e.Workload },
-		func(w *Workload) Endpoint { return Endpoint{Workload: w, Ports: w.Services[key]} })
+		func(w *Workload) Endpoint { return Endpoint{Workload: w, Ports: w.Services.Ports(key)} })
 	if len(list) == 0 {
 		return nil
 	}

@@ -147,7 +147,7 @@ func workloadServices(w *Workload, p *workloadapi.Workload) error {
 	if len(p.GetServices()) == 0 {
 		return nil
 	}
-	w.Services = make(map[NamespacedHostname]PortMap, len(p.GetServices()))
+	services := make(map[NamespacedHostname]PortMap, len(p.GetServices()))
 	for key, list := range p.GetServices() {
 		h, err := ParseNamespacedHostname(key)
 		if err != nil {
@@ -157,8 +157,9 @@ func workloadServices(w *Workload, p *workloadapi.Workload) error {
 		if err != nil {
 			return fmt.Errorf("service %s: %w", key, err)
 		}
-		w.Services[h] = ports
+		services[h] = ports
 	}
+	w.Services = NewMemberships(services)
 	return nil
 }
 

@@ -28,7 +28,7 @@ var strict = proto.UnmarshalOptions{RecursionLimit: 8}
 type Sharer struct {
 	texts      map[string]string
 	identities map[identityKey][]spiffeid.ID
-	services   map[string]map[NamespacedHostname]PortMap
+	services   map[string]Memberships
 	members    map[string]*membership // by the bytes on the wire
 	size       int                    // of all keys
 	key        []byte
@@ -37,6 +37,7 @@ type Sharer struct {
 
 	// Of the workload that is being read.
 	policies, lastPolicies []string
+	ports                  []Port // or the service
 	located                bool
 }
 
@@ -55,7 +56,7 @@ func (s *Sharer) limit() {
 	if s.texts == nil || n > maxShared || s.size > maxSharedBytes {
 		*s = Sharer{
 			texts: map[string]string{}, identities: map[identityKey][]spiffeid.ID{},
-			services: map[string]map[NamespacedHostname]PortMap{}, members: map[string]*membership{},
+			services: map[string]Memberships{}, members: map[string]*membership{},
 		}
 	}
 	if cap(s.policies) > maxSharedText {
@@ -148,14 +149,12 @@ func (s *Sharer) bytes(v []byte) (t string, ok bool) {
 	return s.text(string(v)), true
 }
 
-// service shares the map of a workload that has one service, as most have.
+// service shares that of a workload that has one service, as most have.
 func (s *Sharer) service(w *Workload) {
-	s.key = s.key[:0]
-	for key, ports := range w.Services {
-		s.key = append(append(append(append(s.key, key.Namespace...), '/'), key.Hostname...), 0)
-		for _, p := range ports {
-			s.key = append(binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(s.key, p.Service), p.Target), byte(p.AppProtocol))
-		}
+	m := w.Services[0]
+	s.key = append(append(append(append(s.key[:0], m.Service.Namespace...), '/'), m.Service.Hostname...), 0)
+	for _, p := range m.Ports {
+		s.key = append(binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(s.key, p.Service), p.Target), byte(p.AppProtocol))
 	}
 	if known, ok := s.services[string(s.key)]; ok {
 		w.Services = known

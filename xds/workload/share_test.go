@@ -2,7 +2,6 @@ package workload
 
 import (
 	"fmt"
-	"reflect"
 	"strings"
 	"testing"
 	"unsafe"
@@ -12,27 +11,25 @@ import (
 
 func TestSharer(t *testing.T) {
 	web, other := NamespacedHostname{Namespace: "ns", Hostname: "web"}, NamespacedHostname{Namespace: "ns", Hostname: "other"}
-	pod := func(services map[NamespacedHostname]PortMap) *Workload {
+	pod := func(services Memberships) *Workload {
 		return (&Workload{
 			UID: "u", Name: "n", Namespace: strings.Clone("ns"), ServiceAccount: strings.Clone("sa"), TrustDomain: "td", Node: strings.Clone("node"),
 			Policies: []string{strings.Clone("ns/p")}, Services: services,
 		}).sealed()
 	}
-	same := func(a, b map[NamespacedHostname]PortMap) bool {
-		return reflect.ValueOf(a).Pointer() == reflect.ValueOf(b).Pointer()
-	}
+	same := func(a, b Memberships) bool { return len(a) > 0 && len(b) > 0 && &a[0] == &b[0] }
 	var s Sharer
-	first := pod(map[NamespacedHostname]PortMap{web: {{Service: 80, Target: 8080}}})
+	first := pod(Memberships{{web, PortMap{{Service: 80, Target: 8080}}}})
 	s.Workload(first)
 	for name, c := range map[string]struct {
-		services map[NamespacedHostname]PortMap
+		services Memberships
 		shared   bool
 	}{
-		"equal":         {map[NamespacedHostname]PortMap{web: {{Service: 80, Target: 8080}}}, true},
-		"another port":  {map[NamespacedHostname]PortMap{web: {{Service: 80, Target: 8081}}}, false},
-		"one port more": {map[NamespacedHostname]PortMap{web: {{Service: 80, Target: 8080}, {Service: 81, Target: 1}}}, false},
-		"another":       {map[NamespacedHostname]PortMap{other: {{Service: 80, Target: 8080}}}, false},
-		"two":           {map[NamespacedHostname]PortMap{web: {{Service: 80, Target: 8080}}, other: nil}, false},
+		"equal":         {Memberships{{web, PortMap{{Service: 80, Target: 8080}}}}, true},
+		"another port":  {Memberships{{web, PortMap{{Service: 80, Target: 8081}}}}, false},
+		"one port more": {Memberships{{web, PortMap{{Service: 80, Target: 8080}, {Service: 81, Target: 1}}}}, false},
+		"another":       {Memberships{{other, PortMap{{Service: 80, Target: 8080}}}}, false},
+		"two":           {Memberships{{other, nil}, {web, PortMap{{Service: 80, Target: 8080}}}}, false},
 		"none":          {nil, false},
 	} {
 		w := pod(c.services)
@@ -97,7 +94,7 @@ func TestSharerForgets(t *testing.T) {
 		if !ok {
 			t.Fatal("not taken")
 		}
-		like(t, w, packed)
+		like(t, w, nil, packed)
 		w, err := WorkloadFromProto(p)
 		if err != nil {
 			t.Fatal(err)

@@ -137,16 +137,15 @@ func (s *staticWorkload) build() (*Workload, error) {
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, err
 	}
+	services := make(map[NamespacedHostname]PortMap, len(s.Services))
 	for key, ports := range s.Services {
 		h, err := ParseNamespacedHostname(key)
 		if err != nil {
 			return nil, err
 		}
-		if w.Services == nil {
-			w.Services = map[NamespacedHostname]PortMap{}
-		}
-		w.Services[h] = staticPorts(ports)
+		services[h] = staticPorts(ports)
 	}
+	w.Services = NewMemberships(services)
 	return WorkloadFromProto(w.ToProto())
 }
 

@@ -64,7 +64,7 @@ func TestParseStatic(t *testing.T) {
 		Workloads: []*Workload{{
 			UID: "c1//v1/Pod/default/a", Name: "a", Namespace: "default", ServiceAccount: "default", TrustDomain: "cluster.local",
 			ClusterID: "Kubernetes", Addresses: []netip.Addr{netip.MustParseAddr("127.0.0.1")}, Protocol: HBONE, Node: "local",
-			Services: map[NamespacedHostname]PortMap{nh("default", "example.com"): {{Service: 80, Target: 8080}}},
+			Services: Memberships{{Service: nh("default", "example.com"), Ports: PortMap{{Service: 80, Target: 8080}}}},
 		}, {
 			UID: "full", Name: "f", Namespace: "ns", ServiceAccount: "default", TrustDomain: "td.example", ClusterID: "Kubernetes",
 			Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")}, NetworkMode: HostNetwork,

@@ -31,6 +31,10 @@ func (b *Batch) Empty() bool {
 // Merge appends a later batch. What the later one removes or sets again takes
 // its place.
 func (b *Batch) Merge(later Batch) {
+	if b.Empty() {
+		*b = later
+		return
+	}
 	if len(later.RemovedAddresses) > 0 {
 		gone := set(later.RemovedAddresses)
 		b.Workloads = slices.DeleteFunc(b.Workloads, func(w *Workload) bool { return gone[w.ResourceName()] })

@@ -108,11 +108,12 @@ func addrs(list ...string) func(*Workload) {
 
 func of(services ...string) func(*Workload) {
 	return func(w *Workload) {
-		w.Services = map[NamespacedHostname]PortMap{}
+		of := make(map[NamespacedHostname]PortMap)
 		for _, s := range services {
 			ns, host, _ := strings.Cut(s, "/")
-			w.Services[NamespacedHostname{ns, host}] = nil
+			of[NamespacedHostname{ns, host}] = nil
 		}
+		w.Services = NewMemberships(of)
 	}
 }
 

@@ -39,8 +39,8 @@ func (w *Workload) ToProto() *workloadapi.Workload {
 	}
 	if len(w.Services) > 0 {
 		p.Services = make(map[string]*workloadapi.PortList, len(w.Services))
-		for key, ports := range w.Services {
-			p.Services[key.String()] = &workloadapi.PortList{Ports: ports.toProto()}
+		for _, m := range w.Services {
+			p.Services[m.Service.String()] = &workloadapi.PortList{Ports: m.Ports.toProto()}
 		}
 	}
 	return p

@@ -6,7 +6,6 @@ import (
 	"unicode/utf8"
 
 	"google.golang.org/protobuf/encoding/protowire"
-	"istio.io/istio/pkg/workloadapi"
 )
 
 // WorkloadFromWire reads a workload out of an encoded istio.workload.Address, if it is an
@@ -15,8 +14,8 @@ import (
 // workloads, and most of what they say has been said before, so that this costs a
 // fraction of the time and makes next to no garbage. Nothing of packed is kept.
 func (s *Sharer) WorkloadFromWire(packed []byte) (w *Workload, ok bool) {
-	b, ok := onlyField(packed, 1)
-	if !ok {
+	b, rest, ok := leadingField(packed, 1)
+	if !ok || len(rest) > 0 {
 		return nil, false
 	}
 	s.limit()
@@ -45,16 +44,6 @@ func (s *Sharer) WorkloadFromWire(packed []byte) (w *Workload, ok bool) {
 		b = b[n:]
 	}
 	return w, s.finish(w)
-}
-
-// onlyField is the content of a message that has this field alone.
-func onlyField(b []byte, want protowire.Number) ([]byte, bool) {
-	num, typ, n := protowire.ConsumeTag(b)
-	if n < 0 || num != want || typ != protowire.BytesType {
-		return nil, false
-	}
-	v, m := protowire.ConsumeBytes(b[n:])
-	return v, m >= 0 && n+m == len(b)
 }
 
 // text1 takes a field that has a length.
@@ -164,12 +153,10 @@ func (s *Sharer) locality(w *Workload, b []byte) bool {
 	return true
 }
 
-// membership is one service of a workload, as all its endpoints have it.
+// membership is what an entry of the map of services says.
 type membership struct {
 	entry string // on the wire
-	key   NamespacedHostname
-	ports PortMap
-	alone map[NamespacedHostname]PortMap // of those that have no other
+	alone Memberships
 }
 
 // service1 takes an entry of the map of services. Those with the same bytes are the same.
@@ -179,16 +166,11 @@ func (s *Sharer) service1(w *Workload, entry []byte) bool {
 		m = s.members[string(entry)]
 	}
 	if m == nil {
-		// By way of a workload that has nothing else: the general reader's rules count.
-		p := &workloadapi.Workload{}
-		packed := protowire.AppendBytes(protowire.AppendTag(nil, 22, protowire.BytesType), entry)
-		only := &Workload{}
-		if strict.Unmarshal(packed, p) != nil || len(p.ProtoReflect().GetUnknown()) > 0 || workloadServices(only, p) != nil || len(only.Services) != 1 {
+		one, ok := s.membershipFromWire(entry)
+		if !ok {
 			return false
 		}
-		m = &membership{entry: string(entry), alone: only.Services}
-		for m.key, m.ports = range only.Services {
-		}
+		m = &membership{entry: string(entry), alone: Memberships{one}}
 		if s.remembers(len(entry)) {
 			s.members[m.entry] = m
 		}
@@ -196,22 +178,43 @@ func (s *Sharer) service1(w *Workload, entry []byte) bool {
 	if len(entry) <= maxSharedText {
 		s.before.member = m
 	}
-	switch len(w.Services) {
-	case 0:
-		w.Services = m.alone
-		return true
-	case 1: // it is shared
-		own := make(map[NamespacedHostname]PortMap, 4)
-		for key, ports := range w.Services {
-			own[key] = ports
-		}
-		w.Services = own
+	if w.Services == nil {
+		w.Services = m.alone[:1:1] // shared: a second one makes it a copy
+	} else {
+		w.Services = append(w.Services, m.alone[0])
 	}
-	if _, twice := w.Services[m.key]; twice {
-		return false
-	}
-	w.Services[m.key] = m.ports
 	return true
+}
+
+// membershipFromWire reads an entry of the map of services: a key, and a list of ports.
+func (s *Sharer) membershipFromWire(entry []byte) (m Membership, ok bool) {
+	key, rest, ok := leadingField(entry, 1)
+	if !ok || !utf8.Valid(key) {
+		return m, false
+	}
+	if m.Service, ok = CutNamespacedHostname(string(key)); !ok {
+		return m, false
+	}
+	m.Service.Namespace = s.text(m.Service.Namespace)
+	if len(rest) == 0 {
+		return m, true
+	}
+	list, rest, ok := leadingField(rest, 2)
+	if !ok || len(rest) > 0 {
+		return m, false
+	}
+	var ports []Port
+	for len(list) > 0 {
+		var b []byte
+		if b, list, ok = leadingField(list, 1); !ok {
+			return m, false
+		}
+		if ports, ok = appendPort(ports, b); !ok {
+			return m, false
+		}
+	}
+	m.Ports = NewPortMap(ports...)
+	return m, true
 }
 
 // finish fills in what is derived, as WorkloadFromProto does.
@@ -224,7 +227,7 @@ func (s *Sharer) finish(w *Workload) bool {
 	}
 	w.Policies = s.list()
 	w.ids = s.ids(w, w.Identities)
-	return w.UID != "" && (w.Protocol != HBONE || len(w.ids) == 1)
+	return w.UID != "" && w.Services.inOrder() && (w.Protocol != HBONE || len(w.ids) == 1)
 }
 
 type identityKey struct{ trustDomain, namespace, serviceAccount string }

@@ -33,18 +33,19 @@ func packedWorkload(tb testing.TB, w *workloadapi.Workload) []byte {
 	return b
 }
 
-// like holds what was read from the wire to what the general reader makes of it.
-func like(t *testing.T, w *Workload, packed []byte) {
+// like holds what was read from the wire, a workload or a service, to what the general
+// reader makes of it.
+func like(t *testing.T, w *Workload, svc *Service, packed []byte) {
 	t.Helper()
 	p := &workloadapi.Address{}
 	if err := (proto.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(packed, p); err != nil {
 		t.Fatalf("the general reader refuses what the other takes: %v", err)
 	}
-	want, _, err := AddressFromProto(p)
+	want, wantService, err := AddressFromProto(p)
 	if err != nil {
 		t.Fatalf("the general reader refuses what the other takes: %v", err)
 	}
-	if d := cmp.Diff(want, w, cmpModel); d != "" {
+	if d := cmp.Diff(want, w, cmpModel) + cmp.Diff(wantService, svc, cmpModel); d != "" {
 		t.Errorf("general (-), from the wire (+):\n%s", d)
 	}
 }
@@ -58,7 +59,7 @@ func TestWorkloadFromWire(t *testing.T) {
 		if !ok {
 			t.Fatalf("not taken: %v", p)
 		}
-		like(t, w, packed)
+		like(t, w, nil, packed)
 		clear(packed)
 		if p.GetName() != "" && w.Name != "web-1" || w.UID != p.GetUid() {
 			t.Error("it keeps the message's memory")
@@ -94,6 +95,12 @@ func TestLeftToTheGeneralReader(t *testing.T) {
 		"a bad port": func(w *workloadapi.Workload) {
 			w.Services["a/b"] = &workloadapi.PortList{Ports: []*workloadapi.Port{{ServicePort: 1 << 16}}}
 		},
+		"new in a port": func(w *workloadapi.Workload) {
+			w.Services["app/web.example"].Ports[0].ProtoReflect().SetUnknown([]byte{0x20, 1})
+		},
+		"new in a list": func(w *workloadapi.Workload) {
+			w.Services["app/web.example"].ProtoReflect().SetUnknown([]byte{0x20, 1})
+		},
 		"one service twice":     func(w *workloadapi.Workload) { w.Services["app/other"] = &workloadapi.PortList{} },
 		"no identity":           func(w *workloadapi.Workload) { w.ServiceAccount = "a/b" },
 		"a waypoint":            func(w *workloadapi.Workload) { w.Waypoint = &workloadapi.GatewayAddress{} },
@@ -127,11 +134,15 @@ func TestLeftToTheGeneralReader(t *testing.T) {
 func FuzzWire(f *testing.F) {
 	f.Add(packedWorkload(f, ordinary()), packedWorkload(f, &workloadapi.Workload{Uid: "u"}))
 	f.Add(packedWorkload(f, fullWorkload()), packedWorkload(f, ordinary()))
+	f.Add(packedService(f, ordinaryService()), packedService(f, fullService()))
 	f.Fuzz(func(t *testing.T, first, second []byte) {
 		var s Sharer
 		for _, packed := range [][]byte{first, second, first} {
 			if w, ok := s.WorkloadFromWire(packed); ok {
-				like(t, w, packed)
+				like(t, w, nil, packed)
+			}
+			if svc, ok := s.ServiceFromWire(packed); ok {
+				like(t, nil, svc, packed)
 			}
 		}
 	})

@@ -44,9 +44,8 @@ type Workload struct {
 	NativeTunnel      bool
 	ApplicationTunnel *ApplicationTunnel
 
-	// Services that this is an endpoint of, with the ports that differ from the
-	// service's own.
-	Services map[NamespacedHostname]PortMap
+	// Services that this is an endpoint of.
+	Services Memberships
 	// Policies are the selector policies that guard it, as "namespace/name".
 	Policies []string
 	Status   Status
