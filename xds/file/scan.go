@@ -41,6 +41,7 @@ type scanner struct {
 	dir     string
 	decoder *decoder
 	files   map[string]*fileState
+	scanned bool                              // once, and files are what it held
 	folder  string                            // what was wrong with the folder at the last scan
 	unknown func(file string, kinds []string) // called with every file read that holds kinds nobody reads
 
@@ -59,36 +60,39 @@ func newScanner(dir string, unknown func(file string, kinds []string)) *scanner 
 func (s *scanner) scan(now time.Time) (changed bool, err error) {
 	names, err := s.list()
 	if err != nil {
-		return s.complain(fmt.Sprintf("cannot read the folder: %v; what it held stays", err)), err
+		return s.unreadable(err)
 	}
-	var next map[string]*fileState
-	var refused string
+	var r reading
 	// A file that is renamed while the folder is listed or read can be missing under both
-	// names, and its objects must not go for that: only a list that is the same before and
-	// after counts.
+	// names, and its objects must not go for that, nor the folder be taken for read without
+	// them: only a list that is the same before and after counts.
 	for range maxRescans {
-		next, changed, refused = s.readAll(names, now)
-		if !s.lost(next) {
+		r = s.readAll(names, now)
+		if s.scanned && !s.lost(r.files) {
 			break
 		}
 		again, err := s.list()
 		if err != nil {
-			return s.complain(fmt.Sprintf("cannot read the folder: %v; what it held stays", err)), err
+			return s.unreadable(err)
 		}
-		if len(next) == len(names) && slices.Equal(again, names) {
+		if !r.missed && slices.Equal(again, names) {
 			break
 		}
 		names = again
 	}
 	for name := range s.files {
-		changed = changed || next[name] == nil
+		r.changed = r.changed || r.files[name] == nil
 	}
-	s.files = next
-	return s.complain(refused) || changed, nil
+	s.files, s.scanned = r.files, true
+	return s.complain(r.refused) || r.changed, nil
+}
+
+func (s *scanner) unreadable(err error) (changed bool, _ error) {
+	return s.complain(fmt.Sprintf("cannot read the folder: %v; what it held stays", err)), err
 }
 
 // maxRescans bounds a scan of a folder that does not come to rest.
-const maxRescans = 5
+const maxRescans = 10
 
 // list returns the names of the files that are read, sorted.
 func (s *scanner) list() ([]string, error) {
@@ -115,10 +119,18 @@ func (s *scanner) lost(next map[string]*fileState) bool {
 	return false
 }
 
+// reading is what was found when files were looked at once.
+type reading struct {
+	files   map[string]*fileState
+	changed bool   // something is different from the scan before
+	missed  bool   // a file that was listed was not there
+	refused string // what was too much
+}
+
 // readAll looks at files, those that are known first: where the folder has grown too
 // large, a new file must not push out one whose objects are in force.
-func (s *scanner) readAll(names []string, now time.Time) (next map[string]*fileState, changed bool, refused string) {
-	next = make(map[string]*fileState, len(names))
+func (s *scanner) readAll(names []string, now time.Time) reading {
+	r := reading{files: make(map[string]*fileState, len(names))}
 	var total int
 	for _, known := range []bool{true, false} {
 		for _, name := range names {
@@ -126,24 +138,26 @@ func (s *scanner) readAll(names []string, now time.Time) (next map[string]*fileS
 			if known != (old != nil) {
 				continue
 			}
-			if len(next) == s.maxFiles || total > s.maxBytes {
+			if len(r.files) == s.maxFiles || total > s.maxBytes {
 				if old != nil {
-					next[name] = old
+					r.files[name] = old
 				}
-				if refused == "" {
-					refused = fmt.Sprintf("more than %d files or %d MiB: %s and files after it are not taken", s.maxFiles, s.maxBytes>>20, name)
+				if r.refused == "" {
+					r.refused = fmt.Sprintf("more than %d files or %d MiB: %s and files after it are not taken", s.maxFiles, s.maxBytes>>20, name)
 				}
 				continue
 			}
 			f, different := s.look(name, old, now)
-			changed = changed || different
-			if f != nil {
-				next[name] = f
-				total += f.size
+			r.changed = r.changed || different
+			if f == nil {
+				r.missed = true
+				continue
 			}
+			r.files[name] = f
+			total += f.size
 		}
 	}
-	return next, changed, refused
+	return r
 }
 
 // complain notes what is wrong with the folder and reports whether that is new.
