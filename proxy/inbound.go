@@ -268,14 +268,18 @@ func (t *tunnel) source(in *hbone.Incoming, view *workload.View) (who party, nam
 func serviceOf(v *workload.View, self *workload.Workload, host string, port uint16) *workload.Service {
 	var best *workload.Service
 	for _, m := range self.Services {
+		named := host != "" && strings.EqualFold(m.Service.Hostname, host)
+		if !named && best != nil {
+			continue
+		}
 		s := v.Service(m.Service)
 		if s == nil {
 			continue
 		}
-		if host != "" && strings.EqualFold(s.Hostname, host) {
+		if named {
 			return s
 		}
-		if best == nil && serves(s, m.Ports, port) {
+		if serves(s, m.Ports, port) {
 			best = s
 		}
 	}

@@ -66,7 +66,7 @@ type ledger struct {
 type entry struct {
 	name    string // of xDS
 	version string
-	bytes   int32 // on the wire
+	bytes   int32 // on the wire, and what is extra
 	service bool  // else a workload; addresses only
 	standIn bool  // for a policy that was refused: the control plane is not told of it
 }

@@ -23,6 +23,7 @@ const (
 	maxReason   = 512
 	maxNack     = 16 << 10
 	maxDepth    = 64 // nesting of a resource
+	serviceCost = 256
 )
 
 // change is a response as the store takes it.
@@ -111,7 +112,7 @@ func (c *change) take(l *ledger, res *resource) error {
 		return res.fault()
 	}
 	o := res.object
-	e := entry{name: res.name, version: res.version, service: o.service != nil, bytes: res.size}
+	e := entry{name: res.name, version: res.version, service: o.service != nil, bytes: res.size + o.extra()}
 	key := o.key()
 	if key != e.name && !e.isFor(key) {
 		// It could not be removed by its name later.
@@ -235,6 +236,15 @@ func (o object) key() string {
 	default:
 		return o.policy.ResourceName()
 	}
+}
+
+// extra is what an object costs beyond its size on the wire: a service that a workload
+// names is a few bytes there, and here a list of its endpoints.
+func (o object) extra() int32 {
+	if o.workload == nil || len(o.workload.Services) < 2 { // most have one, which others have, too
+		return 0
+	}
+	return int32(len(o.workload.Services)) * serviceCost
 }
 
 func (o object) appendTo(b *workload.Batch) {

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
+	"istio.io/istio/pkg/workloadapi"
 
 	"github.com/warren-mesh/warren/xds/workload"
 )
@@ -174,6 +175,25 @@ func TestLimits(t *testing.T) {
 	}
 	w.check(t)
 	if got := w.apply(response(AddressType, "3", pod("w1", "3", strings.Repeat("x", 3*size)))); !strings.Contains(got, "bytes of resources") {
+		t.Errorf("NACK %q", got)
+	}
+	w.check(t)
+}
+
+// TestServicesCount: names of services are short on the wire, and cost more here.
+func TestServicesCount(t *testing.T) {
+	w := newWorld(addresses)
+	w.limit.bytes = 100 * serviceCost
+	many := &workloadapi.Workload{Uid: "w", Services: make(map[string]*workloadapi.PortList)}
+	for i := range 100 {
+		many.Services[fmt.Sprint("n/", i)] = nil
+	}
+	r := response(AddressType, "1", &discovery.Resource{Name: "w", Resource: pack(AddressType, &workloadapi.Address{Type: &workloadapi.Address_Workload{Workload: many}})})
+	if got := w.apply(r); !strings.Contains(got, "bytes of resources") {
+		t.Errorf("NACK %q", got)
+	}
+	w.limit.bytes *= 2
+	if got := w.apply(r); got != "" {
 		t.Errorf("NACK %q", got)
 	}
 	w.check(t)

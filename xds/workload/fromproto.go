@@ -22,6 +22,8 @@ const (
 	maxPreferences = 32
 	maxNames       = 1024 // subject alternative names
 	maxWaypoints   = 256  // weighted ones
+	maxServices    = 4096 // of a workload
+	maxPolicies    = 1024 // that a workload names
 )
 
 func atMost(limit, n int, what string) error {
@@ -144,8 +146,8 @@ func workloadGateways(w *Workload, p *workloadapi.Workload) (err error) {
 }
 
 func workloadServices(w *Workload, p *workloadapi.Workload) error {
-	if len(p.GetServices()) == 0 {
-		return nil
+	if err := errors.Join(atMost(maxServices, len(p.GetServices()), "services"), atMost(maxPolicies, len(w.Policies), "policies")); err != nil || len(p.GetServices()) == 0 {
+		return err
 	}
 	services := make(map[NamespacedHostname]PortMap, len(p.GetServices()))
 	for key, list := range p.GetServices() {

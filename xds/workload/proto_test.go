@@ -1,6 +1,7 @@
 package workload
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -190,6 +191,14 @@ func manyAddresses(n int) [][]byte {
 	return list
 }
 
+func manyServices(n int) map[string]*workloadapi.PortList {
+	services := make(map[string]*workloadapi.PortList, n)
+	for i := range n {
+		services[fmt.Sprint("ns/s", i)] = nil
+	}
+	return services
+}
+
 func TestWorkloadRefused(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
@@ -206,6 +215,8 @@ func TestWorkloadRefused(t *testing.T) {
 		{"type", func(w *workloadapi.Workload) { w.WorkloadType = 9 }, "unknown workload type 9"},
 		{"status", func(w *workloadapi.Workload) { w.Status = 9 }, "unknown status 9"},
 		{"network mode", func(w *workloadapi.Workload) { w.NetworkMode = 9 }, "unknown network mode 9"},
+		{"too many services", func(w *workloadapi.Workload) { w.Services = manyServices(maxServices + 1) }, "4097 services"},
+		{"too many policies", func(w *workloadapi.Workload) { w.AuthorizationPolicies = make([]string, maxPolicies+1) }, "1025 policies"},
 		{"service key without slash", func(w *workloadapi.Workload) { w.Services = map[string]*workloadapi.PortList{"x": nil} }, "service key"},
 		{"service key with two", func(w *workloadapi.Workload) { w.Services = map[string]*workloadapi.PortList{"a/b/c": nil} }, "service key"},
 		{"service port", func(w *workloadapi.Workload) {

@@ -117,7 +117,7 @@ func TestSharerForgets(t *testing.T) {
 		t.Errorf("it remembers %d bytes, counted %d", n, s.size)
 	}
 	many := ordinary()
-	for range 2 * maxSharedText {
+	for len(many.AuthorizationPolicies) < maxPolicies {
 		many.AuthorizationPolicies = append(many.AuthorizationPolicies, "ns/p")
 	}
 	read(many)

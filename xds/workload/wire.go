@@ -77,7 +77,7 @@ func (s *Sharer) text1(w *Workload, num protowire.Number, v []byte) bool {
 	case 16:
 		t, ok := s.bytes(v)
 		s.policies = append(s.policies, t)
-		return ok
+		return ok && len(s.policies) <= maxPolicies
 	case 18:
 		to = &w.ClusterID
 	case 20:
@@ -183,7 +183,7 @@ func (s *Sharer) service1(w *Workload, entry []byte) bool {
 	} else {
 		w.Services = append(w.Services, m.alone[0])
 	}
-	return true
+	return len(w.Services) <= maxServices
 }
 
 // membershipFromWire reads an entry of the map of services: a key, and a list of ports.

@@ -52,7 +52,8 @@ func like(t *testing.T, w *Workload, svc *Service, packed []byte) {
 
 func TestWorkloadFromWire(t *testing.T) {
 	var s Sharer
-	plain, many := &workloadapi.Workload{Uid: "u"}, &workloadapi.Workload{Uid: "u", Addresses: manyAddresses(maxAddresses)}
+	plain := &workloadapi.Workload{Uid: "u"}
+	many := &workloadapi.Workload{Uid: "u", Addresses: manyAddresses(maxAddresses), Services: manyServices(maxServices), AuthorizationPolicies: make([]string, maxPolicies)}
 	for _, p := range []*workloadapi.Workload{ordinary(), ordinary(), plain, many} {
 		packed := packedWorkload(t, p)
 		w, ok := s.WorkloadFromWire(packed)
@@ -91,6 +92,8 @@ func TestLeftToTheGeneralReader(t *testing.T) {
 		"unknown network mode": func(w *workloadapi.Workload) { w.NetworkMode = 2 },
 		"an odd address":       func(w *workloadapi.Workload) { w.Addresses = [][]byte{{1, 2, 3}} },
 		"too many addresses":   func(w *workloadapi.Workload) { w.Addresses = manyAddresses(maxAddresses + 1) },
+		"too many services":    func(w *workloadapi.Workload) { w.Services = manyServices(maxServices + 1) },
+		"too many policies":    func(w *workloadapi.Workload) { w.AuthorizationPolicies = make([]string, maxPolicies+1) },
 		"a bad service":        func(w *workloadapi.Workload) { w.Services["nothing"] = &workloadapi.PortList{} },
 		"a bad port": func(w *workloadapi.Workload) {
 			w.Services["a/b"] = &workloadapi.PortList{Ports: []*workloadapi.Port{{ServicePort: 1 << 16}}}
