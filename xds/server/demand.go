@@ -30,7 +30,7 @@ type demand struct {
 	asked map[string]struct{} // not answered yet
 	left  []string            // names that the last message gave back
 	has   map[string]string   // name → version of what the client has
-	at    *Snapshot           // that the client is at
+	at    *resources          // that the client is at
 	less  bool                // there are fewer names since
 }
 
@@ -118,13 +118,12 @@ func (d *demand) add(name string) error {
 // step is what brings the client to a snapshot, and the answers to what it asked for. Of
 // a client that is there already only what it asked for is looked at.
 func (d *demand) step(to *Snapshot) step {
-	names := d.names
-	whole := d.at != to || d.less
+	x, all, names := to.index(), to.types[addresses], d.names
+	whole := d.at != all || d.less
 	if !whole {
 		names = d.asked
 	}
-	d.at, d.less = to, false
-	x, all := to.index(), to.types[addresses]
+	d.at, d.less = all, false
 	exists := func(name string) bool { _, ok := all.byName[name]; return ok }
 	wanted := make(map[string]bool) // → send it though the client has it
 	var s step

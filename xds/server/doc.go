@@ -4,9 +4,9 @@
 // Kind: adapter. Reader: xds/controlplane.
 //
 // The state of the mesh is a Snapshot, immutable and shared by all streams. A stream
-// remembers which snapshot its client holds and walks from there to the newest in one
-// step, however many were skipped: a slow client costs no queue, and one that does
-// not answer is cut off. session.go is that protocol without I/O, diff.go the step,
+// remembers the resources that its client holds and walks from there to the newest in one
+// step, however many were skipped: a slow client costs no queue and keeps no old model
+// in memory, and one that does not answer is cut off. session.go is that protocol without I/O, diff.go the step,
 // stream.go the gRPC stream around them.
 //
 // Order on a stream: policies that are new or changed, then workloads and services,

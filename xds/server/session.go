@@ -17,9 +17,10 @@ import (
 const companion = 100 * time.Millisecond
 
 // session is one client's side of the protocol, without I/O: requests go in, responses
-// come out. It holds references to shared snapshots, and of its own only the names
-// that the client gave when it subscribed, which the size of a message bounds, and
-// those that it subscribes to one by one (demand).
+// come out. Of the snapshot that its client is at it holds the resources, whose values
+// later ones share, and not the model: a client that takes its time keeps no mesh in
+// memory. Its own are only the names that the client gave when it subscribed, which the
+// size of a message bounds, and those that it subscribes to one by one (demand).
 type session struct {
 	opened     time.Time
 	ackTimeout time.Duration
@@ -36,12 +37,12 @@ type session struct {
 type subscription struct {
 	active  bool
 	first   bool
-	told    told      // what the client said it has; until the first response
-	at      *Snapshot // what it has since, once it has taken what was sent
-	leaving []string  // policies that are gone but not removed at the client yet
-	demand  *demand   // of addresses, if not of all
-	pending string    // nonce of the response in flight
-	since   time.Time // of pending
+	told    told       // what the client said it has; until the first response
+	at      *resources // what it has since, once it has taken what was sent
+	leaving []string   // policies that are gone but not removed at the client yet
+	demand  *demand    // of addresses, if not of all
+	pending string     // nonce of the response in flight
+	since   time.Time  // of pending
 }
 
 // rejection is what a client said about a response that it did not take.
@@ -114,15 +115,15 @@ func (sub *subscription) resubscribe(req *discovery.DeltaDiscoveryRequest) error
 // when there is none to send now. Call it again after it returned one.
 func (s *session) next(newest *Snapshot, now time.Time) *discovery.DeltaDiscoveryResponse {
 	policy, address := &s.subs[policies], &s.subs[addresses]
-	if policy.due(newest) {
+	if policy.due(policies, newest) {
 		step := policy.step(policies, newest)
 		policy.leave(newest, step.gone)
 		if r := s.advance(policies, newest, step.send, nil, now); r != nil {
 			return r
 		}
 	}
-	policyFirst := policy.active && policy.at != newest || !policy.active && now.Sub(s.opened) < companion
-	if address.due(newest) && !policyFirst {
+	policyFirst := policy.active && policy.at != newest.types[policies] || !policy.active && now.Sub(s.opened) < companion
+	if address.due(addresses, newest) && !policyFirst {
 		step := address.step(addresses, newest)
 		if address.first {
 			step.gone = slices.DeleteFunc(step.gone, newest.isPolicy)
@@ -134,7 +135,7 @@ func (s *session) next(newest *Snapshot, now time.Time) *discovery.DeltaDiscover
 			return r
 		}
 	}
-	addressFirst := address.active && address.at != newest
+	addressFirst := address.active && address.at != newest.types[addresses]
 	if policy.active && policy.pending == "" && len(policy.leaving) > 0 && !addressFirst {
 		gone := policy.leaving
 		policy.leaving = nil
@@ -144,8 +145,8 @@ func (s *session) next(newest *Snapshot, now time.Time) *discovery.DeltaDiscover
 }
 
 // due reports whether the client may and should be sent the difference to a snapshot.
-func (sub *subscription) due(newest *Snapshot) bool {
-	return sub.active && sub.pending == "" && (sub.at != newest || sub.demand != nil && len(sub.demand.asked) > 0)
+func (sub *subscription) due(k kind, newest *Snapshot) bool {
+	return sub.active && sub.pending == "" && (sub.at != newest.types[k] || sub.demand != nil && len(sub.demand.asked) > 0)
 }
 
 // step is the difference to a snapshot, which is shared unless it is the first.
@@ -156,7 +157,7 @@ func (sub *subscription) step(k kind, to *Snapshot) step {
 	if sub.first {
 		return diff(sub.told, to.types[k])
 	}
-	return to.types[k].from(sub.at.types[k])
+	return to.types[k].from(sub.at)
 }
 
 // leave notes policies to remove once no workload names them any more.
@@ -190,7 +191,7 @@ func (s *Snapshot) isAddress(name string) bool {
 func (s *session) advance(k kind, to *Snapshot, send []*discovery.Resource, gone []string, now time.Time) *discovery.DeltaDiscoveryResponse {
 	sub := &s.subs[k]
 	first := sub.first
-	sub.first, sub.told, sub.at = false, nil, to
+	sub.first, sub.told, sub.at = false, nil, to.types[k]
 	if len(send) == 0 && len(gone) == 0 && !first {
 		return nil
 	}

@@ -137,8 +137,11 @@ func NewSnapshot(prev *Snapshot, m Model) (*Snapshot, error) {
 	}
 	next := &Snapshot{types: [kinds]*resources{policies: authz.out, addresses: addrs.out}, model: m}
 	h := xxhash.New()
-	for _, r := range next.types {
+	for k, r := range next.types {
 		r.hash = r.sum()
+		if r.hash == prev.types[k].hash {
+			next.types[k] = prev.types[k]
+		}
 		_, _ = h.WriteString(r.hash + " ") // a hash never fails
 	}
 	next.version = strconv.FormatUint(h.Sum64(), 16)
