@@ -55,6 +55,9 @@ type ledger struct {
 	// refused are policies that were not taken and of which there is no earlier
 	// version nor a stand-in: nobody should wait for them.
 	refused map[string]struct{}
+	// retold says that a stream has begun whose first response names again what of refused
+	// still exists: the control plane was told of nothing of it.
+	retold bool
 	// standIns counts those entries; they are refused policies, too.
 	standIns int
 	// unsaid are keys that did not fit into the request at the start of the
@@ -132,6 +135,10 @@ func (l *ledger) initial(budget int) map[string]string {
 
 // record notes a change that the store has taken.
 func (l *ledger) record(c *change, rest *breath) {
+	if l.retold {
+		clear(l.refused)
+		l.retold = false
+	}
 	fresh := len(l.entries)+len(l.refused) == 0
 	for key := range c.gone {
 		l.stand(l.entries[key], -1)

@@ -109,21 +109,43 @@ func TestUnknownConditions(t *testing.T) {
 // single workloads, is not counted any more once it is removed.
 func TestRefusedIsForgotten(t *testing.T) {
 	o := &tally{Observer: newObserver()}
-	selector := func(name string) *discovery.Resource {
-		m := &security.Match{DestinationPorts: []uint32{80}}
-		m.ProtoReflect().SetUnknown([]byte{0xa2, 0x06, 1, 'x'})
-		return &discovery.Resource{Name: "ns/" + name, Version: "1", Resource: pack(AuthorizationType, &security.Authorization{
-			Name: name, Namespace: "ns", Scope: security.Scope_WORKLOAD_SELECTOR,
-			Groups: []*security.Group{{Rules: []*security.Rules{{Matches: []*security.Match{m}}}}},
-		})}
-	}
 	cfg := Config{Address: "http://localhost:1", Observer: o, Log: slog.New(slog.DiscardHandler)}
 	bubbleWith(t, cfg, func(t *testing.T, f *fakeStream, c *Client, store *workload.Store) {
-		f.push(response(AuthorizationType, "p1", selector("one"), selector("two")))
+		f.push(response(AuthorizationType, "p1", badSelector("one"), badSelector("two")))
 		f.push(removal(AuthorizationType, "p2", "ns/one"))
 		f.push(removal(AuthorizationType, "p3", "ns/two", "ns/never"))
 		o.want(t, "security.Authorization 2 2", "security.Authorization 0 1", "security.Authorization 0 0")
 	})
+}
+
+// badSelector is a policy for single workloads that is refused.
+func badSelector(name string) *discovery.Resource {
+	m := &security.Match{DestinationPorts: []uint32{80}}
+	m.ProtoReflect().SetUnknown([]byte{0xa2, 0x06, 1, 'x'})
+	return &discovery.Resource{Name: "ns/" + name, Version: "1", Resource: pack(AuthorizationType, &security.Authorization{
+		Name: name, Namespace: "ns", Scope: security.Scope_WORKLOAD_SELECTOR,
+		Groups: []*security.Group{{Rules: []*security.Rules{{Matches: []*security.Match{m}}}}},
+	})}
+}
+
+// TestRefusedWhileAway: what was refused and is deleted while there is no stream is named
+// by nobody. The next stream's first response tells what there is.
+func TestRefusedWhileAway(t *testing.T) {
+	s, o := newStub(t), &tally{Observer: newObserver()}
+	c, _ := newClient(t, Config{Address: s.Address, Observer: o})
+	run(t, c)
+	x, _, _ := s.subscribed()
+	x.push(response(AuthorizationType, "p1", badSelector("one"), badSelector("two")))
+	x.push(response(AuthorizationType, "p2", policy("a", "1")))
+	x.end <- nil
+	x, _, _ = s.subscribed()
+	x.push(response(AuthorizationType, "p1", badSelector("two")))
+	x.push(response(AuthorizationType, "p2"))
+	x.end <- nil
+	x, _, _ = s.subscribed()
+	x.push(response(AuthorizationType, "p1"))
+	const kind = "security.Authorization "
+	o.want(t, kind+"2 2", kind+"0 2", kind+"1 1", kind+"0 1", kind+"0 0")
 }
 
 // TestComplaints: the log tells of what is refused, and goes on to do so, however much

@@ -109,7 +109,9 @@ func (s *session) subscribe(ctx context.Context, k kind) error {
 	r := &discovery.DeltaDiscoveryRequest{
 		Node: s.c.node, TypeUrl: k.typeURL(), InitialResourceVersions: s.c.ledgers[k].initial(initialBudget),
 	}
-	if k == addresses && s.c.cfg.OnDemand {
+	onDemand := k == addresses && s.c.cfg.OnDemand
+	s.c.ledgers[k].retold = !onDemand
+	if onDemand {
 		// Both at once is how to say: to nothing yet.
 		r.ResourceNamesSubscribe = append([]string{"*"}, s.c.asks.restart()...)
 		r.ResourceNamesUnsubscribe = []string{"*"}
