@@ -27,6 +27,7 @@ var (
 type patience struct {
 	c          *connection
 	d          route.Decision
+	search     search // as it is during the attempt: the connection's own goes on after it
 	began      time.Time
 	ctx        context.Context
 	cancel     context.CancelCauseFunc
@@ -42,7 +43,7 @@ func (c *connection) patiently(ctx context.Context, d route.Decision, connecting
 	if c.search == nil {
 		return ctx, func() {}
 	}
-	w := &patience{c: c, d: d, began: time.Now(), connecting: connecting}
+	w := &patience{c: c, d: d, search: *c.search, began: time.Now(), connecting: connecting}
 	w.ctx, w.cancel = context.WithCancelCause(ctx)
 	w.mu.Lock()
 	w.timer = time.AfterFunc(connectPatience, w.check)
@@ -65,7 +66,7 @@ func (w *patience) check() {
 	if w.ctx.Err() != nil {
 		return
 	}
-	if err := w.over(); err != nil && w.c.another(w.d) {
+	if err := w.over(); err != nil && w.c.another(w.search, w.d) {
 		w.cancel(err)
 		return
 	}
@@ -87,13 +88,15 @@ func (w *patience) over() error {
 }
 
 // late is what startStream's request asks when it has not been answered for a while: an
-// error gives the endpoint up.
+// error gives the endpoint up. It may still be asked when the answer has come, and the
+// connection's search is over or goes on.
 func (c *connection) late(d route.Decision) func() error {
 	if c.search == nil {
 		return nil
 	}
+	s := *c.search
 	return func() error {
-		if c.another(d) {
+		if c.another(s, d) {
 			return errSilent
 		}
 		return nil

@@ -248,9 +248,9 @@ func (c *connection) abandon() error {
 }
 
 // another says whether there is an endpoint to go to instead of that of d: as elsewhere
-// would find it.
-func (c *connection) another(d route.Decision) bool {
-	s := c.search
+// would find it. s is the search as the attempt at d found it, since timers ask: the
+// connection's own is changed, and given up, when there is an answer in that moment.
+func (c *connection) another(s search, d route.Decision) bool {
 	if len(s.failed) >= c.p.s.cfg.ConnectRetries || time.Since(s.began) > retryTime {
 		return false
 	}

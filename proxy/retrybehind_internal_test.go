@@ -100,7 +100,7 @@ func TestBehindAGatewayAgain(t *testing.T) {
 				tt.change(t, a)
 				there := d // as openInner has it
 				there.Gateway = route.Endpoint{}
-				if got := c.another(there); got != tt.again {
+				if got := c.another(*c.search, there); got != tt.again {
 					t.Errorf("while it is silent there is another one: %v, want %v", got, tt.again)
 				}
 				n, next, self := c.elsewhere(d, &behindError{&hbone.StatusError{Code: 503}})
@@ -111,13 +111,13 @@ func TestBehindAGatewayAgain(t *testing.T) {
 					return
 				}
 				nobody := there // a waypoint of which there is one
-				if nobody.Endpoint = (route.Endpoint{}); n.another(nobody) {
+				if nobody.Endpoint = (route.Endpoint{}); n.another(*n.search, nobody) {
 					t.Error("there is another one where elsewhere finds none")
 				}
 				if next.Protocol != route.DoubleHBONE || next.Dial != d.Dial || self == nil || self.UID != a.self.UID {
 					t.Errorf("goes to %+v as %+v, want the gateway of before", next, self)
 				}
-				if n.another(there) {
+				if n.another(*n.search, there) {
 					t.Error("there is another one, a third time")
 				}
 				if last, next, _ := n.elsewhere(next, &behindError{&hbone.StatusError{Code: 503}}); last != nil {

@@ -27,7 +27,8 @@ type Request struct {
 	Authority string
 	Header    [][2]string
 	// Late is what Start asks, if it is not nil, when there was no answer for Patience,
-	// and now and then from there on. An error gives up.
+	// and now and then from there on. An error gives up. An answer in that moment does
+	// not wait: Late may run beside done, and after it.
 	Late     func() error
 	Patience time.Duration
 }

@@ -1,0 +1,62 @@
+package proxy
+
+import (
+	"errors"
+	"net/netip"
+	"sync"
+	"testing"
+
+	"github.com/warren-mesh/warren/proxy/route"
+)
+
+// begun is a connection to a service that may be carried elsewhere.
+func begun(t *testing.T, a *abroad) (*connection, route.Decision) {
+	t.Helper()
+	c, d, _, err := a.pod.decideOutbound(t.Context(), netip.MustParseAddrPort("10.0.0.1:1"), netip.MustParseAddrPort("10.9.0.1:80"))
+	if err != nil || c.search == nil {
+		t.Fatalf("%+v, %v", d, err)
+	}
+	return c, d
+}
+
+// An endpoint may answer in the moment in which a timer asks whether there is another one:
+// the search is over then, or goes on, and neither waits for the timer.
+func TestLateBesideAnAnswer(t *testing.T) {
+	t.Run("after it was accepted", func(t *testing.T) {
+		a := newAbroad(t)
+		c, d := begun(t, a)
+		late := c.late(d)
+		c.taken(d)
+		if err := late(); err != nil {
+			t.Errorf("there is another one: %v, and only one endpoint", err)
+		}
+	})
+	t.Run("while it goes on", func(t *testing.T) { // for the race detector
+		a := newAbroad(t)
+		c, d := begun(t, a)
+		c.search.more = []netip.AddrPort{netip.MustParseAddrPort("10.9.0.1:80")}
+		late := c.late(d)
+		var wg sync.WaitGroup
+		for range 4 {
+			wg.Go(func() {
+				for range 20 {
+					if late() == nil {
+						t.Error("there is none, though there is another address")
+					}
+				}
+			})
+		}
+		for range 3 {
+			n, next, _ := c.elsewhere(d, errUnanswered)
+			if n == nil {
+				break
+			}
+			c, d = n, next
+		}
+		c.taken(d)
+		wg.Wait()
+		if c.search == nil || len(c.search.failed) == 0 || !errors.Is(c.search.failed[0].err, errUnanswered) {
+			t.Errorf("%+v", c.search)
+		}
+	})
+}
