@@ -12,6 +12,8 @@ import (
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+
+	"github.com/warren-mesh/warren/proxy"
 )
 
 // workloads are the pods that are rendered, by their owners' names.
@@ -81,6 +83,9 @@ func TestReadinessOnTheNode(t *testing.T) {
 	c := pod.Containers[0]
 	if !pod.HostNetwork || pod.DNSPolicy != corev1.DNSClusterFirstWithHostNet || !slices.Contains(c.Env, corev1.EnvVar{Name: "READINESS_ADDR", Value: "127.0.0.1"}) {
 		t.Errorf("network of the node %v, DNS %s, environment %v", pod.HostNetwork, pod.DNSPolicy, c.Env)
+	}
+	if slices.ContainsFunc(c.Ports, func(p corev1.ContainerPort) bool { return p.ContainerPort == proxy.HBONEPort }) {
+		t.Error("HBONE is said to be taken on the node's own addresses")
 	}
 	for _, p := range []*corev1.Probe{c.StartupProbe, c.LivenessProbe, c.ReadinessProbe} {
 		if p.HTTPGet.Host != "127.0.0.1" {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/warren-mesh/warren/ca/mtls"
 	"github.com/warren-mesh/warren/ca/svid"
+	"github.com/warren-mesh/warren/nodeagent/zds"
 	"github.com/warren-mesh/warren/proxy/hbone"
 	"github.com/warren-mesh/warren/proxy/track"
 	"github.com/warren-mesh/warren/xds/workload"
@@ -42,16 +43,21 @@ func (p *pod) local(ctx context.Context) (*workload.View, *workload.Workload, er
 // find looks the pod up by what the node agent said of it; where a connection
 // came from says nothing.
 func (p *pod) find(v *workload.View) *workload.Workload {
-	w := v.Local(p.info.Name, p.info.Namespace, p.info.ServiceAccount, p.s.cfg.ClusterID)
-	if w != nil && p.s.foreign(v, w) {
-		return nil
-	}
+	w := p.s.localOf(v, p.info)
 	if w != nil {
 		p.mu.Lock()
 		p.last = w
 		p.mu.Unlock()
 	}
 	return w
+}
+
+// localOf is the workload of a pod of this node.
+func (s *Server) localOf(v *workload.View, info zds.Info) *workload.Workload {
+	if w := v.Local(info.Name, info.Namespace, info.ServiceAccount, s.cfg.ClusterID); w != nil && !s.foreign(v, w) {
+		return w
+	}
+	return nil
 }
 
 // foreign says whether a workload with the name of a pod of this node, on a node with the

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
@@ -200,6 +201,9 @@ func (t *tunnel) resolve(in *hbone.Incoming) (resolved, *route.Refusal) {
 	}
 	if route.IllegalPort(d.Target.Port()) {
 		return unavailable(errRecursive)
+	}
+	if !t.p.admits(d.Target.Port()) {
+		return unavailable(fmt.Errorf("port %d is not open to the mesh: of the proxy's own pod there are the metrics only, at port %d", d.Target.Port(), t.p.s.cfg.Stats.Port()))
 	}
 	host := hostOf(in)
 	c, err := t.p.track(track.Facts{

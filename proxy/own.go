@@ -9,6 +9,7 @@ import (
 	"github.com/warren-mesh/warren/internal/netns"
 	"github.com/warren-mesh/warren/nodeagent/zds"
 	"github.com/warren-mesh/warren/proxy/sockopt"
+	"github.com/warren-mesh/warren/xds/workload"
 )
 
 // ownUID names the pod that is served in the proxy's own namespace. Pods of the node
@@ -27,15 +28,26 @@ func (c Config) self() (spiffeid.ID, zds.Info, bool) {
 	return id, info, err == nil
 }
 
-// openOwn serves what there is in the proxy's own namespace: the one pod of a
-// dedicated proxy, or the proxy's own metrics.
-func (s *Server) openOwn(ctx context.Context) error {
-	if s.cfg.Dedicated {
-		return s.serveOwn(ctx, s.cfg.Pod, s.cfg.Sockets, (*pod).openAll)
-	}
+// openLone serves the one pod of a dedicated proxy.
+func (s *Server) openLone(ctx context.Context) error {
+	return s.serveOwn(ctx, s.cfg.Pod, s.cfg.Sockets, (*pod).openAll)
+}
+
+// openSelf serves the proxy's own metrics by HBONE, once it is known where the proxy's
+// pod is. In the node's network there is no such port: who came by it would be let
+// through to the node's own addresses, as the node.
+func (s *Server) openSelf(ctx context.Context) {
 	_, info, ok := s.cfg.self()
 	if !ok || s.cfg.DNSOnly {
-		return nil
+		return
+	}
+	var self *workload.Workload
+	if s.store.Wait(ctx, func(v *workload.View) bool { self = s.localOf(v, info); return self != nil }) != nil {
+		return
+	}
+	if self.NetworkMode == workload.HostNetwork {
+		s.log.Info("the proxy's own metrics are in plaintext only: it is in the node's network")
+		return
 	}
 	// Nothing is redirected here, and nobody's address can be borrowed.
 	cfg := s.cfg.Sockets
@@ -43,7 +55,6 @@ func (s *Server) openOwn(ctx context.Context) error {
 	if err := s.serveOwn(ctx, info, cfg, (*pod).openInbound); err != nil {
 		s.log.Warn("the proxy's own metrics are not there by HBONE, only in plaintext", "err", err)
 	}
-	return nil
 }
 
 // serveOwn serves a pod in the proxy's own namespace, by what open opens.
@@ -84,6 +95,10 @@ func (ps *pods) addOwn(p *pod) error {
 	ps.s.log.Info("the proxy's own namespace is served", "pod", podName(p.info))
 	return nil
 }
+
+// admits says whether peers may have a port of the pod. Of the proxy's own pod they may
+// have the metrics.
+func (p *pod) admits(port uint16) bool { return p.shown() || port == p.s.cfg.Stats.Port() }
 
 // shown says whether the pod is one of those that the proxy is there for.
 func (p *pod) shown() bool { return p.uid != ownUID || p.s.cfg.Dedicated }

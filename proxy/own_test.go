@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"net"
 	"net/http"
+	"net/netip"
+	"os"
 	"strings"
 	"testing"
 
@@ -89,11 +91,14 @@ func TestSelf(t *testing.T) {
 	home, bad := m.nodes[0].pod("home"), m.nodes[0].meshPod("bad")
 	own := m.addNodeIn("another", home.NS, func(c *proxy.Config) {
 		c.PodName, c.PodNamespace, c.ServiceAccount = "home", "default", "home"
+		// An address of this process alone: others may run these tests, too.
+		c.Stats = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 15, byte(os.Getpid() >> 8), byte(os.Getpid())}), proxy.StatsPort)
 	})
 	home.node = own
 	home.w.Protocol, home.w.Node = workload.HBONE, "another"
 	m.apply(workload.Batch{Workloads: []*workload.Workload{client.w, bad.w, home.w}})
 	home.echo(15020)
+	home.echo(4444)
 	until(t, "it is served", func() bool { return strings.Contains(own.logs.text(), "the proxy's own namespace is served") })
 	mark := own.logs.mark()
 	// Nothing is redirected there, so it sees itself as the caller.
@@ -103,6 +108,8 @@ func TestSelf(t *testing.T) {
 	own.logs.access(t, mark, map[string]string{
 		"direction": "inbound", "src.addr": client.IP4.String(), "src.identity": client.identity(), "dst.identity": home.identity(), "dst.hbone_addr": home.addr(15020), "error": "",
 	})
+	client.mustFail(home.addr(4444))
+	until(t, "the refusal is told", func() bool { return strings.Contains(own.logs.text(), "port 4444 is not open to the mesh") })
 	m.apply(workload.Batch{Policies: []*workload.Policy{deny("p", workload.Match{Principals: principals(bad)})}})
 	bad.mustFail(home.addr(15020))
 	client.mustCall(home.addr(15020))
@@ -121,4 +128,21 @@ func TestSelf(t *testing.T) {
 		t.Fatal(err)
 	}
 	client.mustFail(home.addr(15020))
+}
+
+// In the node's network the proxy takes no HBONE: the node's addresses are not the mesh's.
+func TestSelfOnTheNode(t *testing.T) {
+	m := newMesh(t, 1)
+	home := m.nodes[0].pod("home")
+	own := m.addNodeIn("another", home.NS, func(c *proxy.Config) {
+		c.PodName, c.PodNamespace, c.ServiceAccount = "home", "default", "home"
+	})
+	home.node = own
+	home.w.Node, home.w.NetworkMode = "another", workload.HostNetwork
+	m.apply(workload.Batch{Workloads: []*workload.Workload{home.w}})
+	until(t, "it knows where it is", func() bool { return strings.Contains(own.logs.text(), "it is in the node's network") })
+	if c, err := home.Dial(t.Context(), "tcp", net.JoinHostPort("127.0.0.1", "15008")); err == nil {
+		c.Close()
+		t.Error("the node takes HBONE")
+	}
 }

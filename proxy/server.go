@@ -276,9 +276,10 @@ func (s *Server) runFront(c *crew, listeners []served) {
 			return nil
 		}
 		s.ready.Set(taskState, true)
-		if err := s.openOwn(ctx); err != nil || s.cfg.Dedicated {
-			return err
+		if s.cfg.Dedicated {
+			return s.openLone(ctx)
 		}
+		c.start(func(ctx context.Context) error { s.openSelf(ctx); return nil })
 		agent := &zds.Client{Path: s.cfg.ZDSPath, Handler: s.pods, Log: s.pods.log, OnState: s.pods.state}
 		return agent.Run(ctx)
 	})
