@@ -67,6 +67,7 @@ type world struct {
 	onDemand               bool         // proxies know what they were asked for
 	peers                  int          // PeerAuthentications that are in place
 	pki                    *pki         // what is plugged in; nil: the control plane's own CA
+	broken                 error        // why it could not be built
 }
 
 // The ports that servers listen on. 18084 is on loopback alone.
@@ -92,15 +93,16 @@ func both(t *testing.T, scenario func(t *testing.T, w *world)) {
 			if w == nil {
 				w = &world{name: name}
 				worlds[name] = w
-				if err := w.build(nil); err != nil {
-					t.Fatal(err)
-				}
+				w.broken = w.build(nil)
 			}
 			t.Cleanup(func() {
 				if t.Failed() {
 					w.showLogs(t)
 				}
 			})
+			if w.broken != nil { // for each test that needs it, and what there is of it is closed at the end
+				t.Fatalf("no mesh under %s: %v", name, w.broken)
+			}
 			scenario(t, w)
 		})
 	}
@@ -110,7 +112,7 @@ func both(t *testing.T, scenario func(t *testing.T, w *world)) {
 func alone(t *testing.T, w *world, env []string) {
 	t.Helper()
 	t.Cleanup(func() {
-		if t.Failed() && w.Mesh != nil {
+		if t.Failed() {
 			w.showLogs(t)
 		}
 		if err := w.close(); err != nil {
@@ -123,6 +125,9 @@ func alone(t *testing.T, w *world, env []string) {
 }
 
 func (w *world) showLogs(t *testing.T) {
+	if w.Mesh == nil {
+		return
+	}
 	files, _ := filepath.Glob(filepath.Join(w.Opts.Dir, "*.log"))
 	for _, f := range files {
 		b, _ := os.ReadFile(f)

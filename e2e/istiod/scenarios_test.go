@@ -170,6 +170,7 @@ func TestPeerAuthentication(t *testing.T) {
 			peer(t, rootNamespace, "mesh", "  mtls: {mode: STRICT}\n")
 			peer(t, "app", "p", "  selector: {matchLabels: {app: web}}\n  portLevelMtls: {18080: {mode: PERMISSIVE}}\n")
 			w.refused(t, w.outside, on(w.server, 19090), "explicitly denied by: app/converted_peer_authentication_p")
+			reaches(t, w.outside, on(w.server, 18080), "app/server")
 			meshOK(t)
 		})
 		t.Run("mesh permissive, workload strict on a port", func(t *testing.T) {
