@@ -377,7 +377,8 @@ func TestMeshWidePolicy(t *testing.T) {
 }
 
 // TestPeerAuthenticationPorts: strict and permissive by port, by workload and by
-// namespace. Clients in the mesh are never denied.
+// namespace, object by object: what is seen of one is not what was there before it.
+// Clients in the mesh are never denied.
 func TestPeerAuthenticationPorts(t *testing.T) {
 	m := sharedMesh(t)
 	client, old := addPod(t, m.Nodes[0], "app", "client", nil), addPod(t, m.Nodes[0], "plain", "old", nil)
@@ -385,48 +386,68 @@ func TestPeerAuthenticationPorts(t *testing.T) {
 	echo(t, server, 7)
 	echo(t, server, 8)
 	waitPods(t, m)
-	const selector = "  selector: {matchLabels: {app: ports}}\n"
-	for _, tc := range []struct {
-		name   string
-		specs  map[string]string // by namespace/name
-		denied []int             // to plaintext
-	}{
-		{"permissive", map[string]string{"app/a": selector + "  mtls: {mode: PERMISSIVE}\n"}, nil},
-		{"strict workload", map[string]string{"app/a": selector + "  mtls: {mode: STRICT}\n"}, []int{7, 8}},
-		{"strict workload but for a port", map[string]string{"app/a": selector + "  mtls: {mode: STRICT}\n  portLevelMtls: {8: {mode: PERMISSIVE}}\n"}, []int{7}},
-		{"permissive workload but for a port", map[string]string{"app/a": selector + "  mtls: {mode: PERMISSIVE}\n  portLevelMtls: {8: {mode: STRICT}}\n"}, []int{8}},
-		{"disabled for a port is permissive", map[string]string{"app/a": selector + "  mtls: {mode: STRICT}\n  portLevelMtls: {8: {mode: DISABLE}}\n"}, []int{7}},
-		{"strict namespace", map[string]string{"app/default": "  mtls: {mode: STRICT}\n"}, []int{7, 8}},
-		{"strict namespace, permissive port", map[string]string{"app/default": "  mtls: {mode: STRICT}\n", "app/a": selector + "  portLevelMtls: {7: {mode: PERMISSIVE}}\n"}, []int{8}},
-		{"strict namespace, permissive workload", map[string]string{"app/default": "  mtls: {mode: STRICT}\n", "app/a": selector + "  mtls: {mode: PERMISSIVE}\n"}, nil},
-		{"strict mesh", map[string]string{"istio-system/default": "  mtls: {mode: STRICT}\n"}, []int{7, 8}},
-		{"strict mesh, permissive namespace", map[string]string{"istio-system/default": "  mtls: {mode: STRICT}\n", "app/default": "  mtls: {mode: PERMISSIVE}\n"}, nil},
-		{"strict mesh, permissive port", map[string]string{"istio-system/default": "  mtls: {mode: STRICT}\n", "app/a": selector + "  portLevelMtls: {8: {mode: PERMISSIVE}}\n"}, []int{7}},
-		{"permissive mesh, strict port", map[string]string{"istio-system/default": "  mtls: {mode: PERMISSIVE}\n", "app/a": selector + "  portLevelMtls: {8: {mode: STRICT}}\n"}, []int{8}},
+	denied := func(t *testing.T, ports ...int) { // to plaintext, from the first time on
+		t.Helper()
+		once := func() error {
+			for _, port := range []int{7, 8} {
+				err := roundTrip(old, netip.AddrPortFrom(server.IP4(), uint16(port)), "hello")
+				if want := slices.Contains(ports, port); want != (err != nil) {
+					return fmt.Errorf("port %d: %v, want denied %v", port, err, want)
+				}
+			}
+			return nil
+		}
+		eventually(t, 30*time.Second, "plaintext is denied where it is to be", once)
+		for n := range 6 {
+			if err := once(); err != nil {
+				t.Errorf("round %d after that: %v", n+1, err)
+			}
+		}
+	}
+	const (
+		selector   = "  selector: {matchLabels: {app: ports}}\n"
+		strict     = "  mtls: {mode: STRICT}\n"
+		permissive = "  mtls: {mode: PERMISSIVE}\n"
+		mesh       = "istio-system/default"
+		namespace  = "app/default"
+		workload   = "app/a"
+	)
+	type step struct {
+		key, spec string
+		denied    []int
+	}
+	both := []int{7, 8}
+	for name, steps := range map[string][]step{
+		"permissive":                            {{workload, selector + strict, both}, {workload, selector + permissive, nil}},
+		"strict workload but for a port":        {{workload, selector + strict + "  portLevelMtls: {8: {mode: PERMISSIVE}}\n", []int{7}}},
+		"permissive workload but for a port":    {{workload, selector + permissive + "  portLevelMtls: {8: {mode: STRICT}}\n", []int{8}}},
+		"disabled for a port is permissive":     {{workload, selector + strict + "  portLevelMtls: {8: {mode: DISABLE}}\n", []int{7}}},
+		"strict namespace, permissive port":     {{namespace, strict, both}, {workload, selector + "  portLevelMtls: {7: {mode: PERMISSIVE}}\n", []int{8}}},
+		"strict namespace, permissive workload": {{namespace, strict, both}, {workload, selector + permissive, nil}},
+		"strict mesh, permissive namespace":     {{mesh, strict, both}, {namespace, permissive, nil}},
+		"strict mesh, permissive port":          {{mesh, strict, both}, {workload, selector + "  portLevelMtls: {8: {mode: PERMISSIVE}}\n", []int{7}}},
+		"permissive mesh, strict port":          {{mesh, permissive, nil}, {workload, selector + "  portLevelMtls: {8: {mode: STRICT}}\n", []int{8}}},
 	} {
-		t.Run(tc.name, func(t *testing.T) {
-			for key, spec := range tc.specs {
-				namespace, name, _ := strings.Cut(key, "/")
-				if err := m.PutPeerAuthentication(namespace, name, spec); err != nil {
+		t.Run(name, func(t *testing.T) {
+			t.Cleanup(func() {
+				for _, key := range []string{mesh, namespace, workload} {
+					if in, name, _ := strings.Cut(key, "/"); slices.ContainsFunc(steps, func(s step) bool { return s.key == key }) {
+						if err := m.Remove("PeerAuthentication", in, name); err != nil {
+							t.Error(err)
+						}
+					}
+				}
+				denied(t)
+			})
+			for _, s := range steps {
+				in, name, _ := strings.Cut(s.key, "/")
+				if err := m.PutPeerAuthentication(in, name, s.spec); err != nil {
 					t.Fatal(err)
 				}
-				t.Cleanup(func() {
-					if err := m.Remove("PeerAuthentication", namespace, name); err != nil {
-						t.Error(err)
-					}
-				})
-			}
-			eventually(t, 30*time.Second, "plaintext is denied where it is to be", func() error {
-				for _, port := range []int{7, 8} {
-					err := roundTrip(old, netip.AddrPortFrom(server.IP4(), uint16(port)), "hello")
-					if want := slices.Contains(tc.denied, port); want != (err != nil) {
-						return fmt.Errorf("port %d: %v, want denied %v", port, err, want)
-					}
+				denied(t, s.denied...)
+				for _, port := range []uint16{7, 8} {
+					mustEcho(t, client, netip.AddrPortFrom(server.IP4(), port))
 				}
-				return nil
-			})
-			for _, port := range []uint16{7, 8} {
-				mustEcho(t, client, netip.AddrPortFrom(server.IP4(), port))
 			}
 		})
 	}
