@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"net/rpc"
 	"os"
 	"path/filepath"
 	"sync"
@@ -26,10 +27,10 @@ const (
 
 // Proxy is a program to measure.
 type Proxy struct {
-	Name string
-	Path string
-	Env  []string // added to its environment
-	play *crowd   // what it follows beside the world's file; nil: nothing
+	Name  string
+	Path  string
+	Env   []string // added to its environment
+	crowd int      // workloads that its control plane knows beside the world's file; 0: it follows none
 }
 
 // bed is two nodes with one kind of proxy.
@@ -47,8 +48,9 @@ type bed struct {
 	boards  map[*onehost.Pod]*ends.Board
 	endPIDs map[*onehost.Pod]int // of the server ends
 	cold    *coldAddrs
-	slot    uint32 // next free on the boards
-	stop    func() // what the bench plays
+	slot    uint32      // next free on the boards
+	plane   *rpc.Client // orders to the control plane
+	stop    func()      // what the bench plays
 }
 
 // newBed builds the nodes and pods, starts what the bench plays and, if proxy
@@ -67,7 +69,7 @@ func newBed(ctx context.Context, c Config, index int, proxy Proxy, pods int) (_ 
 			"XDS_ADDRESS=", "LOCAL_XDS_PATH=" + world, "RUST_LOG=info",
 			// So that cold tunnels do not stay for the rest of the run.
 			fmt.Sprintf("POOL_UNUSED_RELEASE_TIMEOUT=%ds", int(coldRest.Seconds())),
-		}, append(crowdEnv(proxy.play), proxy.Env...)...),
+		}, append(crowdEnv(proxy.crowd), proxy.Env...)...),
 	})
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
@@ -92,7 +94,7 @@ func newBed(ctx context.Context, c Config, index int, proxy Proxy, pods int) (_ 
 	if proxy.Path == "" {
 		return b, nil
 	}
-	if err := b.play(); err != nil {
+	if err := b.play(ctx); err != nil {
 		return nil, err
 	}
 	_, err = b.startProxies(ctx)
@@ -206,8 +208,8 @@ func (b *bed) startEnds() error {
 	return nil
 }
 
-// play starts the agents and the CA.
-func (b *bed) play() error {
+// play starts the agents and the control plane.
+func (b *bed) play(starting context.Context) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	b.stop = func() {
@@ -219,16 +221,7 @@ func (b *bed) play() error {
 			return err
 		}
 	}
-	stopCA, err := playCA(b.Mesh, b.proxy.play)
-	if err != nil {
-		return err
-	}
-	stopAgents := b.stop
-	b.stop = func() {
-		stopCA()
-		stopAgents()
-	}
-	return nil
+	return b.playControlPlane(starting)
 }
 
 // startProxies starts a proxy on each node and says how long it took until
@@ -263,6 +256,9 @@ func (b *bed) restart(ctx context.Context) (time.Duration, error) {
 func (b *bed) close() error {
 	err := b.Close()
 	b.stop()
+	if b.plane != nil {
+		b.plane.Close()
+	}
 	for _, board := range b.boards {
 		if board != nil {
 			err = errors.Join(err, board.Close())

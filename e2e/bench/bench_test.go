@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -20,8 +21,8 @@ import (
 // bins is the folder with the programs under test.
 var bins string
 
-// TestMain is also the server end: the bench starts its own executable in the
-// server pods.
+// TestMain is also the server end, the control plane and what follows it as a control:
+// the bench starts its own executable.
 func TestMain(m *testing.M) {
 	code, err := run(m)
 	if err != nil {
@@ -32,14 +33,23 @@ func TestMain(m *testing.M) {
 }
 
 func run(m *testing.M) (int, error) {
-	if len(os.Args) > 1 && os.Args[1] == "-serve" {
-		fs := flag.NewFlagSet("serve", flag.ContinueOnError)
+	if len(os.Args) > 1 && slices.Contains([]string{"-serve", "-follow", "-play"}, os.Args[1]) {
+		fs := flag.NewFlagSet("child", flag.ContinueOnError)
 		addr, overTLS := fs.String("serve", "", ""), fs.String("serve-tls", "", "")
 		cert, board := fs.String("cert", "", ""), fs.String("board", "", "")
+		follow, play, root := fs.String("follow", "", ""), fs.String("play", "", ""), fs.String("root", "", "")
+		orders, size := fs.String("orders", "", ""), fs.Int("size", 0, "")
 		if err := fs.Parse(os.Args[1:]); err != nil {
 			return 1, err
 		}
-		return 0, bench.ServeEnds(context.Background(), *addr, *overTLS, *cert, *board)
+		ctx := context.Background()
+		switch os.Args[1] {
+		case "-follow":
+			return 0, bench.Follow(ctx, *follow, *root)
+		case "-play":
+			return 0, bench.Play(ctx, *play, *root, *orders, *size)
+		}
+		return 0, bench.ServeEnds(ctx, *addr, *overTLS, *cert, *board)
 	}
 	var done func()
 	var err error

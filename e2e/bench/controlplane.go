@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
@@ -32,59 +33,69 @@ func (everyone) Authenticate(context.Context) (server.Caller, error) {
 }
 func (everyone) Allowed(server.Caller, spiffeid.ID) error { return nil }
 
-// playCA serves CreateCertificate where the bed's proxies look for it, until
-// stop is called. Its root is where they look for that. world, which may be nil,
-// is served at the same place.
-func playCA(m *onehost.Mesh, world *crowd) (stop func(), err error) {
+// Play is the program that is a bed's control plane: it serves CreateCertificate and, if
+// size is not zero, a crowd of so many workloads at addr, and takes orders at a Unix
+// socket, until ctx ends. Its root is in rootFile by the time it takes them. It is a
+// process of its own, on one processor, so that its rest disturbs nobody's.
+func Play(ctx context.Context, addr, rootFile, orders string, size int) error {
+	cert, issuer, err := newCA(addr, rootFile)
+	if err != nil {
+		return err
+	}
+	all, err := newCrowd(size)
+	if err != nil {
+		return err
+	}
+	plane := &crowdPlane{crowd: all}
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return err
+	}
+	g := grpc.NewServer(
+		grpc.Creds(credentials.NewTLS(mtls.ServerAuth(func() (*tls.Certificate, error) { return cert, nil }))),
+		grpc.ForceServerCodecV2(newRawCodec()),
+		grpc.StaticStreamWindowSize(window), grpc.StaticConnWindowSize(window),
+	)
+	issuer.Register(g)
+	discovery.RegisterAggregatedDiscoveryServiceServer(g, plane)
+	if err := takeOrders(ctx, orders, plane); err != nil {
+		return errors.Join(err, l.Close())
+	}
+	defer context.AfterFunc(ctx, g.Stop)()
+	return g.Serve(lazyListener{l, &plane.telling})
+}
+
+// newCA makes a CA, and a certificate for its own address.
+func newCA(addr, rootFile string) (*tls.Certificate, *server.Server, error) {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, nil, err
+	}
 	td := spiffeid.RequireTrustDomainFromString("cluster.local")
 	now := time.Now()
 	files, err := authority.Create(td, now)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	a, err := authority.Load(files, authority.Policy{}, now)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	if err := os.MkdirAll(filepath.Dir(m.RootCert()), 0o755); err != nil {
-		return nil, err
+	if err := os.MkdirAll(filepath.Dir(rootFile), 0o755); err != nil {
+		return nil, nil, err
 	}
-	if err := os.WriteFile(m.RootCert(), a.RootsPEM(), 0o644); err != nil {
-		return nil, err
+	if err := os.WriteFile(rootFile, a.RootsPEM(), 0o644); err != nil {
+		return nil, nil, err
 	}
-	addr := m.ControlPlaneAddr()
-	cert, err := a.Serving([]string{addr.Addr().String()}, 0, now)
+	cert, err := a.Serving([]string{host}, 0, now)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	const plenty = 1e6 // signatures a second: the CA is not what is measured
 	issuer, err := server.New(server.Config{
 		Authority: a, TrustDomain: td, Authenticator: everyone{}, Authorizer: everyone{}, Rate: plenty, Burst: plenty,
 	})
-	if err != nil {
-		return nil, err
-	}
-	var l net.Listener
-	if err := m.FabricNS().Do(func() (err error) {
-		l, err = net.Listen("tcp", addr.String())
-		return err
-	}); err != nil {
-		return nil, err
-	}
-	g := grpc.NewServer(grpc.Creds(credentials.NewTLS(mtls.ServerAuth(func() (*tls.Certificate, error) { return cert, nil }))))
-	issuer.Register(g)
-	if world != nil {
-		world.register(g)
-	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		_ = g.Serve(l) // ends with Stop
-	}()
-	return func() {
-		g.Stop()
-		<-done
-	}, nil
+	return cert, issuer, err
 }
 
 // playAgent is one node's agent as far as the proxy knows it: it names pods.

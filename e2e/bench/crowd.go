@@ -4,10 +4,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"strconv"
-	"sync"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
-	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"istio.io/istio/pkg/workloadapi"
@@ -16,49 +14,79 @@ import (
 const (
 	addressType   = "type.googleapis.com/istio.workload.Address"
 	perService    = 10 // workloads
+	changing      = 4096
 	crowdNS       = "crowd"
 	crowdNodes    = 1000
-	pushesInLine  = 1024 // that a proxy may lag behind
-	crowdNetwork4 = 11   // 11.0.0.0/8: nobody's in a bed
+	crowdNetwork4 = 11 // 11.0.0.0/8: nobody's in a bed
 )
 
-// crowd is a control plane with very many workloads, which says what they are in one
-// response, as a real one does, and then only what changes. It is made once and makes
-// nothing itself while something is measured.
+// crowd is what a control plane says of very many workloads: what they are in one
+// response, as a real one does, and then what changes. All of it is ready to be sent:
+// nothing is made while something is measured.
 type crowd struct {
-	discovery.UnimplementedAggregatedDiscoveryServiceServer
 	size  int
-	first []*discovery.Resource
-
-	mu      sync.Mutex
-	streams map[chan *discovery.Resource]struct{}
-	ended   chan struct{} // closed when the bed ends
+	first message
+	// changes are sent in a circle. Each is one of changing workloads, and makes
+	// it other than the one before of the same has made it.
+	changes []message
 }
 
+// message is one on the wire, which the codec passes on as it is.
+type message []byte
+
 func newCrowd(size int) (*crowd, error) {
-	c := &crowd{size: size, streams: make(map[chan *discovery.Resource]struct{}), ended: make(chan struct{})}
+	var all []*discovery.Resource
+	add := func(a *workloadapi.Address, name string, version int) error {
+		r, err := resource(a, name, version)
+		all = append(all, r)
+		return err
+	}
 	for i := range size / perService {
 		s := &workloadapi.Service{
 			Name: serviceName(i), Namespace: crowdNS, Hostname: serviceHost(i), Canonical: true,
 			Addresses: []*workloadapi.NetworkAddress{{Address: address4(12, i)}},
 			Ports:     []*workloadapi.Port{{ServicePort: 80, TargetPort: 8080}, {ServicePort: 443, TargetPort: 8443}},
 		}
-		if err := c.add(&workloadapi.Address{Type: &workloadapi.Address_Service{Service: s}}, crowdNS+"/"+s.Hostname); err != nil {
+		if err := add(&workloadapi.Address{Type: &workloadapi.Address_Service{Service: s}}, crowdNS+"/"+s.Hostname, 0); err != nil {
 			return nil, err
 		}
 	}
 	for i := range size {
-		if err := c.add(crowdWorkload(i, 0)); err != nil {
+		a, name := crowdWorkload(i, 0)
+		if err := add(a, name, 0); err != nil {
 			return nil, err
 		}
 	}
-	return c, nil
+	c := &crowd{size: size}
+	var err error
+	if c.first, err = response(addressType, "first", all...); err != nil {
+		return nil, err
+	}
+	return c, c.prepare()
 }
 
-func (c *crowd) add(a *workloadapi.Address, name string) error {
-	r, err := resource(a, name, 0)
-	c.first = append(c.first, r)
-	return err
+// prepare makes the changes: the same workloads, apart from each other, in one version
+// and then in another.
+func (c *crowd) prepare() error {
+	for _, version := range []int{1, 2} {
+		for n := range min(c.size, changing) {
+			a, name := crowdWorkload(n*7919%c.size, version)
+			r, err := resource(a, name, version)
+			if err != nil {
+				return err
+			}
+			m, err := response(addressType, strconv.Itoa(len(c.changes)), r)
+			if err != nil {
+				return err
+			}
+			c.changes = append(c.changes, m)
+		}
+	}
+	return nil
+}
+
+func response(kind, nonce string, all ...*discovery.Resource) (message, error) {
+	return proto.Marshal(&discovery.DeltaDiscoveryResponse{TypeUrl: kind, Nonce: nonce, Resources: all, SystemVersionInfo: "bench"})
 }
 
 func resource(a *workloadapi.Address, name string, version int) (*discovery.Resource, error) {
@@ -92,83 +120,4 @@ func crowdWorkload(i, version int) (*workloadapi.Address, string) {
 		}}},
 	}
 	return &workloadapi.Address{Type: &workloadapi.Address_Workload{Workload: w}}, uid
-}
-
-func (c *crowd) register(g *grpc.Server) { discovery.RegisterAggregatedDiscoveryServiceServer(g, c) }
-
-// DeltaAggregatedResources serves one proxy.
-func (c *crowd) DeltaAggregatedResources(st discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
-	changes := make(chan *discovery.Resource, pushesInLine)
-	types := make(chan string)
-	failed := make(chan error, 1)
-	go func() { // ends with the stream
-		seen := map[string]bool{}
-		for {
-			r, err := st.Recv()
-			if err != nil {
-				failed <- err
-				return
-			}
-			if seen[r.GetTypeUrl()] {
-				continue // an answer
-			}
-			seen[r.GetTypeUrl()] = true
-			select {
-			case types <- r.GetTypeUrl():
-			case <-st.Context().Done():
-				return
-			}
-		}
-	}()
-	defer c.leave(changes)
-	for n := 0; ; n++ {
-		r := &discovery.DeltaDiscoveryResponse{Nonce: strconv.Itoa(n), SystemVersionInfo: "bench"}
-		select {
-		case r.TypeUrl = <-types:
-			if r.TypeUrl == addressType {
-				r.Resources = c.first
-				c.enter(changes)
-			}
-		case change := <-changes:
-			r.TypeUrl, r.Resources = addressType, []*discovery.Resource{change}
-		case err := <-failed:
-			return err
-		case <-c.ended:
-			return nil
-		}
-		if err := st.Send(r); err != nil {
-			return err
-		}
-	}
-}
-
-func (c *crowd) enter(ch chan *discovery.Resource) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.streams[ch] = struct{}{}
-}
-
-func (c *crowd) leave(ch chan *discovery.Resource) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	delete(c.streams, ch)
-}
-
-// change tells every proxy of a workload in its next version.
-func (c *crowd) change(n int) error {
-	a, name := crowdWorkload(n*7919%c.size, n+1)
-	r, err := resource(a, name, n+1)
-	if err != nil {
-		return err
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for ch := range c.streams {
-		select {
-		case ch <- r:
-		default:
-			return fmt.Errorf("a proxy is %d changes behind", pushesInLine)
-		}
-	}
-	return nil
 }

@@ -6,10 +6,16 @@
 //
 // Each proxy has a [bed]: two nodes of package onehost with pods that no CNI
 // plugin made but whose rules are the real ones, a proxy process on each node,
-// and the bench itself as node agent (ZDS), CA (CreateCertificate over TLS) and
-// world (a file, LOCAL_XDS_PATH). So any proxy that speaks those three can be a
-// subject. What warren-cni adds to an ADD is measured on a whole mesh of
-// onehost, with CNI.
+// the bench itself as node agent (ZDS) and world (a file, LOCAL_XDS_PATH), and a
+// process of the bench as control plane: CA (CreateCertificate over TLS) and, for a
+// large mesh, delta xDS. So any proxy that speaks those can be a subject.
+//
+// While the control plane tells of changes it competes with what is measured. So all
+// that it says is on hand as bytes of the wire, answers are read in bulk, what it uses
+// is a column, and the same changes told to a control on each node, which is on
+// nobody's way, show what of the loss is the machine's and the bench's own.
+//
+// What warren-cni adds to an ADD is measured on a whole mesh of onehost, with CNI.
 //
 // The traffic's ends are package ends: the server end a process in its pod, the
 // client end a thread of this process in the client's pod.

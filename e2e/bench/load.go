@@ -19,6 +19,9 @@ type column struct {
 	More   bool // more is better
 }
 
+// judged says whether a column tells of the subjects, not of what is beside them.
+func (c column) judged() bool { return c != colOther && c != colEnds && c != colOwn }
+
 var (
 	colGBs      = column{"gb_per_s", "GB/s", "%.3f", true}
 	colCPUGB    = column{"cpu_s_per_gb", "CPU s/GB", "%.3f", false}

@@ -67,7 +67,7 @@ func newChart(r *Report, l *LoadReport) chart {
 	c := chart{LoadReport: l, Table: [][]string{{""}}}
 	for _, col := range l.Columns {
 		c.Table[0] = append(c.Table[0], col.Head)
-		if col != colOther && col != colEnds {
+		if col.judged() {
 			c.Plots = append(c.Plots, newPlot(r, l, col))
 		}
 	}

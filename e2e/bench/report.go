@@ -80,7 +80,7 @@ func (r *LoadReport) sum() {
 			if len(v) > 0 {
 				s.Median[c.Key], s.Least[c.Key], s.Most[c.Key] = median(v), slices.Min(v), slices.Max(v)
 			}
-			if len(ratios) > 0 && c != colOther && c != colEnds {
+			if len(ratios) > 0 && c.judged() {
 				s.Ratio[c.Key] = median(ratios)
 			}
 		}

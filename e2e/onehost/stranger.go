@@ -4,6 +4,8 @@ import (
 	"context"
 	"net"
 	"path/filepath"
+
+	"github.com/warren-mesh/warren/internal/netns"
 )
 
 // ControlPlane takes the place of ours in a mesh: the proxies follow it, while the node
@@ -24,7 +26,16 @@ func (n *Node) TokenFile() string { return n.tokenFile() }
 // Run starts a program in the namespace of the control plane. It ends with the mesh, as
 // by a crash: programs that depend on each other do not wait for one another.
 func (m *Mesh) Run(name, bin string, env []string, args ...string) error {
-	p, err := start(m.fabric.ns, m.Opts.Dir, command{name: name, bin: bin, args: args, env: env})
+	return m.runIn(m.fabric.ns, command{name: name, bin: bin, args: args, env: env})
+}
+
+// Run starts a program in the node's own namespace. It ends as those of Mesh.Run.
+func (n *Node) Run(name, bin string, env []string, args ...string) error {
+	return n.mesh.runIn(n.NS, command{name: n.Name + "-" + name, bin: bin, args: args, env: env})
+}
+
+func (m *Mesh) runIn(ns *netns.NS, c command) error {
+	p, err := start(ns, m.Opts.Dir, c)
 	if err != nil {
 		return err
 	}

@@ -20,6 +20,11 @@ func main() {
 	serveTLS := flag.String("serve-tls", "", "internal: and over TLS on this one")
 	cert := flag.String("cert", "", "internal: PEM file of the certificate and key for that")
 	board := flag.String("board", "", "internal: file of the counters that both ends see")
+	follow := flag.String("follow", "", "internal: follow the control plane at this address")
+	play := flag.String("play", "", "internal: be the control plane at this address")
+	root := flag.String("root", "", "internal: PEM file of the control plane's root")
+	orders := flag.String("orders", "", "internal: Unix socket at which it takes orders")
+	size := flag.Int("size", 0, "internal: how many workloads it knows")
 	flag.Parse()
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -30,6 +35,10 @@ func main() {
 		bench.List(c, os.Stdout)
 	case *serve != "":
 		err = bench.ServeEnds(ctx, *serve, *serveTLS, *cert, *board)
+	case *follow != "":
+		err = bench.Follow(ctx, *follow, *root)
+	case *play != "":
+		err = bench.Play(ctx, *play, *root, *orders, *size)
 	default:
 		err = bench.Run(ctx, c, os.Stdout)
 	}
