@@ -229,6 +229,20 @@ func TestAuthorizationL4(t *testing.T) {
   action: DENY
   rules: [{from: [{source: {principals: ["*/sa/other"]}}, {source: {principals: ["cluster.local/ns/app/sa/cl*"]}}]}]
 `, map[*onehost.Pod][]int{w.outside: ports}},
+			{"deny addresses by condition", `
+  selector: {matchLabels: {version: v1}}
+  action: DENY
+  rules: [{when: [{key: source.ip, values: ["OTHER"]}, {key: destination.ip, values: ["SERVER"]}]}]
+`, map[*onehost.Pod][]int{w.client: ports, w.outside: ports}},
+			{"allow all but an address and a port", `
+  selector: {matchLabels: {version: v1}}
+  rules: [{from: [{source: {notIpBlocks: ["OTHER"]}}], to: [{operation: {notPorts: ["19090"]}}]}]
+`, map[*onehost.Pod][]int{w.client: {18080}, w.outside: {18080}}},
+			{"deny all but a namespace", `
+  selector: {matchLabels: {version: v1}}
+  action: DENY
+  rules: [{from: [{source: {notNamespaces: ["app"]}}]}]
+`, map[*onehost.Pod][]int{w.client: ports, w.other: ports}},
 			{"allow nothing", `
   selector: {matchLabels: {version: v1}}
 `, nil},
@@ -241,7 +255,7 @@ func TestAuthorizationL4(t *testing.T) {
 `, map[*onehost.Pod][]int{w.client: ports}},
 		} {
 			t.Run(c.name, func(t *testing.T) {
-				spec := strings.ReplaceAll(c.spec, "OTHER", w.other.IP4().String())
+				spec := strings.NewReplacer("OTHER", w.other.IP4().String(), "SERVER", w.server.IP4().String()).Replace(c.spec)
 				w.put(t, "AuthorizationPolicy", "app", "p", "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: app}\nspec:"+spec)
 				because := "explicitly denied by: app/p"
 				if !strings.Contains(spec, "DENY") {

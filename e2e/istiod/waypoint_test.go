@@ -178,10 +178,53 @@ func TestCrossNamespaceWaypoint(t *testing.T) {
 	})
 }
 
-// TestWeightedWaypoint: a canary gets its share.
+// TestAuthorizationWaypointDefaultDeny, as far as layer 4 goes: where the mesh allows
+// nobody, a workload may let its waypoint alone in, by the waypoint's own identity.
+func TestAuthorizationWaypointDefaultDeny(t *testing.T) {
+	both(t, func(t *testing.T, w *world) {
+		const because = "allow policies exist, but none allowed"
+		vip := at("10.96.10.34", 80)
+		j := w.judge(t, "app", "wp-alone")
+		w.put(t, "Gateway", "app", "wp-alone", j.gateway("service", "Same"))
+		w.put(t, "Service", "app", "defended", judged("defended", vip.Addr().String(), "istio.io/use-waypoint: wp-alone", ""))
+		w.by(t, vip, j)
+		allow := func(namespace, name, spec string) {
+			w.put(t, "AuthorizationPolicy", namespace, name, fmt.Sprintf("apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: %s, namespace: %s}\nspec: {%s}\n", name, namespace, spec))
+		}
+		allow(rootNamespace, "allow-nothing", "")
+		for _, to := range []netip.AddrPort{on(w.server, 18080), on(w.second, 19090), vip} { // in each namespace, and at the waypoint
+			w.refused(t, w.client, to, because)
+		}
+		w.refused(t, w.outside, on(w.server, 18080), because)
+		reaches(t, w.client, on(w.outsideServer, 18080), "plain/server")
+		allow("app", "to-waypoint", "selector: {matchLabels: {gateway.networking.k8s.io/gateway-name: wp-alone}}, rules: [{from: [{source: {namespaces: [app]}}]}]")
+		eventually(t, "the waypoint takes it, and is itself not let in", func() error {
+			logs := w.AccessLogs()
+			if r, err := call(w.client, vip); err == nil {
+				return fmt.Errorf("%s answered", r.who)
+			}
+			return logged(t, logs, j.Pod, because, 1)
+		})
+		allow("app", "from-waypoint", `selector: {matchLabels: {app: web}}, rules: [{from: [{source: {principals: ["cluster.local/ns/app/sa/wp-alone"]}}]}]`)
+		w.by(t, vip, j)
+		for _, from := range []*onehost.Pod{w.client, w.other, w.outside} {
+			w.refused(t, from, on(w.server, 18080), because)
+		}
+	})
+}
+
+// TestWeightedWaypoint (canary): a canary gets its share, and nothing while it is not
+// there.
 func TestWeightedWaypoint(t *testing.T) {
 	both(t, func(t *testing.T, w *world) {
 		stable, canary := w.judge(t, "app", "stable"), w.judge(t, "app", "canary")
+		t.Run("not ready", func(t *testing.T) {
+			vip := at("10.96.10.35", 80)
+			w.put(t, "Gateway", "app", "stable", stable.gateway("service", "Same"))
+			w.put(t, "Service", "app", "early", judged("early", vip.Addr().String(),
+				"istio.io/use-waypoint: stable, istio.io/use-waypoint-canary: canary", `istio.io/use-waypoint-canary-weight: "100"`))
+			w.by(t, vip, stable, canary)
+		})
 		for _, j := range []*judge{stable, canary} {
 			w.put(t, "Gateway", "app", j.Spec.Name, j.gateway("service", "Same"))
 		}
@@ -205,7 +248,7 @@ func TestWeightedWaypoint(t *testing.T) {
 		}
 		weigh("50")
 		got := map[*judge]int{}
-		eventually(t, "both are asked", func() error {
+		asked := func() error {
 			if _, err := call(w.client, vip); err != nil {
 				return err
 			}
@@ -215,11 +258,26 @@ func TestWeightedWaypoint(t *testing.T) {
 					got[j]++
 				}
 			}
-			if got[stable] < 3 || got[canary] < 3 {
+			return nil
+		}
+		eventually(t, "both are asked", func() error {
+			if err := asked(); err != nil {
+				return err
+			}
+			if got[stable] == 0 || got[canary] == 0 {
 				return fmt.Errorf("stable %d times, canary %d times", got[stable], got[canary])
 			}
 			return nil
 		})
+		clear(got)
+		for range 80 { // of which 40 are expected: 20 is 4.5 standard deviations from that
+			if err := asked(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got[stable] < 20 || got[canary] < 20 {
+			t.Errorf("of 80 connections, half of which are meant for each, %d went by stable, %d by canary", got[stable], got[canary])
+		}
 	})
 }
 
