@@ -10,9 +10,9 @@ import (
 // Who stands in for a pod that the control plane does not know yet is of its node and
 // cluster: by the network of anybody else the mesh would be unknown, and get plaintext.
 func TestStandIn(t *testing.T) {
-	store := workload.NewStore()
+	var mesh workload.Batch
 	add := func(uid, node, cluster, network string) {
-		store.Apply(workload.Batch{Workloads: []*workload.Workload{{UID: uid, Name: uid, Node: node, ClusterID: cluster, Network: network, TrustDomain: "td." + network}}})
+		mesh.Workloads = append(mesh.Workloads, &workload.Workload{UID: uid, Name: uid, Node: node, ClusterID: cluster, Network: network, TrustDomain: "td." + network})
 	}
 	add("NetworkGateway/n2/172.18.0.1/15008", "", "", "n2")
 	add("of another cluster", "worker", "c2", "n2")
@@ -27,6 +27,8 @@ func TestStandIn(t *testing.T) {
 		}
 		cfg := Defaults()
 		cfg.NodeName, cfg.ClusterID = tt.node, "c1"
+		store := workload.NewNodeStore(cfg.NodeName)
+		store.Apply(mesh)
 		p := &pod{s: &Server{cfg: cfg}, info: zds.Info{Name: "new", Namespace: "default", ServiceAccount: "sa"}}
 		got := "" // waits for the control plane
 		if w := p.speaking(store.View()); w != nil {
@@ -49,7 +51,7 @@ func TestNamesake(t *testing.T) {
 	named := func(cluster, name string) *workload.Workload {
 		return &workload.Workload{UID: cluster + "//Pod/ns/" + name, Name: name, Namespace: "ns", ServiceAccount: "sa", Node: "worker", ClusterID: cluster}
 	}
-	store := workload.NewStore()
+	store := workload.NewNodeStore(cfg.NodeName)
 	for _, step := range []struct {
 		what string
 		add  *workload.Workload
