@@ -165,6 +165,7 @@ func (p *ControlPlane) issue() error {
 		return err
 	}
 	options := append(server.ServerOptions(), caserver.Bound()...)
+	options = append(options, grpc.ForceServerCodecV2(server.Codec(caserver.Codec()))) // each has one
 	p.secure = grpc.NewServer(append(options, grpc.Creds(credentials.NewTLS(
 		mtls.ServerAuth(func() (*tls.Certificate, error) { return cert.certificate(time.Now()) }))))...)
 	p.ads.Register(p.secure)

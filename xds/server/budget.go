@@ -1,17 +1,15 @@
 package server
 
-import (
-	"sync"
+import "sync"
 
-	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
-)
+// small is what is not counted: a change of the ordinary size never waits.
+const small = 64 << 10
 
-// budget bounds the bytes of responses that are being sent, to all clients together. A
-// response exists once for each client while it is on its way, and when a control plane
-// comes back all clients want everything at the same time.
+// budget bounds the memory of responses that clients have not answered, of all clients
+// together. gRPC takes a response at once, and keeps it until the client has read it.
 //
-// Who comes when it is full waits, with nothing in hand; one response may be larger than
-// what is left, or no mesh could be larger than the budget.
+// Who comes when it is full waits; one response may be larger than what is left, or no
+// mesh could be larger than the budget.
 type budget struct {
 	limit int64
 
@@ -22,30 +20,16 @@ type budget struct {
 
 func newBudget(limit int64) *budget { return &budget{limit: limit, freed: make(chan struct{})} }
 
-// full returns nil when there is room, else a channel that is closed when it is worth
-// another look.
-func (b *budget) full() <-chan struct{} {
+// take counts what is to be given back, and returns nil. If there is no room it counts
+// nothing, and returns a channel that is closed when it is worth another try.
+func (b *budget) take(n int64) <-chan struct{} {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.taken < b.limit {
-		return nil
+	if b.taken >= b.limit {
+		return b.freed
 	}
-	return b.freed
-}
-
-// take counts a response, whose bytes it returns for give.
-func (b *budget) take(r *discovery.DeltaDiscoveryResponse) int64 {
-	var n int64
-	for _, res := range r.GetResources() {
-		n += int64(len(res.GetName()) + len(res.GetVersion()) + len(res.GetResource().GetValue()))
-	}
-	for _, name := range r.GetRemovedResources() {
-		n += int64(len(name))
-	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
 	b.taken += n
-	return n
+	return nil
 }
 
 func (b *budget) give(n int64) {

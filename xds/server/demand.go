@@ -147,8 +147,8 @@ func (d *demand) step(to *Snapshot) step {
 		if !ok {
 			continue // two had one name, and this one is not served
 		}
-		if version, has := d.has[name]; wanted[name] || !has || version != r.GetVersion() {
-			s.send = append(s.send, &discovery.Resource{Name: r.GetName(), Version: r.GetVersion(), Resource: r.GetResource(), Aliases: x.aliases[name]})
+		if version, has := d.has[name]; wanted[name] || !has || version != r.version {
+			s.send = append(s.send, r.called(x.aliases[name]))
 		}
 	}
 	for name := range d.has {
@@ -167,7 +167,7 @@ func (d *demand) step(to *Snapshot) step {
 // took notes that the last step was sent.
 func (d *demand) took(s step) {
 	for _, r := range s.send {
-		d.has[r.GetName()] = r.GetVersion()
+		d.has[r.name] = r.version
 	}
 	for _, name := range s.gone {
 		delete(d.has, name)

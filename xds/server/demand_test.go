@@ -163,7 +163,7 @@ func TestOnDemandAsksAgain(t *testing.T) {
 // TestOnDemandReconnect: names that the client has come from its versions.
 func TestOnDemandReconnect(t *testing.T) {
 	newest := build(t, nil, town())
-	version := func(name string) string { return newest.types[addresses].byName[name].GetVersion() }
+	version := func(name string) string { return newest.types[addresses].byName[name].version }
 	m := newModel(t)
 	m.request(demanding(map[string]string{
 		"here": version("here"), "web-1": "old", "web-2": version("web-2"), "gone": "1", "/10.0.0.88": "",
@@ -178,16 +178,16 @@ func TestOnDemandAliases(t *testing.T) {
 	m := visitor(t, newest)
 	m.request(&discovery.DeltaDiscoveryRequest{TypeUrl: AddressType, ResourceNamesSubscribe: []string{"app/range", "app/web"}})
 	got := map[string]string{}
-	for _, r := range m.s.next(newest, m.now).GetResources() {
-		got[r.GetName()] = strings.Join(r.GetAliases(), " ")
+	for _, r := range m.s.next(newest, m.now).resources {
+		got[r.name] = strings.Join(r.aliases, " ")
 	}
 	want := map[string]string{"app/range": "/10.9.0.0/16 /fd01::/64", "app/web": "/10.9.0.1", "web-1": "/10.0.0.2", "web-2": "/10.0.0.3"}
 	if fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("aliases %v, want %v", got, want)
 	}
 	for _, r := range newest.types[addresses].byName {
-		if len(r.GetAliases()) > 0 {
-			t.Errorf("%s has aliases for those who follow everything", r.GetName())
+		if len(r.aliases) > 0 {
+			t.Errorf("%s has aliases for those who follow everything", r.name)
 		}
 	}
 }

@@ -5,8 +5,6 @@ import (
 	"iter"
 	"maps"
 	"slices"
-
-	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 )
 
 // holding is what a client has of one type: a version under every name.
@@ -29,7 +27,7 @@ func (t told) names() iter.Seq[string] { return maps.Keys(t) }
 func diff(have holding, want *resources) step {
 	var s step
 	for name, r := range want.byName {
-		if v, ok := have.version(name); !ok || v != r.GetVersion() {
+		if v, ok := have.version(name); !ok || v != r.version {
 			s.send = append(s.send, r)
 		}
 	}
@@ -38,7 +36,7 @@ func diff(have holding, want *resources) step {
 			s.gone = append(s.gone, name)
 		}
 	}
-	slices.SortFunc(s.send, func(a, b *discovery.Resource) int { return cmp.Compare(a.GetName(), b.GetName()) })
+	slices.SortFunc(s.send, func(a, b *resource) int { return cmp.Compare(a.name, b.name) })
 	slices.Sort(s.gone)
 	return s
 }

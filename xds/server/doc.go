@@ -6,8 +6,9 @@
 // The state of the mesh is a Snapshot, immutable and shared by all streams. A stream
 // remembers the resources that its client holds and walks from there to the newest in one
 // step, however many were skipped: a slow client costs no queue and keeps no old model
-// in memory, and one that does not answer is cut off. session.go is that protocol without I/O, diff.go the step,
-// stream.go the gRPC stream around them.
+// in memory, and one that does not answer is cut off. session.go is that protocol without
+// I/O, diff.go the step, stream.go the gRPC stream around them, response.go what goes
+// over it: each resource encoded once, whoever it is on its way to.
 //
 // Order on a stream: policies that are new or changed, then workloads and services,
 // then policies that are gone. A workload thus never names a policy that its proxy

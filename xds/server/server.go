@@ -12,6 +12,8 @@ import (
 	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/encoding"
+	"google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 )
@@ -40,8 +42,10 @@ type Config struct {
 	// MaxStreams bounds all streams (5000), MaxStreamsPerCaller those of one caller
 	// (8): while a proxy is replaced a node has two, and each may be reconnecting.
 	MaxStreams, MaxStreamsPerCaller int
-	// MaxSending bounds the bytes of responses that are on their way to clients, all
-	// together (512 MiB). A client that does not take its own is cut off after AckTimeout.
+	// MaxSending bounds the memory that responses take until they are answered, all
+	// together (512 MiB). Resources are not counted, which exist once for all of them: the
+	// whole of a mesh is 24 bytes for each. A client that does not take its own is cut off
+	// after AckTimeout.
 	MaxSending int64
 }
 
@@ -113,7 +117,8 @@ func New(cfg Config) *Server {
 // SetSnapshot makes a snapshot the newest. It never waits for a client.
 func (s *Server) SetSnapshot(next *Snapshot) { s.states.set(next) }
 
-// Register adds the server to a gRPC server, which should be made with ServerOptions.
+// Register adds the server to a gRPC server, which has to be made with ServerOptions, or
+// with a Codec after them.
 func (s *Server) Register(r grpc.ServiceRegistrar) {
 	discovery.RegisterAggregatedDiscoveryServiceServer(r, s)
 }
@@ -133,6 +138,7 @@ func ServerOptions() []grpc.ServerOption { return serverOptions(time.Minute) }
 
 func serverOptions(idle time.Duration) []grpc.ServerOption {
 	return []grpc.ServerOption{
+		grpc.ForceServerCodecV2(Codec(encoding.GetCodecV2(proto.Name))),
 		grpc.MaxRecvMsgSize(4 << 20),
 		grpc.MaxHeaderListSize(32 << 10),
 		grpc.MaxConcurrentStreams(64),

@@ -113,7 +113,7 @@ func (sub *subscription) resubscribe(req *discovery.DeltaDiscoveryRequest) error
 
 // next returns the response that brings the client closer to the newest snapshot, nil
 // when there is none to send now. Call it again after it returned one.
-func (s *session) next(newest *Snapshot, now time.Time) *discovery.DeltaDiscoveryResponse {
+func (s *session) next(newest *Snapshot, now time.Time) *response {
 	policy, address := &s.subs[policies], &s.subs[addresses]
 	if policy.due(policies, newest) {
 		step := policy.step(policies, newest)
@@ -149,13 +149,16 @@ func (sub *subscription) due(k kind, newest *Snapshot) bool {
 	return sub.active && sub.pending == "" && (sub.at != newest.types[k] || sub.demand != nil && len(sub.demand.asked) > 0)
 }
 
-// step is the difference to a snapshot, which is shared unless it is the first.
+// step is the difference to a snapshot, which is shared unless the client said what it has.
 func (sub *subscription) step(k kind, to *Snapshot) step {
 	if sub.demand != nil {
 		return sub.demand.step(to)
 	}
-	if sub.first {
+	if sub.first && len(sub.told) > 0 {
 		return diff(sub.told, to.types[k])
+	}
+	if sub.first {
+		return to.types[k].from(nothing)
 	}
 	return to.types[k].from(sub.at)
 }
@@ -188,7 +191,7 @@ func (s *Snapshot) isAddress(name string) bool {
 
 // advance moves a subscription to a snapshot. The first time the client is answered
 // even if there is nothing to say: it waits for that.
-func (s *session) advance(k kind, to *Snapshot, send []*discovery.Resource, gone []string, now time.Time) *discovery.DeltaDiscoveryResponse {
+func (s *session) advance(k kind, to *Snapshot, send []*resource, gone []string, now time.Time) *response {
 	sub := &s.subs[k]
 	first := sub.first
 	sub.first, sub.told, sub.at = false, nil, to.types[k]
@@ -197,13 +200,7 @@ func (s *session) advance(k kind, to *Snapshot, send []*discovery.Resource, gone
 	}
 	s.nonces++
 	sub.pending, sub.since = to.version+"-"+strconv.FormatUint(s.nonces, 10), now
-	return &discovery.DeltaDiscoveryResponse{
-		SystemVersionInfo: to.version,
-		TypeUrl:           k.typeURL(),
-		Resources:         send,
-		RemovedResources:  gone,
-		Nonce:             sub.pending,
-	}
+	return &response{kind: k, version: to.version, nonce: sub.pending, resources: send, removed: gone}
 }
 
 // deadline is when the session must be looked at again though nothing has happened,

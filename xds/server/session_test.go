@@ -45,7 +45,7 @@ type model struct {
 	s     *session
 	now   time.Time
 	has   [kinds]map[string]string
-	owing []*discovery.DeltaDiscoveryResponse
+	owing []*response
 	log   []string // one line a response
 }
 
@@ -74,13 +74,13 @@ func (m *model) request(r *discovery.DeltaDiscoveryRequest) *rejection {
 // pull takes everything there is to send.
 func (m *model) pull(newest *Snapshot) {
 	for r := m.s.next(newest, m.now); r != nil; r = m.s.next(newest, m.now) {
-		k, _ := kindOf(r.GetTypeUrl())
+		k := r.kind
 		line := []string{map[kind]string{policies: "policies", addresses: "addresses"}[k]}
-		for _, res := range r.GetResources() {
-			m.has[k][res.GetName()] = res.GetVersion()
-			line = append(line, "+"+res.GetName())
+		for _, res := range r.resources {
+			m.has[k][res.name] = res.version
+			line = append(line, "+"+res.name)
 		}
-		for _, name := range r.GetRemovedResources() {
+		for _, name := range r.removed {
 			delete(m.has[k], name)
 			line = append(line, "-"+name)
 		}
@@ -91,7 +91,7 @@ func (m *model) pull(newest *Snapshot) {
 
 func (m *model) ack() {
 	for _, r := range m.owing {
-		m.request(&discovery.DeltaDiscoveryRequest{TypeUrl: r.GetTypeUrl(), ResponseNonce: r.GetNonce()})
+		m.request(&discovery.DeltaDiscoveryRequest{TypeUrl: r.kind.typeURL(), ResponseNonce: r.nonce})
 	}
 	m.owing = nil
 }
@@ -118,7 +118,7 @@ func (m *model) wantHas(s *Snapshot) {
 	for k := range kind(kinds) {
 		want := make(map[string]string)
 		for name, r := range s.types[k].byName {
-			want[name] = r.GetVersion()
+			want[name] = r.version
 		}
 		if d := cmp.Diff(want, m.has[k]); d != "" {
 			m.t.Errorf("client's %s (-want +got):\n%s", k.typeURL(), d)
@@ -165,9 +165,9 @@ func TestAddressesAlone(t *testing.T) {
 func TestReconnect(t *testing.T) {
 	snap := world{map[string][]string{"same": nil, "changed": {"ns/p"}, "new": nil}, map[string]workload.Action{"p": 1}}.snapshot(t, nil)
 	m := newModel(t)
-	m.subscribe(policies, map[string]string{"ns/p": snap.types[policies].byName["ns/p"].GetVersion(), "ns/gone": "1", "same": "strayed here from the other type"})
+	m.subscribe(policies, map[string]string{"ns/p": snap.types[policies].byName["ns/p"].version, "ns/gone": "1", "same": "strayed here from the other type"})
 	m.subscribe(addresses, map[string]string{
-		"same": snap.types[addresses].byName["same"].GetVersion(), "changed": "0", "gone": "1", "ns/p": "strayed here from the other type"})
+		"same": snap.types[addresses].byName["same"].version, "changed": "0", "gone": "1", "ns/p": "strayed here from the other type"})
 	m.settle(snap)
 	m.wantLog("policies", "addresses +changed +new -gone", "policies -ns/gone")
 }
@@ -261,7 +261,7 @@ func TestNACK(t *testing.T) {
 	m.subscribe(policies, nil)
 	m.subscribe(addresses, nil)
 	m.pull(one)
-	nack := &discovery.DeltaDiscoveryRequest{TypeUrl: AddressType, ResponseNonce: m.owing[1].GetNonce(), ErrorDetail: &status.Status{Message: "bad: no"}}
+	nack := &discovery.DeltaDiscoveryRequest{TypeUrl: AddressType, ResponseNonce: m.owing[1].nonce, ErrorDetail: &status.Status{Message: "bad: no"}}
 	if r := m.request(nack); r == nil || r.message != "bad: no" {
 		t.Errorf("rejection = %+v, want the client's words", r)
 	}
@@ -287,8 +287,8 @@ func TestStaleNonce(t *testing.T) {
 	m.pull(one)
 	m.log = nil
 	policy := m.owing[0]
-	m.request(&discovery.DeltaDiscoveryRequest{TypeUrl: AuthorizationType, ResponseNonce: policy.GetNonce()})
-	for _, nonce := range []string{"", "elsewhere", policy.GetNonce()} {
+	m.request(&discovery.DeltaDiscoveryRequest{TypeUrl: AuthorizationType, ResponseNonce: policy.nonce})
+	for _, nonce := range []string{"", "elsewhere", policy.nonce} {
 		m.request(&discovery.DeltaDiscoveryRequest{TypeUrl: AddressType, ResponseNonce: nonce})
 		m.pull(two)
 	}
@@ -334,7 +334,7 @@ func TestSnapshotVersions(t *testing.T) {
 	if two.types[addresses].byName["w2"] != one.types[addresses].byName["w2"] {
 		t.Error("an equal resource is not shared with the snapshot before")
 	}
-	if a, b := two.types[addresses].byName["w1"].GetVersion(), one.types[addresses].byName["w1"].GetVersion(); a == b || a == "" {
+	if a, b := two.types[addresses].byName["w1"].version, one.types[addresses].byName["w1"].version; a == b || a == "" {
 		t.Errorf("versions of the changed resource are %q and %q", a, b)
 	}
 	s, err := NewSnapshot(nil, Model{
@@ -381,10 +381,10 @@ func FuzzSession(f *testing.F) {
 			default:
 				m.pull(newest)
 			}
-			inFlight := map[string]int{}
+			inFlight := map[kind]int{}
 			for _, r := range m.owing {
-				if inFlight[r.GetTypeUrl()]++; inFlight[r.GetTypeUrl()] > 1 {
-					t.Fatalf("two responses of %s in flight", r.GetTypeUrl())
+				if inFlight[r.kind]++; inFlight[r.kind] > 1 {
+					t.Fatalf("two responses of %s in flight", r.kind.typeURL())
 				}
 			}
 		}
@@ -448,13 +448,13 @@ func TestDiff(t *testing.T) {
 		"nil":                 {told(nil), []string{"a", "b", "c"}, nil},
 		"the same":            {want, nil, nil},
 		"equal, not the same": {&resources{byName: maps.Clone(want.byName)}, nil, nil},
-		"some":                {told{"a": want.byName["a"].GetVersion(), "b": "old", "z": "", "y": "1"}, []string{"b", "c"}, []string{"y", "z"}},
+		"some":                {told{"a": want.byName["a"].version, "b": "old", "z": "", "y": "1"}, []string{"b", "c"}, []string{"y", "z"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := diff(c.have, want)
 			var names []string
 			for _, r := range got.send {
-				names = append(names, r.GetName())
+				names = append(names, r.name)
 			}
 			if !slices.Equal(names, c.send) || !slices.Equal(got.gone, c.gone) {
 				t.Errorf("diff = send %v, gone %v, want %v, %v", names, got.gone, c.send, c.gone)

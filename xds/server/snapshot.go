@@ -10,9 +10,7 @@ import (
 	"sync"
 
 	"github.com/cespare/xxhash/v2"
-	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/anypb"
 	"istio.io/istio/pkg/workloadapi"
 
 	"github.com/warren-mesh/warren/xds/workload"
@@ -65,7 +63,7 @@ func (s *Snapshot) Version() string { return s.version }
 // resources are those of one type. A resource's version is a hash of its bytes, so
 // that a client that reconnects, to whichever replica, is sent only what differs.
 type resources struct {
-	byName map[string]*discovery.Resource
+	byName map[string]*resource
 	hash   string // of names and versions
 
 	mu    sync.Mutex
@@ -75,9 +73,12 @@ type resources struct {
 // step is what a client needs to get from one state to another. It is shared by all
 // clients that take it and must not be changed.
 type step struct {
-	send []*discovery.Resource
+	send []*resource
 	gone []string
 }
+
+// nothing is what a client has that has just started.
+var nothing = &resources{hash: (&resources{}).sum()}
 
 // maxSteps bounds what is remembered for clients that are not all at one place.
 const maxSteps = 16
@@ -104,7 +105,10 @@ func (r *resources) from(older *resources) step {
 
 func (r *resources) version(name string) (string, bool) {
 	res, ok := r.byName[name]
-	return res.GetVersion(), ok
+	if !ok {
+		return "", false
+	}
+	return res.version, true
 }
 
 func (r *resources) names() iter.Seq[string] { return maps.Keys(r.byName) }
@@ -151,7 +155,7 @@ func NewSnapshot(prev *Snapshot, m Model) (*Snapshot, error) {
 type builder struct{ prev, out *resources }
 
 func newBuilder(prev *resources, size int) builder {
-	return builder{prev: prev, out: &resources{byName: make(map[string]*discovery.Resource, size)}}
+	return builder{prev: prev, out: &resources{byName: make(map[string]*resource, size)}}
 }
 
 func (b builder) add(name string, m proto.Message) error {
@@ -166,15 +170,15 @@ func (b builder) add(name string, m proto.Message) error {
 		return fmt.Errorf("xds server: resource %s: %w", name, err)
 	}
 	version := strconv.FormatUint(xxhash.Sum64(value), 16)
-	if old := b.prev.byName[name]; old.GetVersion() == version {
+	if old, ok := b.prev.byName[name]; ok && old.version == version {
 		b.out.byName[name] = old
 		return nil
 	}
-	b.out.byName[name] = &discovery.Resource{
-		Name:     name,
-		Version:  version,
-		Resource: &anypb.Any{TypeUrl: "type.googleapis.com/" + string(m.ProtoReflect().Descriptor().FullName()), Value: value},
+	res, err := newResource(name, version, "type.googleapis.com/"+string(m.ProtoReflect().Descriptor().FullName()), value)
+	if err != nil {
+		return fmt.Errorf("xds server: resource %s: %w", name, err)
 	}
+	b.out.byName[name] = res
 	return nil
 }
 
@@ -182,7 +186,7 @@ func (b builder) add(name string, m proto.Message) error {
 func (r *resources) sum() string {
 	h := xxhash.New()
 	for _, name := range slices.Sorted(r.names()) {
-		_, _ = h.WriteString(name + "\x00" + r.byName[name].GetVersion() + "\x00")
+		_, _ = h.WriteString(name + "\x00" + r.byName[name].version + "\x00")
 	}
 	return strconv.FormatUint(h.Sum64(), 16)
 }

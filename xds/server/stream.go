@@ -38,9 +38,9 @@ func (s *Server) DeltaAggregatedResources(stream deltaStream) error {
 // pump is the two goroutines that a stream needs, since gRPC's Send and Recv block.
 // Both end soon after the stream does.
 type pump struct {
-	in   <-chan message                           // requests
-	out  chan<- *discovery.DeltaDiscoveryResponse // taken one at a time
-	sent <-chan error                             // one for each taken
+	in   <-chan message   // requests
+	out  chan<- *response // taken one at a time
+	sent <-chan error     // one for each taken
 }
 
 type message struct {
@@ -50,7 +50,7 @@ type message struct {
 
 func (s *Server) start(stream deltaStream) pump {
 	done := stream.Context().Done()
-	in, out, sent := make(chan message), make(chan *discovery.DeltaDiscoveryResponse), make(chan error, 1)
+	in, out, sent := make(chan message), make(chan *response), make(chan error, 1)
 	s.pumps.Go(func() {
 		for {
 			req, err := stream.Recv()
@@ -68,7 +68,7 @@ func (s *Server) start(stream deltaStream) pump {
 		for {
 			select {
 			case r := <-out:
-				sent <- stream.Send(r) // never blocks: the next is taken after this was read
+				sent <- stream.SendMsg(r) // never blocks: the next is taken after this was read
 			case <-done:
 				return
 			}
@@ -84,9 +84,10 @@ type conn struct {
 	log     *slog.Logger
 	session *session
 	pump    pump
-	node    string // as the client calls itself; only for the log
-	sending bool   // a response is on its way into the stream; the session's deadline covers it
-	bytes   int64  // of the budget, while sending
+	node    string       // as the client calls itself; only for the log
+	sending bool         // a response is on its way into the stream; the session's deadline covers it
+	ready   *response    // that there is no room for yet
+	held    [kinds]int64 // of the budget, until the response is answered
 }
 
 func (c *conn) serve(ctx context.Context) error {
@@ -94,15 +95,13 @@ func (c *conn) serve(ctx context.Context) error {
 	defer timer.Stop()
 	recheck := time.NewTicker(c.server.cfg.recheckEvery())
 	defer recheck.Stop()
-	defer func() { c.server.sending.give(c.bytes) }()
+	defer func() { c.giveBack(true) }()
 	for {
 		newest, changed := c.server.states.newest()
 		now := time.Now()
 		var full <-chan struct{}
 		if newest != nil && !c.sending {
-			if full = c.server.sending.full(); full == nil {
-				c.send(ctx, newest, now)
-			}
+			full = c.send(ctx, newest, now)
 		}
 		at, err := c.deadline(now)
 		if err != nil {
@@ -124,8 +123,6 @@ func (c *conn) serve(ctx context.Context) error {
 			}
 		case err := <-c.pump.sent:
 			c.sending = false
-			c.server.sending.give(c.bytes)
-			c.bytes = 0
 			if err != nil {
 				return err
 			}
@@ -140,23 +137,45 @@ func (c *conn) serve(ctx context.Context) error {
 	}
 }
 
-// send starts sending the next response, if there is one.
-func (c *conn) send(ctx context.Context, newest *Snapshot, now time.Time) {
-	r := c.session.next(newest, now)
+// send starts sending the next response, if there is one. It stays in hand while there is
+// no room for it, and the channel returned is closed when it is worth another try.
+func (c *conn) send(ctx context.Context, newest *Snapshot, now time.Time) (full <-chan struct{}) {
+	r := c.ready
 	if r == nil {
-		return
+		r = c.session.next(newest, now)
 	}
-	c.bytes = c.server.sending.take(r)
+	if r == nil {
+		return nil
+	}
+	c.session.subs[r.kind].since = now // to wait for others is not held against the client
+	if n := r.size(); n > small {
+		if full = c.server.sending.take(n); full != nil {
+			c.ready = r
+			return full
+		}
+		c.held[r.kind] += n
+	}
+	c.ready = nil
 	select {
 	case c.pump.out <- r:
 	case <-ctx.Done():
-		return
+		return nil
 	}
 	c.sending = true
-	if k, ok := kindOf(r.GetTypeUrl()); ok {
-		c.server.stats.sent[k].Add(1)
+	c.server.stats.sent[r.kind].Add(1)
+	c.log.Debug("sent", "type", r.kind.typeURL(), "resources", len(r.resources), "removed", len(r.removed), "nonce", r.nonce)
+	return nil
+}
+
+// giveBack returns to the budget what was taken for responses that the client has answered,
+// and so has taken from us, or for all.
+func (c *conn) giveBack(all bool) {
+	for k, n := range c.held {
+		if n > 0 && (all || c.session.subs[k].pending == "") {
+			c.server.sending.give(n)
+			c.held[k] = 0
+		}
 	}
-	c.log.Debug("sent", "type", r.GetTypeUrl(), "resources", len(r.GetResources()), "removed", len(r.GetRemovedResources()), "nonce", r.GetNonce())
 }
 
 // receive takes one message; a nil error after the last one means that the client is done.
@@ -175,6 +194,7 @@ func (c *conn) receive(m message) error {
 		c.log.Warn("request refused", "node", c.node, "err", err)
 		return err
 	}
+	c.giveBack(false)
 	if rejected != nil {
 		c.log.Warn("the client did not take a response: it stays on what it had of the resources named",
 			"node", c.node, "type", rejected.typeURL, "err", clip(rejected.message, 2048))
