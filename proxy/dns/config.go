@@ -57,6 +57,7 @@ type Limits struct {
 	Connections int           // over TCP: 128
 	Pipelined   int           // queries of one connection that wait: 16
 	Idle        time.Duration // of a TCP connection, and for one message of it: 5 s
+	Turn        time.Duration // that one answer keeps the pod's next one waiting: 5 ms
 	Mesh        time.Duration // to wait until the pod is known: 5 s
 	Upstream    time.Duration // for one query, over all tries: 4.5 s, within the client's usual 5
 	Try         time.Duration // until a query is sent again: 1.5 s
@@ -82,6 +83,7 @@ func (l Limits) withDefaults() Limits {
 		l.Kept = 128 << 10
 	}
 	period(&l.Idle, 5*time.Second)
+	period(&l.Turn, 5*time.Millisecond)
 	period(&l.Mesh, 5*time.Second)
 	period(&l.Upstream, 4500*time.Millisecond)
 	period(&l.Try, 1500*time.Millisecond)

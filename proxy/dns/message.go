@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"math/rand/v2"
+	"net/netip"
 	"strings"
 
 	"github.com/miekg/dns"
@@ -16,6 +17,8 @@ const (
 	// maxAddrs bounds an answer: so many records fit a message, and more help
 	// nobody. Which ones is drawn by lot.
 	maxAddrs = 2000
+	// recordSize is what a record with an IPv4 address takes, the smallest of ours.
+	recordSize = 16
 	// maxQuery bounds a query. The largest of practice, with a signature, has
 	// some hundred bytes.
 	maxQuery = 4096
@@ -147,9 +150,8 @@ func (q *query) success(d Decision, buf []byte) []byte {
 		m.Answer = append(m.Answer, &dns.CNAME{Hdr: header(owner, dns.TypeCNAME), Target: alias})
 		owner = alias
 	}
-	addrs := d.Addrs
-	rand.Shuffle(len(addrs), func(i, j int) { addrs[i], addrs[j] = addrs[j], addrs[i] })
-	for _, a := range addrs[:min(len(addrs), maxAddrs)] {
+	// So many do not fit beside the question: then the answer says that some are missing.
+	for _, a := range draw(d.Addrs, min(maxAddrs, q.size/recordSize)) {
 		if a.Is4() {
 			m.Answer = append(m.Answer, &dns.A{Hdr: header(owner, dns.TypeA), A: a.AsSlice()})
 		} else {
@@ -160,6 +162,23 @@ func (q *query) success(d Decision, buf []byte) []byte {
 	out, err := m.PackBuffer(buf)
 	if err != nil {
 		return q.failure(dns.RcodeServerFailure)
+	}
+	return out
+}
+
+// draw picks at most n different ones by lot, in any order. It changes the order of addrs.
+func draw(addrs []netip.Addr, n int) []netip.Addr {
+	if len(addrs) <= 1 {
+		return addrs
+	}
+	out, seen := addrs[:0], make(map[netip.Addr]struct{}, min(len(addrs), n))
+	for i := 0; i < len(addrs) && len(out) < n; i++ {
+		j := i + rand.IntN(len(addrs)-i)
+		addrs[i], addrs[j] = addrs[j], addrs[i]
+		if _, twice := seen[addrs[i]]; !twice {
+			seen[addrs[i]] = struct{}{}
+			out = append(out, addrs[i]) // over itself, or one that was there twice
+		}
 	}
 	return out
 }

@@ -57,7 +57,7 @@ func (q question) endpoints(s *workload.Service, set *workload.EndpointSet) []ne
 }
 
 func (q question) addrs(s *workload.Service, set *workload.EndpointSet, in func(network string) bool) []netip.Addr {
-	var out []netip.Addr
+	out := make([]netip.Addr, 0, len(set.All())) // some twice: pods on the host's network share its address
 	for _, ep := range set.All() {
 		w := ep.Workload
 		if !s.Usable(w.Status) || !in(w.Network) {
@@ -67,6 +67,5 @@ func (q question) addrs(s *workload.Service, set *workload.EndpointSet, in func(
 			out = append(out, w.Addresses[i])
 		}
 	}
-	slices.SortFunc(out, netip.Addr.Compare)
-	return slices.Compact(out) // pods on the host's network share its address
+	return out
 }

@@ -20,6 +20,7 @@ type Server struct {
 	cache cache
 	slots chan struct{} // of queries in flight
 	conns chan struct{} // of TCP connections
+	turn  chan struct{} // of those who answer beside the loops of packet sockets
 
 	soft, hard  context.Context // no more queries; no more answers
 	close, kill context.CancelFunc
@@ -43,7 +44,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	s := &Server{
 		cfg: cfg, cache: cache{limit: cfg.Limits.Kept},
-		slots: make(chan struct{}, cfg.Limits.InFlight), conns: make(chan struct{}, cfg.Limits.Connections),
+		slots: make(chan struct{}, cfg.Limits.InFlight), conns: make(chan struct{}, cfg.Limits.Connections), turn: make(chan struct{}, 1),
 		sockets: make(map[socket]struct{}),
 	}
 	s.soft, s.close = context.WithCancel(context.Background())
@@ -147,6 +148,20 @@ func (s *Server) begin(raw []byte, t Transport, buf []byte) (reply []byte, _ *ta
 	return nil, &task{q: q, known: ok, decision: d}
 }
 
+// inTurn runs f while none of the others does: whatever the number of its connections and of
+// its queries in flight, a pod has one processor's worth of answers. A client that does not
+// read its own keeps the next ones waiting for a moment only.
+func (s *Server) inTurn(f func()) {
+	s.turn <- struct{}{}
+	next := time.AfterFunc(s.cfg.Limits.Turn, func() { <-s.turn })
+	defer func() {
+		if next.Stop() {
+			<-s.turn
+		}
+	}()
+	f()
+}
+
 func (s *Server) decide(q *query) (Decision, bool) {
 	v, c, ok := s.cfg.Mesh.Look()
 	if !ok {
@@ -172,8 +187,8 @@ func (s *Server) local(q *query, d Decision, buf []byte) []byte {
 func (s *Server) finish(ctx context.Context, t *task) []byte {
 	q := &t.q
 	for waited := false; !t.known; waited = true {
-		var ok bool
-		if t.decision, ok = s.decide(q); ok {
+		s.inTurn(func() { t.decision, t.known = s.decide(q) })
+		if t.known {
 			break
 		}
 		if waited || !s.waitMesh(ctx) {
@@ -181,8 +196,12 @@ func (s *Server) finish(ctx context.Context, t *task) []byte {
 			return q.failure(dns.RcodeServerFailure)
 		}
 	}
+	local := func() (reply []byte) {
+		s.inTurn(func() { reply = s.local(q, t.decision, nil) })
+		return reply
+	}
 	if t.decision.Verdict == Local {
-		return s.local(q, t.decision, nil)
+		return local()
 	}
 	servers, own := s.resolvers(t)
 	if q.opcode != dns.OpcodeQuery && !own { // meant for one server, and we do not know which
@@ -191,7 +210,7 @@ func (s *Server) finish(ctx context.Context, t *task) []byte {
 	}
 	reply, o, err := s.forward(ctx, q, servers)
 	if t.decision.Verdict == Fallback && (err != nil || rcodeOf(reply) == dns.RcodeNameError || unable(reply)) {
-		return s.local(q, t.decision, nil)
+		return local()
 	}
 	if err != nil {
 		s.count(q, Failed, t.decision, err)

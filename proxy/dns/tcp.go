@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"runtime"
 	"sync"
 	"time"
 
@@ -84,12 +85,18 @@ func (s *Server) stream(c net.Conn) {
 		if err != nil {
 			return
 		}
-		reply, t := s.begin(raw, TCP, buf)
+		var reply []byte
+		var t *task
+		s.inTurn(func() {
+			if reply, t = s.begin(raw, TCP, buf); reply != nil {
+				w.write(reply)
+			}
+		})
 		switch {
 		case t == nil && reply == nil:
 			return // not a query: nothing that follows will make sense
 		case t == nil:
-			w.write(reply)
+			runtime.Gosched() // or a client that asks and reads fast enough has the thread
 			continue
 		case !s.take(t):
 			w.write(t.q.failure(dns.RcodeServerFailure))

@@ -3,6 +3,7 @@ package dns
 import (
 	"net"
 	"net/netip"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -55,6 +56,7 @@ func (s *Server) ServePacket(c PacketConn) {
 		if reply != nil {
 			_, _ = c.WriteToUDPAddrPort(reply, client) // a client that is gone needs none
 		}
+		runtime.Gosched() // or a client that asks fast enough has the thread
 	}
 }
 

@@ -52,8 +52,8 @@ type Decision struct {
 	// Alias is the name that the asked one stands for and Addrs belong to; empty
 	// where they belong to the name as it was asked.
 	Alias string
-	// Addrs are of the family that was asked for; none means that the name has
-	// no such address.
+	// Addrs are of the family that was asked for, some perhaps more than once; none
+	// means that the name has no such address.
 	Addrs []netip.Addr
 }
 

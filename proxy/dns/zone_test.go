@@ -110,7 +110,7 @@ func TestResolve(t *testing.T) {
 		{"a wildcard is not its own parent", "A wild.example.com", "app", "forward"},
 		{"a wildcard with a search domain", "A x.wild.example.com.app.svc.cluster.local", "app", "local 240.240.0.2"},
 
-		{"headless", "A pg.db.svc.cluster.local", "app", "local 10.2.0.1 10.2.0.2"},
+		{"headless, two on one host", "A pg.db.svc.cluster.local", "app", "local 10.2.0.1 10.2.0.2 10.2.0.2"},
 		{"headless, other family", "AAAA pg.db.svc.cluster.local", "app", "local fd00:2::1"},
 		{"headless, nobody near", "A far.db.svc.cluster.local", "app", "local 10.2.0.6"},
 		{"headless, no such family", "AAAA far.db.svc.cluster.local", "app", "local"},
