@@ -97,7 +97,7 @@ func newMetrics(tracked *track.Registry, lost func() int, version string) *metri
 		Name: "warren_log_lines_dropped_total", Help: "Log lines that were dropped because the log was not read fast enough (unstable).",
 	}, func() float64 { return float64(lost()) })
 	m.registry.MustRegister(build, crypto, dropped, m.started, m.stopped, m.active, m.pending, m.certs, m.certFailures, m.sameNode, m.lookups.vec, m.retries,
-		m.xdsEnds, m.xdsMessages, m.xdsBytes, m.policies.refused, m.policies.closed, m.policies.dryRun, connectionCollector{m},
+		m.xdsEnds, m.xdsMessages, m.xdsBytes, m.policies.refused, m.policies.closed, m.policies.missing, m.policies.dryRun, connectionCollector{m},
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), collectors.NewGoCollector())
 	m.dns = newDNSMetrics(m.registry)
 	m.svids = newSVIDMetrics(m.registry)

@@ -87,10 +87,7 @@ func (ps *pods) addOwn(p *pod) error {
 		p.stop()
 		return errors.New("the proxy is shutting down")
 	}
-	select {
-	case ps.s.podsChanged <- struct{}{}:
-	default:
-	}
+	ps.s.podChange()
 	ps.s.ready.Set(taskProxy, true)
 	ps.s.log.Info("the proxy's own namespace is served", "pod", podName(p.info))
 	return nil

@@ -16,6 +16,7 @@ const maxDryRunNames = 1000
 type policyMetrics struct {
 	refused *prometheus.CounterVec
 	closed  prometheus.Gauge
+	missing prometheus.Gauge
 	dryRun  *prometheus.CounterVec
 	names   *nameSet
 }
@@ -24,6 +25,7 @@ func newPolicyMetrics() policyMetrics {
 	return policyMetrics{
 		refused: counters("warren_xds_refused_total", "Resources of the control plane that were refused: their earlier versions stay (unstable).", "url"),
 		closed:  gauge("warren_policies_refused", "Refused policies of which there is no earlier version: what they guard is closed (unstable)."),
+		missing: gauge("warren_policies_missing", "Policies that pods of this node are to have and the control plane has not sent: those pods are closed, or, where the policy can be about mTLS only, closed to plaintext (unstable)."),
 		dryRun: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "warren_policy_dry_run_total", Help: "Connections that a policy in dry run would have decided about, by what it would have said (unstable).",
 		}, []string{"policy", "verdict"}),

@@ -43,12 +43,21 @@ func (s *Server) follow(ctx context.Context, known <-chan struct{}) {
 		case <-known:
 			known = nil
 		case <-timer.C:
-		case <-s.podsChanged: // a new pod wants its certificate
+		case <-s.podsChanged:
 		case <-ctx.Done():
 			timer.Stop()
 			return
 		}
 		timer.Stop()
+	}
+}
+
+// podChange has watch look at the pods that are served: a new one wants its certificate,
+// and of one that has left nothing is counted.
+func (s *Server) podChange() {
+	select {
+	case s.podsChanged <- struct{}{}:
+	default:
 	}
 }
 
@@ -67,7 +76,7 @@ func (g guarded) equal(o guarded) bool {
 // nothing has changed are passed over.
 func (s *Server) recheck(v *workload.View, judged map[*pod]guarded) {
 	changed := make(map[string]guarded)
-	pods := s.pods.list()
+	pods, were := s.pods.list(), len(judged)
 	for _, p := range pods {
 		self := p.current(v)
 		if self == nil {
@@ -76,6 +85,7 @@ func (s *Server) recheck(v *workload.View, judged map[*pod]guarded) {
 		_, _ = p.hold(self) // an identity that is none is reported by those that need it
 		now := guarded{self: self, set: v.PoliciesFor(self)}
 		if !now.equal(judged[p]) {
+			s.lacks.tell(p.uid, now.set.Missing, judged[p].set.Missing)
 			changed[p.uid] = now
 			judged[p] = now
 		}
@@ -84,6 +94,9 @@ func (s *Server) recheck(v *workload.View, judged map[*pod]guarded) {
 		if !slices.Contains(pods, p) {
 			delete(judged, p)
 		}
+	}
+	if len(changed) > 0 || len(judged) < were {
+		s.lacks.count(judged)
 	}
 	if len(changed) == 0 {
 		return

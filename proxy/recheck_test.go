@@ -54,6 +54,7 @@ func TestPolicyDetachedCuts(t *testing.T) {
 		{"the first is attached", nil, []string{"second"}, []*pod{far, near, outside}},
 		{"one that allows nobody is attached", nil, []string{"nobody"}, all},
 		{"one that is not known is attached", nil, []string{"unknown"}, all},
+		{"one that is not known and about mTLS is attached", nil, []string{"converted_peer_authentication_p"}, []*pod{outside}},
 		{"one in dry run is attached", nil, []string{"dry"}, nil},
 		{"their order changes", []string{"first", "second"}, []string{"second", "first"}, nil},
 	} {
@@ -78,6 +79,61 @@ func TestPolicyDetachedCuts(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Policies that a pod is to have and that are not there are named in the log, once, and
+// counted, for as long as the pod is.
+func TestMissingPoliciesAreTold(t *testing.T) {
+	m := newMesh(t, 1)
+	n := m.nodes[0]
+	server, other := n.meshPod("server"), n.meshPod("other")
+	name := func(p *pod, names ...string) {
+		p.change(func(w *workload.Workload) { w.Policies = names })
+	}
+	count := func(want float64) {
+		t.Helper()
+		until(t, "they are counted", func() bool { return n.gauge(t, "warren_policies_missing") == want })
+	}
+	const strict = "default/converted_peer_authentication_p"
+	mark := n.logs.mark()
+	count(0)
+	name(server, strict)
+	count(1)
+	name(other, strict, "default/p")
+	count(2)
+	if err := n.srv.Handler().Del(t.Context(), other.uid); err != nil {
+		t.Fatal(err)
+	}
+	count(1)
+	name(server)
+	count(0)
+	for _, want := range [][2]string{{server.uid, "plaintext"}, {other.uid, "everything"}} {
+		lines := 0
+		for line := range strings.Lines(n.logs.text()[mark:]) {
+			if strings.Contains(line, "has not sent them") && strings.Contains(line, want[0]) && strings.Contains(line, strict) && strings.Contains(line, want[1]) {
+				lines++
+			}
+		}
+		if lines != 1 {
+			t.Errorf("%d lines say that %s refuses %s, want 1:\n%s", lines, want[0], want[1], n.logs.text()[mark:])
+		}
+	}
+}
+
+// gauge is the value of a gauge without labels.
+func (n *node) gauge(t *testing.T, name string) float64 {
+	t.Helper()
+	families, err := n.srv.Gatherer().Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == name {
+			return f.GetMetric()[0].GetGauge().GetValue()
+		}
+	}
+	t.Fatalf("no metric %s", name)
+	return 0
 }
 
 // An edited policy is re-checked by what it says now, wherever it is attached.

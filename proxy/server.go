@@ -59,6 +59,7 @@ type Server struct {
 	logs         *logs
 	log          *slog.Logger
 	rbacLog      *slog.Logger
+	lacks        *lacks // belongs to watch
 	store        *workload.Store
 	static       workload.Batch
 	xds          *client.Client // nil: off
@@ -140,6 +141,7 @@ func New(cfg Config, o Options) (s *Server, err error) {
 	s.relay = relay.New(s.waiting)
 	s.metrics = newMetrics(s.tracked, l.sink.Lost, s.tag())
 	s.metrics.told.most = s.cfg.PeerSeries
+	s.lacks = newLacks(s.rbacLog, s.metrics.policies.missing)
 	s.metrics.registry.MustRegister(s.resting.gauge(), s.alarms)
 	s.ready.Notes = s.alarms.notes
 	s.pods = newPods(s)

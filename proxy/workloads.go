@@ -102,10 +102,7 @@ func (ps *pods) start(ctx context.Context, w zds.Workload) error {
 		_ = w.NS.Close() // the pod has its own
 	}
 	ps.s.metrics.started.Inc()
-	select {
-	case ps.s.podsChanged <- struct{}{}:
-	default:
-	}
+	ps.s.podChange()
 	ps.log.Info("pod is served", "uid", w.UID, "pod", podName(w.Info), "netns", p.ns.String())
 	ps.report()
 	return nil
@@ -183,6 +180,7 @@ func (ps *pods) remove(uid string) {
 	p.endDNS()
 	ps.bg.Go(p.stop)
 	ps.s.metrics.stopped.Inc()
+	ps.s.podChange()
 	ps.report()
 }
 

@@ -180,12 +180,48 @@ func TestPeerAuthentication(t *testing.T) {
 			reaches(t, w.outside, on(w.server, 19090), "app/server")
 			meshOK(t)
 		})
+		for name, c := range peersUnsent {
+			t.Run(name, func(t *testing.T) {
+				peer(t, rootNamespace, "mesh", c.mesh)
+				if c.namespace != "" {
+					peer(t, "app", "namespace", c.namespace)
+				}
+				peer(t, "app", "p", "  selector: {matchLabels: {app: web}}\n"+c.workload)
+				for _, port := range ports {
+					switch {
+					case w.name == "istiod":
+						w.refused(t, w.outside, on(w.server, port), "policy not known yet, so mTLS is strict: app/converted_peer_authentication_p")
+					case port == c.strict:
+						w.refused(t, w.outside, on(w.server, port), "explicitly denied by: app/converted_peer_authentication_p")
+					default:
+						reaches(t, w.outside, on(w.server, port), "app/server")
+					}
+				}
+				meshOK(t)
+			})
+		}
 		t.Run("taken back", func(t *testing.T) {
 			for _, port := range ports {
 				reaches(t, w.outside, on(w.server, port), "app/server")
 			}
 		})
 	})
+}
+
+// peersUnsent are PeerAuthentications of which istiod names a policy that it does not
+// make. Nobody with an identity must be kept out for that, and nobody let in without one.
+var peersUnsent = map[string]struct {
+	mesh, namespace, workload string
+	strict                    int // the one port that is meant to be
+}{
+	"mesh strict, workload permissive and strict on a port": {
+		mesh: "  mtls: {mode: STRICT}\n", workload: "  mtls: {mode: PERMISSIVE}\n  portLevelMtls: {19090: {mode: STRICT}}\n", strict: 19090},
+	"mesh strict, namespace unset, workload permissive on a port": {
+		mesh: "  mtls: {mode: STRICT}\n", namespace: "  mtls: {mode: UNSET}\n",
+		workload: "  portLevelMtls: {18080: {mode: PERMISSIVE}}\n", strict: 19090},
+	"namespace strict by an empty selector, workload permissive on a port": {
+		mesh: "  mtls: {mode: PERMISSIVE}\n", namespace: "  selector: {}\n  mtls: {mode: STRICT}\n",
+		workload: "  portLevelMtls: {18080: {mode: PERMISSIVE}}\n", strict: 19090},
 }
 
 // TestAuthorizationL4: policies by everything that layer 4 knows, on the one workload

@@ -5,7 +5,8 @@
 // plaintext, and again for live ones whenever the View changes.
 //
 // The order is fixed: a matching DENY refuses; a policy that the workload names
-// but that is unknown refuses, because what it would have said is not known; with
+// but that is unknown refuses, because what it would have said is not known, and
+// one that can be about strict mTLS only refuses clients without an identity; with
 // no ALLOW policy everything else passes; with any, one must match. Policies in
 // dry run are recorded and change nothing.
 package rbac
@@ -54,6 +55,7 @@ const (
 	ReasonNoWorkload = "workload not found"
 	reasonDenied     = "explicitly denied by: "
 	reasonMissing    = "policy not known yet: "
+	reasonStrict     = "policy not known yet, so mTLS is strict: "
 
 	MessageDeny         = "deny policy match"
 	MessageMissing      = "policy missing"
@@ -83,6 +85,9 @@ func Evaluate(v *workload.View, dst *workload.Workload, c Connection) Verdict {
 	case e.missing != "":
 		verdict.Policy = e.missing
 		verdict.Reason, verdict.Message = reasonMissing+e.missing, MessageMissing
+		if workload.StrictOnly(e.missing) {
+			verdict.Reason = reasonStrict + e.missing
+		}
 		return verdict
 	}
 	switch {
@@ -108,7 +113,7 @@ type evaluation struct {
 	facts facts
 
 	deny, allow           *workload.Policy // the first that match
-	missing               string           // the first that the workload wants but the view lacks
+	missing               string           // the first that the workload wants, the view lacks and that might refuse
 	dryDeny, dryAllow     []DryRun         // all in dry run that match
 	anyAllow, anyDryAllow bool             // there are some, matching or not
 }
@@ -122,9 +127,11 @@ func (e *evaluation) all(v *workload.View, dst *workload.Workload) {
 		e.see(p)
 	}
 	for _, name := range dst.Policies {
-		if p := v.Policy(name); p != nil {
+		switch p := v.Policy(name); {
+		case p != nil:
 			e.see(p)
-		} else if e.missing == "" {
+		case e.missing != "" || e.facts.known && workload.StrictOnly(name):
+		default:
 			e.missing = name
 		}
 	}

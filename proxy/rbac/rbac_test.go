@@ -291,6 +291,54 @@ func TestStrictMutualTLS(t *testing.T) {
 	}
 }
 
+// TestStrictMutualTLSMissing: Istio's control plane names policies of PeerAuthentications
+// that it never sends. They refuse who has no identity, and nobody else.
+func TestStrictMutualTLSMissing(t *testing.T) {
+	const mesh = "spiffe://cluster.local/ns/x/sa/y"
+	missing := func(name string) Verdict {
+		return Verdict{Policy: name, Reason: "policy not known yet: " + name, Message: MessageMissing}
+	}
+	strict := func(name string) Verdict {
+		return Verdict{Policy: name, Reason: "policy not known yet, so mTLS is strict: " + name, Message: MessageMissing}
+	}
+	const peerAuth, static = "app/converted_peer_authentication_p", "istio-system/istio_converted_static_strict"
+	allowed := Verdict{Allowed: true, Message: MessageNoPolicies}
+	denied := Verdict{Policy: "app/d", Reason: "explicitly denied by: app/d", Message: MessageDeny}
+	for _, tt := range []struct {
+		name     string
+		named    []string
+		policies []*workload.Policy
+		known    Verdict // of a client with an identity
+		unknown  Verdict
+	}{
+		{"a workload's", []string{peerAuth}, nil, allowed, strict(peerAuth)},
+		{"static", []string{static}, nil, allowed, strict(static)},
+		{"both", []string{static, peerAuth}, nil, allowed, strict(static)},
+		{"another one is missing, too", []string{peerAuth, "app/s"}, nil, missing("app/s"), strict(peerAuth)},
+		{"before it", []string{"app/s", peerAuth}, nil, missing("app/s"), missing("app/s")},
+		{"others go on to decide", []string{peerAuth}, []*workload.Policy{policy("d", workload.Deny, workload.Rule{})}, denied, denied},
+		{"allow policies, too", []string{peerAuth}, []*workload.Policy{policy("a", workload.Allow)},
+			Verdict{Reason: ReasonNotAllowed, Message: MessageNoAllow}, strict(peerAuth)},
+		{"nor is plaintext allowed by one", []string{peerAuth}, []*workload.Policy{policy("a", workload.Allow, workload.Rule{})},
+			Verdict{Allowed: true, Policy: "app/a", Message: MessageAllow}, strict(peerAuth)},
+		{"a name like it", []string{"app/converted-peer-authentication-p"}, nil, missing("app/converted-peer-authentication-p"), missing("app/converted-peer-authentication-p")},
+		{"a part of it", []string{"app/x_converted_peer_authentication_p"}, nil, missing("app/x_converted_peer_authentication_p"), missing("app/x_converted_peer_authentication_p")},
+		{"more than static", []string{static + "er"}, nil, missing(static + "er"), missing(static + "er")},
+		{"a waypoint's", []string{"app/istio_allow_waypoint_app_wp"}, nil, missing("app/istio_allow_waypoint_app_wp"), missing("app/istio_allow_waypoint_app_wp")},
+		{"no namespace", []string{"istio_converted_static_strict"}, nil, missing("istio_converted_static_strict"), missing("istio_converted_static_strict")},
+		{"a namespace of that name", []string{"converted_peer_authentication_x/p"}, nil, missing("converted_peer_authentication_x/p"), missing("converted_peer_authentication_x/p")},
+	} {
+		dst := &workload.Workload{UID: "pod", Namespace: "app", Policies: tt.named}
+		for id, want := range map[string]Verdict{mesh: tt.known, "": tt.unknown} {
+			c := conn
+			c.Peer = peer(id)
+			if diff := cmp.Diff(want, Evaluate(view(tt.policies...), dst, c)); diff != "" {
+				t.Errorf("%s, peer %q (-want +got):\n%s", tt.name, id, diff)
+			}
+		}
+	}
+}
+
 func TestEvaluateAllocations(t *testing.T) {
 	var rules []workload.Rule
 	for range 50 {

@@ -15,7 +15,8 @@
 // one stream. response.go turns a response into a change without I/O, ledger.go
 // remembers what was taken under which name and version.
 //
-// A workload whose policies are not there yet refuses everything. Istio's control
+// A workload whose policies are not there yet refuses everything (or plaintext only,
+// see workload.StrictOnly). Istio's control
 // plane sends workloads before policies, so workloads that would be left without
 // are held back until the next response about policies, for a moment at most;
 // then both become visible together.

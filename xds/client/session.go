@@ -96,7 +96,7 @@ func (s *session) run(ctx context.Context) error {
 				return err
 			}
 		case <-s.deadline:
-			s.c.cfg.Log.Warn("policies have not come in time; workloads that name missing ones refuse everything until they do")
+			s.c.cfg.Log.Warn("policies have not come in time; until they do, workloads that name missing ones refuse everything, or plaintext if these can be about mTLS only")
 			if err := s.release(ctx, nil); err != nil {
 				return err
 			}

@@ -15,19 +15,24 @@ import (
 // for the namespace that the name has.
 //
 // It is nil where none is needed: for a dry run, and for a policy of single
-// workloads, which name it and are closed while it is missing. It is nil also for
-// a name without a namespace, under which nothing could be found again.
+// workloads, which name it and are closed while it is missing (but not quite, if it
+// seems to be about mTLS only: what was sent and not understood may be more). It is nil
+// also for a name without a namespace, under which nothing could be found again.
 func StandIn(name string, packed []byte) *Policy {
 	namespace, rest, ok := strings.Cut(name, "/")
 	if !ok || rest == "" {
 		return nil
 	}
 	h := readHead(packed)
-	if h.dryRun || h.scope == uint64(security.Scope_WORKLOAD_SELECTOR) {
+	selector := h.scope == uint64(security.Scope_WORKLOAD_SELECTOR)
+	if h.dryRun || selector && !StrictOnly(name) {
 		return nil
 	}
 	p := &Policy{Namespace: namespace, Name: rest, Scope: ScopeNamespace}
-	if h.scope == uint64(security.Scope_GLOBAL) || namespace == "" {
+	switch {
+	case selector:
+		p.Scope = ScopeSelector
+	case h.scope == uint64(security.Scope_GLOBAL) || namespace == "":
 		p.Scope = ScopeGlobal
 	}
 	if h.action == uint64(security.Action_ALLOW) {

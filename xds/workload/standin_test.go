@@ -41,6 +41,9 @@ func TestStandIn(t *testing.T) {
 		{"cut short", "ns/p", []byte{0x18, 2, 0x20, 1, 0x2a, 9}, &Policy{Namespace: "ns", Name: "p", Scope: ScopeNamespace, Action: Deny, Rules: closed}},
 		{"no namespace in the name", "/p", []byte{0xff}, &Policy{Name: "p", Scope: ScopeGlobal, Action: Deny, Rules: closed}},
 		{"selected workloads name it", "ns/p", pack(&security.Authorization{Scope: security.Scope_WORKLOAD_SELECTOR, Action: security.Action_DENY}), nil},
+		{"selected workloads name it, and would be open to identities", "ns/converted_peer_authentication_p",
+			pack(&security.Authorization{Scope: security.Scope_WORKLOAD_SELECTOR, Action: security.Action_DENY}),
+			&Policy{Namespace: "ns", Name: "converted_peer_authentication_p", Scope: ScopeSelector, Action: Deny, Rules: closed}},
 		{"dry run", "ns/p", pack(&security.Authorization{Action: security.Action_DENY, DryRun: true}), nil},
 		{"not a name", "p", pack(&security.Authorization{Action: security.Action_DENY}), nil},
 	} {
