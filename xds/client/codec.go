@@ -157,26 +157,50 @@ type decoder struct {
 // resource reads one, whose extent is known whatever it holds: what is wrong with it is
 // its own error, and holds up no other.
 func (d *decoder) resource(b []byte, r *resource) {
-	if value, err := d.read(b, r); err != nil {
+	if err := d.read(b, r); err != nil {
 		*r = resource{name: r.name, rare: r.rare}
 		r.more().err = fmt.Errorf("it is malformed: %w", err)
 		if nerr := d.name(b, r); nerr != nil && r.name == "" {
 			r.name = "(a resource whose name cannot be read)"
 		}
-		r.standFor(value) // it may be meant for a policy
+		r.standFor(policyIn(b)) // it may be meant for one
 	}
 }
 
-// standFor has something stand in the resource's place, if it is a policy.
+// policyIn is the policy in an envelope that is broken, nil if it cannot be found.
+func policyIn(b []byte) (value []byte) {
+	var inside []byte
+	_ = eachBytes(b, func(num protowire.Number, v []byte) error {
+		if num == 2 {
+			_ = eachBytes(v, func(num protowire.Number, v []byte) error {
+				switch num {
+				case 1:
+					inside = v
+				case 2:
+					value = v
+				}
+				return nil
+			})
+		}
+		return nil
+	})
+	if k, ok := kindOf(inside); !ok || k != policies {
+		return nil
+	}
+	return value
+}
+
+// standFor has something stand in the resource's place, if it is a policy. value is what is
+// known of it.
 func (r *resource) standFor(value []byte) {
 	if p := workload.StandIn(r.name, value); p != nil {
 		r.more().standIn = p
 	}
 }
 
-// read returns what is in the envelope, also where that is broken elsewhere.
-func (d *decoder) read(b []byte, r *resource) (value []byte, err error) {
-	var inside []byte
+// read takes the envelope and what is in it.
+func (d *decoder) read(b []byte, r *resource) (err error) {
+	var inside, value []byte
 	packed := false
 	err = eachBytes(b, func(num protowire.Number, v []byte) (err error) {
 		switch num {
@@ -206,19 +230,22 @@ func (d *decoder) read(b []byte, r *resource) (value []byte, err error) {
 		return err
 	})
 	if err != nil {
-		return value, err
+		return err
 	}
 	r.size = int32(len(value)) // a message is at most maxMessage
 	if err := d.convert(r, packed, inside, value); err != nil {
 		r.more().err = err
 	}
 	if err := d.name(b, r); err != nil {
-		return value, err
+		return err
 	}
-	if r.fault() != nil || r.known && r.inside == policies { // which may be refused for another reason
+	switch {
+	case r.known && r.inside == policies: // which may be refused for another reason
 		r.standFor(value)
+	case r.fault() != nil:
+		r.standFor(nil)
 	}
-	return value, nil
+	return nil
 }
 
 // name reads a resource's name. That of a workload is mostly its UID, and then the same

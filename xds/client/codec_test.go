@@ -155,31 +155,54 @@ func TestBrokenEnvelope(t *testing.T) {
 }
 
 // A policy whose envelope is broken, or which is none, leaves what it would have guarded
-// closed, as one that is broken itself does.
+// closed, as one that is broken itself does: a denial for its namespace where nothing more
+// can be read, and never more than one that was not broken would.
 func TestBrokenEnvelopeOfAPolicy(t *testing.T) {
-	dry := []byte{6 << 3, 1} // a policy in dry run guards nothing
-	for name, c := range map[string]struct {
+	const closed, global, permits = "NAMESPACE DENY 1", "GLOBAL DENY 1", "NAMESPACE ALLOW 0"
+	name, broken := field(3, []byte("ns/p")), field(2, []byte{0x12, 0x7f, 0x01})
+	version, alias := field(1, []byte{0xff}), field(4, []byte{0xff})
+	pack := func(url string, head ...byte) []byte {
+		return field(2, slices.Concat(field(1, []byte(url)), field(2, head)))
+	}
+	policy := func(head ...byte) []byte { return pack(AuthorizationType, head...) }
+	for what, c := range map[string]struct {
 		resource []byte
-		stands   bool
+		want     string // in its place
 	}{
-		"a broken policy":     {slices.Concat(field(3, []byte("ns/p")), field(2, slices.Concat(field(1, []byte(AuthorizationType)), field(2, []byte{0x12, 0x7f, 0x01})))), true},
-		"a broken envelope":   {slices.Concat(field(3, []byte("ns/p")), field(2, []byte{0x12, 0x7f, 0x01})), true},
-		"a broken version":    {slices.Concat(field(1, []byte{0xff}), field(3, []byte("ns/p"))), true},
-		"a broken alias":      {slices.Concat(field(2, slices.Concat(field(1, []byte(AuthorizationType)), field(2, nil))), field(3, []byte("ns/p")), field(4, []byte{0xff})), true},
-		"one in dry run":      {slices.Concat(field(2, slices.Concat(field(1, []byte(AuthorizationType)), field(2, dry))), field(3, []byte("ns/p")), field(4, []byte{0xff})), false},
-		"an address":          {slices.Concat(field(2, field(1, []byte(AddressType))), field(3, []byte("ns/p"))), true},
-		"not even a name":     {field(2, []byte{0x12, 0x7f, 0x01}), false},
-		"no namespace either": {slices.Concat(field(3, []byte("p")), field(2, []byte{0x12, 0x7f, 0x01})), false},
+		"a broken policy":              {slices.Concat(name, policy(0x12, 0x7f, 0x01)), closed},
+		"an empty policy":              {slices.Concat(name, field(2, field(1, []byte(AuthorizationType)))), closed},
+		"a broken envelope":            {slices.Concat(name, broken), closed},
+		"nothing but a broken version": {slices.Concat(version, name), closed},
+		"nothing inside":               {name, closed},
+		"a denial's version":           {slices.Concat(version, policy(0x18, 1, 0x20, 1), name), closed},
+		"the version of all's":         {slices.Concat(version, policy(0x18, 0, 0x20, 1), name), global},
+		"a permission's version":       {slices.Concat(version, policy(0x18, 1, 0x20, 0), name), permits},
+		"single workloads'":            {slices.Concat(version, policy(0x18, 2, 0x20, 1), name), ""},
+		"a broken alias":               {slices.Concat(policy(0x18, 1, 0x20, 0), name, alias), permits},
+		"one in dry run":               {slices.Concat(policy(6<<3, 1), name, alias), ""},
+		"an address":                   {slices.Concat(pack(AddressType, 0x18, 0), name), closed},
+		"an address's version":         {slices.Concat(version, pack(AddressType, 0x18, 0), name), closed},
+		"another type":                 {slices.Concat(pack("type.googleapis.com/other", 0x18, 0), name), closed},
+		"a type that is no text":       {slices.Concat(pack("\xff", 0x18, 0), name), closed},
+		"not even a name":              {broken, ""},
+		"no namespace either":          {slices.Concat(field(3, []byte("p")), broken), ""},
 	} {
-		t.Run(name, func(t *testing.T) {
+		t.Run(what, func(t *testing.T) {
 			var r delivery
 			wire := slices.Concat(field(4, []byte(AuthorizationType)), field(2, c.resource), field(5, []byte("n1")))
 			if err := decodeResponse(mem.BufferSlice{mem.SliceBuffer(wire)}, &r, 10, &workload.Sharer{}, nil); err != nil {
 				t.Fatal(err)
 			}
 			got := newLedger(limits{100, 1 << 20}).read(policies, &r, nil)
-			if stands := len(got.batch.Policies) == 1 && got.batch.Policies[0].ResourceName() == "ns/p"; got.refusals.count != 1 || stands != c.stands {
-				t.Errorf("refused %q, in its place %v", got.refusals.message(), got.batch.Policies)
+			stands := ""
+			for _, p := range got.batch.Policies {
+				stands += fmt.Sprintf("%s %s %d", p.Scope, p.Action, len(p.Rules))
+				if p.ResourceName() != "ns/p" {
+					t.Errorf("stands under %q", p.ResourceName())
+				}
+			}
+			if got.refusals.count != 1 || !strings.EqualFold(stands, c.want) {
+				t.Errorf("refused %q, in its place %q, want %q", got.refusals.message(), stands, c.want)
 			}
 		})
 	}

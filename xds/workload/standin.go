@@ -12,7 +12,8 @@ import (
 // everything in its scope, a permission permits nothing. name is the xDS name,
 // packed the encoded Authorization, of which only the fields that say whom the
 // policy is for are read; what is not known there counts as a denial, and as one
-// for the namespace that the name has.
+// for the namespace that the name has. So it is where packed is empty, for nothing
+// could be read.
 //
 // It is nil where none is needed: for a dry run, and for a policy of single
 // workloads, which name it and are closed while it is missing (but not quite, if it
@@ -61,9 +62,12 @@ const (
 )
 
 // readHead reads what it can of an encoding that may be broken inside. One that is
-// broken as a whole says nothing.
+// broken as a whole says nothing, nor does an empty one: every policy has a name.
 func readHead(b []byte) head {
 	broken := head{scope: unreadable, action: unreadable}
+	if len(b) == 0 {
+		return broken
+	}
 	var h head
 	for len(b) > 0 {
 		num, typ, n := protowire.ConsumeTag(b)

@@ -37,6 +37,7 @@ func TestStandIn(t *testing.T) {
 			&Policy{Namespace: "ns", Name: "p", Scope: ScopeNamespace, Action: Allow}},
 		{"a text that is none", "ns/p", []byte{0x0a, 1, 0xff, 0x18, 0, 0x20, 1},
 			&Policy{Namespace: "ns", Name: "p", Scope: ScopeGlobal, Action: Deny, Rules: closed}},
+		{"nothing could be read", "ns/p", nil, &Policy{Namespace: "ns", Name: "p", Scope: ScopeNamespace, Action: Deny, Rules: closed}},
 		{"garbage", "ns/p", []byte{0xff}, &Policy{Namespace: "ns", Name: "p", Scope: ScopeNamespace, Action: Deny, Rules: closed}},
 		{"cut short", "ns/p", []byte{0x18, 2, 0x20, 1, 0x2a, 9}, &Policy{Namespace: "ns", Name: "p", Scope: ScopeNamespace, Action: Deny, Rules: closed}},
 		{"no namespace in the name", "/p", []byte{0xff}, &Policy{Name: "p", Scope: ScopeGlobal, Action: Deny, Rules: closed}},
