@@ -54,10 +54,14 @@ type times struct {
 	write   time.Duration // until the peer must have made room for what is sent
 	first   time.Duration // workloads wait for the first response about policies
 	policy  time.Duration // workloads wait for policies that they name
+	leave   time.Duration // policies that are gone wait for workloads that name them
 }
 
 func defaultTimes() times {
-	return times{connect: connectTimeout, open: 2 * connectTimeout, write: 30 * time.Second, first: 5 * time.Second, policy: time.Second}
+	return times{
+		connect: connectTimeout, open: 2 * connectTimeout, write: 30 * time.Second,
+		first: 5 * time.Second, policy: time.Second, leave: 5 * time.Second,
+	}
 }
 
 // New returns a client that writes to the store. It does not connect yet.

@@ -19,7 +19,8 @@
 // see workload.StrictOnly). Istio's control
 // plane sends workloads before policies, so workloads that would be left without
 // are held back until the next response about policies, for a moment at most;
-// then both become visible together.
+// then both become visible together. The other way round, a policy that is gone
+// stays for a moment while workloads of the node name it (leaving.go).
 //
 // Of the control plane nothing is taken on trust: the size of a message, the
 // number of resources, names, versions, nonces and texts have limits, a resource

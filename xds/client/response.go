@@ -38,6 +38,7 @@ type change struct {
 	standIns  []string // names of refused policies in whose place something stands
 	received  int      // bytes of the resources
 	growth    limits   // of the ledger, the keys that go away not counted
+	answered  bool     // the response that it is of
 	answers   answers  // of a client on demand
 }
 

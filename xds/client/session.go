@@ -60,13 +60,16 @@ type session struct {
 	held     *change
 	deadline <-chan time.Time
 
+	leaving   leaving
+	departure <-chan time.Time // of the first of them
+
 	// pending is what the ledgers have and the store is to get, from made.
 	pending workload.Batch
 	made    []*change
 }
 
 func newSession(c *Client, st stream, cancel context.CancelCauseFunc) *session {
-	return &session{c: c, stream: st, cancel: cancel}
+	return &session{c: c, stream: st, cancel: cancel, leaving: leaving{}}
 }
 
 // run subscribes and takes responses until the stream fails or the context ends.
@@ -98,6 +101,10 @@ func (s *session) run(ctx context.Context) error {
 		case <-s.deadline:
 			s.c.cfg.Log.Warn("policies have not come in time; until they do, workloads that name missing ones refuse everything, or plaintext if these can be about mTLS only")
 			if err := s.release(ctx, nil); err != nil {
+				return err
+			}
+		case <-s.departure:
+			if err := s.depart(ctx); err != nil {
 				return err
 			}
 		}
@@ -189,6 +196,7 @@ func (s *session) take(ctx context.Context, r *delivery) error {
 		s.c.cfg.Observer.Received(k.typeURL(), c.received)
 	}
 	if k == policies {
+		s.keep(c)
 		return s.release(ctx, c)
 	}
 	if wait := s.lacking(c); wait > 0 {
@@ -287,11 +295,14 @@ func (s *session) flush(ctx context.Context) error {
 			o.Applied(c.kind.typeURL(), c.refusals.count, s.c.ledgers[c.kind].unheld())
 		}
 		s.c.answer(c.answers)
+		if c.answered {
+			continue
+		}
 		if err := s.answer(ctx, c); err != nil {
 			return err
 		}
 	}
-	return nil
+	return s.depart(ctx)
 }
 
 func (s *session) answer(ctx context.Context, c *change) error {

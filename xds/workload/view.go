@@ -207,6 +207,22 @@ func (v *View) PoliciesFor(w *Workload) PolicySet {
 	return set
 }
 
+// PoliciesHere are the names of the policies that workloads of the store's node name, or
+// any workloads where that is not known. It allocates.
+func (v *View) PoliciesHere() map[string]struct{} {
+	list := slices.Values(v.here)
+	if v.node == "" {
+		list = v.byUID.all()
+	}
+	names := make(map[string]struct{})
+	for w := range list {
+		for _, name := range w.Policies {
+			names[name] = struct{}{}
+		}
+	}
+	return names
+}
+
 // Len is the number of workloads, services and policies.
 func (v *View) Len() (workloads, services, policies int) {
 	return v.byUID.size, v.services.size, v.policies.size
