@@ -13,6 +13,8 @@ type dnsMetrics struct {
 	requests, upstream, failures *prometheus.CounterVec
 	took                         *prometheus.HistogramVec
 	results                      *prometheus.CounterVec
+
+	askers askers
 }
 
 func newDNSMetrics(r *prometheus.Registry) *dnsMetrics {
@@ -34,20 +36,31 @@ func newDNSMetrics(r *prometheus.Registry) *dnsMetrics {
 	return m
 }
 
+// drop takes all series of an asker away.
+func (m *dnsMetrics) drop(a asker) {
+	l := prometheus.Labels{"source_canonical_service": a.service, "source_canonical_revision": a.revision}
+	for _, vec := range []*prometheus.CounterVec{m.requests, m.upstream, m.failures} {
+		vec.DeletePartialMatch(l)
+	}
+	m.took.DeletePartialMatch(l)
+}
+
 // podQueries are a pod's.
 type podQueries struct{ p *pod }
 
 func (q podQueries) labels(t dns.Transport, qtype uint16) []string {
-	service, revision := unknown, unknown
-	if w := q.p.current(q.p.s.store.View()); w != nil {
-		if w.CanonicalName != "" {
-			service = w.CanonicalName
-		}
-		if w.CanonicalRevision != "" {
-			revision = w.CanonicalRevision
-		}
+	s := q.p.s
+	a := s.metrics.dns.askers.of(askerOf(q.p), s.askers, s.metrics.dns.drop)
+	return []string{dns.TypeName(qtype), t.String(), a.service, a.revision}
+}
+
+// askers are those that the pods of the node are now.
+func (s *Server) askers() map[asker]bool {
+	now := make(map[asker]bool)
+	for _, p := range s.pods.list() {
+		now[askerOf(p)] = true
 	}
-	return []string{dns.TypeName(qtype), t.String(), service, revision}
+	return now
 }
 
 func (q podQueries) Query(t dns.Transport, qtype uint16, o dns.Outcome) {
