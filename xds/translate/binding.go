@@ -125,7 +125,7 @@ func (b *builder) bindService(s *workload.Service, kind string, o *metav1.Object
 	if w != nil {
 		s.Waypoint = w.address
 		canary := ""
-		s.WeightedWaypoints, canary = b.weighted(use, w, o.Namespace)
+		s.WeightedWaypoints, canary = b.weighted(use, w, kind, o)
 		s.IngressUseWaypoint = b.ingressUses(kind, o)
 		binding.Bound, binding.Reason, binding.Message = true, reasonBound, "traffic goes through Gateway "+w.name+canary
 		if !s.IngressUseWaypoint {
@@ -139,32 +139,34 @@ func (b *builder) bindService(s *workload.Service, kind string, o *metav1.Object
 	}
 }
 
-// weighted shares a service's traffic between its waypoint and another one, as the object
-// or namespace that binds it says. Nil leaves all to the waypoint. What it says of it is
-// empty without a canary, or something to put behind the waypoint's name.
-func (b *builder) weighted(use *bound, primary *waypoint, namespace string) (_ []workload.WeightedWaypoint, said string) {
-	name := use.by.Labels[labelCanary]
+// weighted shares a service's traffic between its waypoint and another one. Nil leaves all
+// to the waypoint. What it says of it is empty without a canary, or something to put behind
+// the waypoint's name.
+func (b *builder) weighted(use *bound, primary *waypoint, kind string, o *metav1.ObjectMeta) (_ []workload.WeightedWaypoint, said string) {
+	by := b.says(use, kind, o, has(o.Labels, labelCanary))
+	name := by.by.Labels[labelCanary]
 	if name == "" || name == noWaypoint {
 		return nil, ""
 	}
-	canary := *use
+	canary := *by
 	canary.own = true // it must serve, whoever names it
-	canary.gateway = objectName(orElse(use.by.Labels[labelCanaryNamespace], namespace), name)
+	canary.gateway = objectName(orElse(by.by.Labels[labelCanaryNamespace], o.Namespace), name)
 	if canary.gateway == primary.name {
 		canary.refuse(labelCanary, "", fmt.Sprintf("Gateway %s is the waypoint itself", primary.name), onlyPrimary)
 		return nil, "; canary: " + canary.why
 	}
 	weight := 0
-	if text, ok := use.by.Annotations[annotationCanary]; ok {
+	by = b.says(use, kind, o, has(o.Annotations, annotationCanary))
+	if text, ok := by.by.Annotations[annotationCanary]; ok {
 		n, err := strconv.Atoi(text)
 		if err != nil || n < 0 || n > maxCanaryWeight {
 			why := fmt.Sprintf("%q is not a number from 0 to 100%s", text, onlyPrimary)
-			use.report(annotationField(annotationCanary), why)
+			by.report(annotationField(annotationCanary), why)
 			return nil, "; canary: " + why
 		}
 		weight = n
 	}
-	other := b.attach(&canary, namespace, forService, labelCanary, onlyPrimary)
+	other := b.attach(&canary, o.Namespace, forService, labelCanary, onlyPrimary)
 	if other == nil {
 		return nil, "; canary: " + canary.why
 	}
@@ -172,6 +174,20 @@ func (b *builder) weighted(use *bound, primary *waypoint, namespace string) (_ [
 		{Destination: *primary.address, Weight: uint32(maxCanaryWeight - weight)},
 		{Destination: *other.address, Weight: uint32(weight)},
 	}, fmt.Sprintf(", %d %% of it through Gateway %s", weight, other.name)
+}
+
+// says is who says something of a canary: the object, if it does, which may so overrule a
+// canary of its namespace or take part in none; else who binds the object to its waypoint.
+func (b *builder) says(use *bound, kind string, o *metav1.ObjectMeta, itself bool) *bound {
+	if use.own || !itself {
+		return use
+	}
+	return &bound{by: o, own: true, report: b.reporter(kind, o.Namespace, o.Name)}
+}
+
+func has(m map[string]string, key string) bool {
+	_, ok := m[key]
+	return ok
 }
 
 // ingressUses says whether gateways at the edge send a service's traffic through its

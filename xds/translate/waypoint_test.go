@@ -251,3 +251,72 @@ spec: {clusterIP: 10.1.0.1, ports: [{port: 80}]}
 		})
 	}
 }
+
+// TestCanaryByLevel: what a service says of a canary counts before what its namespace says,
+// label and weight each by itself, and its namespace is asked only for a waypoint of its.
+func TestCanaryByLevel(t *testing.T) {
+	const gateway = `apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: %[1]s, namespace: %[2]s}
+spec: {gatewayClassName: waypoint, listeners: [{name: m, port: 15008, protocol: HBONE, allowedRoutes: {namespaces: {from: All}}}]}
+status: {addresses: [{value: %[3]s}]}
+---
+`
+	const objects = `apiVersion: v1
+kind: Namespace
+metadata: {name: app, labels: {%s}, annotations: {%s}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: s, namespace: app, labels: {%s}, annotations: {%s}}
+spec: {clusterIP: 10.1.0.1, ports: [{port: 80}]}
+`
+	gateways := fmt.Sprintf(gateway, "wp", "app", "10.1.9.1") + fmt.Sprintf(gateway, "new", "app", "10.1.9.2") +
+		fmt.Sprintf(gateway, "other", "app", "10.1.9.3") + fmt.Sprintf(gateway, "new", "infra", "10.1.9.4")
+	const wp, canary, weight = "istio.io/use-waypoint: wp", ", istio.io/use-waypoint-canary: ", "istio.io/use-waypoint-canary-weight: "
+	for name, c := range map[string]struct {
+		namespace, namespaceWeight, service, weight string
+		want                                        string // addresses and weights
+		problem                                     string // whose
+	}{
+		"all by the namespace":                {wp + canary + "new", weight + `"10"`, "", "", "10.1.9.1 90 10.1.9.2 10", ""},
+		"rolled back by weight":               {wp + canary + "new", weight + `"10"`, "", weight + `"0"`, "10.1.9.1 100 10.1.9.2 0", ""},
+		"ahead by weight":                     {wp + canary + "new", weight + `"10"`, "", weight + `"100"`, "10.1.9.1 0 10.1.9.2 100", ""},
+		"a weight without the namespace's":    {wp + canary + "new", "", "", weight + `"30"`, "10.1.9.1 70 10.1.9.2 30", ""},
+		"a wrong weight":                      {wp + canary + "new", weight + `"10"`, "", weight + `"x"`, "", "Service app/s"},
+		"a wrong weight of the namespace":     {wp + canary + "new", weight + `"x"`, "", "", "", "Namespace app"},
+		"a right weight before a wrong one":   {wp + canary + "new", weight + `"x"`, "", weight + `"5"`, "10.1.9.1 95 10.1.9.2 5", ""},
+		"another canary, the same weight":     {wp + canary + "new", weight + `"10"`, canary[2:] + "other", "", "10.1.9.1 90 10.1.9.3 10", ""},
+		"a canary of its own":                 {wp, "", canary[2:] + "new", weight + `"100"`, "10.1.9.1 0 10.1.9.2 100", ""},
+		"no canary":                           {wp + canary + "new", weight + `"10"`, canary[2:] + "none", "", "", ""},
+		"one that is not there":               {wp + canary + "new", weight + `"10"`, canary[2:] + "nope", "", "", "Service app/s"},
+		"the namespace's is not there":        {wp + canary + "nope", weight + `"10"`, "", "", "", "Namespace app"},
+		"elsewhere, of the label's level":     {wp + canary + "new, istio.io/use-waypoint-canary-namespace: infra", weight + `"10"`, "", "", "10.1.9.1 90 10.1.9.4 10", ""},
+		"not elsewhere, by another level":     {wp + canary + "new, istio.io/use-waypoint-canary-namespace: infra", weight + `"10"`, canary[2:] + "other", "", "10.1.9.1 90 10.1.9.3 10", ""},
+		"a waypoint of its own, no canary":    {wp + canary + "new", weight + `"10"`, wp, "", "", ""},
+		"a waypoint and a canary of its own":  {wp + canary + "new", weight + `"10"`, wp + canary + "other", "", "10.1.9.1 100 10.1.9.3 0", ""},
+		"no waypoint":                         {canary[2:] + "new", weight + `"10"`, canary[2:] + "new", weight + `"10"`, "", ""},
+		"nothing here counts without a label": {wp, weight + `"10"`, "", weight + `"10"`, "", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, err := All(parseObjects(t, gateways+fmt.Sprintf(objects, c.namespace, c.namespaceWeight, c.service, c.weight)), Options{})
+			if err != nil || len(r.Services) != 1 {
+				t.Fatal(r.Services, err)
+			}
+			var got []string
+			for _, w := range r.Services[0].WeightedWaypoints {
+				got = append(got, fmt.Sprint(w.Destination.Address.Addr, " ", w.Weight))
+			}
+			if s := strings.Join(got, " "); s != c.want {
+				t.Errorf("%q, want %q", s, c.want)
+			}
+			var problems []string
+			for _, p := range r.Problems {
+				problems = append(problems, strings.TrimSpace(p.Kind+" "+strings.Trim(p.Namespace+"/"+p.Name, "/")))
+			}
+			if s := strings.Join(problems, " "); s != c.problem {
+				t.Errorf("problems of %q, want %q: %v", s, c.problem, r.Problems)
+			}
+		})
+	}
+}
