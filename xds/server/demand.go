@@ -17,7 +17,8 @@ const (
 
 // demand is a subscription to some addresses rather than all: to what runs on the
 // client's node, and to names. A name is a resource's or an address's, "network/ip".
-// That of a service brings its workloads, now and later. A name under which there is
+// That of a service brings its workloads, now and later, as far as the client does not have
+// them: services in use are asked for again and again. A name under which there is
 // nothing is answered as removed; it is remembered, and what comes to have it is sent.
 // An address that is nobody's, but in the range of a service, is both: removed, and the
 // service is sent.
@@ -137,6 +138,9 @@ func (d *demand) step(to *Snapshot) step {
 		_, asked := d.asked[name]
 		for _, n := range found {
 			wanted[n] = wanted[n] || asked
+			for _, member := range x.members[n] {
+				wanted[member] = wanted[member] // what it has of them is no answer
+			}
 		}
 		if !exact && asked {
 			s.gone = append(s.gone, name)

@@ -136,27 +136,51 @@ func TestOnDemandFollows(t *testing.T) {
 }
 
 // TestOnDemandAsksAgain: who gives a name back and asks for it in the next message is
-// answered, and told in no moment that what it stands for is gone.
+// answered, with what belongs to it that it does not have, and told in no moment that what
+// it stands for is gone.
 func TestOnDemandAsksAgain(t *testing.T) {
 	one := build(t, nil, town())
-	two := build(t, one, town(func(t *Model) { t.Workloads[3].CanonicalName = "changed" }))
-	for name, newest := range map[string]*Snapshot{"nothing has changed": one, "there is news between the two": two} {
+	changed := func(i int) *Snapshot {
+		return build(t, one, town(func(t *Model) { t.Workloads[i].CanonicalName = "changed" }))
+	}
+	for name, c := range map[string]struct {
+		between, then *Snapshot
+		news, answer  string
+	}{
+		"nothing has changed":           {one, one, "addresses -no/body", "addresses +app/web"},
+		"there is news between the two": {changed(3), changed(3), "addresses -no/body", "addresses +app/web"},
+		"of what belongs to it":         {changed(2), changed(2), "addresses +web-2 -no/body", "addresses +app/web"},
+		"and after them":                {one, changed(2), "addresses -no/body", "addresses +app/web +web-2"},
+	} {
 		t.Run(name, func(t *testing.T) {
 			m := visitor(t, one)
 			m.ask(one, "app/web")
 			m.log = nil
 			m.request(&discovery.DeltaDiscoveryRequest{TypeUrl: AddressType, ResourceNamesSubscribe: []string{"no/body"}, ResourceNamesUnsubscribe: []string{"app/web"}})
-			m.pull(newest)
-			m.wantLog("addresses -no/body")
+			m.pull(c.between)
+			m.wantLog(c.news)
 			m.request(&discovery.DeltaDiscoveryRequest{TypeUrl: AddressType, ResourceNamesSubscribe: []string{"app/web"}})
-			m.settle(newest)
-			m.wantLog("addresses +app/web +web-1 +web-2")
+			m.settle(c.then)
+			m.wantLog(c.answer)
 			// What is not asked for again is gone when there is something to say.
 			m.request(&discovery.DeltaDiscoveryRequest{TypeUrl: AddressType, ResourceNamesUnsubscribe: []string{"app/web", "no/body"}})
-			m.settle(newest)
-			m.ask(newest, "far")
+			m.settle(c.then)
+			m.ask(c.then, "far")
 			m.wantLog("addresses +far -app/web -web-1 -web-2")
 		})
+	}
+}
+
+// TestOnDemandMembersByName: what belongs to something that is asked for with it is
+// answered by itself, too.
+func TestOnDemandMembersByName(t *testing.T) {
+	newest := build(t, nil, town())
+	m := visitor(t, newest)
+	m.ask(newest, "app/web")
+	for range 20 { // in whatever order they are gone through
+		m.log = nil
+		m.ask(newest, "web-1", "app/web", "web-2")
+		m.wantLog("addresses +app/web +web-1 +web-2")
 	}
 }
 

@@ -84,22 +84,19 @@ func (x *index) address(a workload.NetworkAddr, name string) {
 	x.aliases[name] = append(x.aliases[name], a.String())
 }
 
-// find returns the resources that a name stands for: a workload, or a service with its
-// workloads, by name or by an address, exact ones before ranges. Of several that
-// share an address all are returned: which of them is meant depends on who asks. exact is
-// false where there are ranges at best.
+// find returns the resources that a name stands for: a workload or a service, whose
+// workloads belong to it (members), by name or by an address, exact ones before ranges. Of
+// several that share an address all are returned: which of them is meant depends on who
+// asks. exact is false where there are ranges at best.
 func (x *index) find(name string, exists func(string) bool) (found []string, exact bool) {
 	if exists(name) {
-		return x.whole(nil, name), true
+		return []string{name}, true
 	}
 	a, err := workload.ParseNetworkAddr(name)
 	if err != nil {
 		return nil, false
 	}
-	for _, n := range x.byAddress[a] {
-		found = x.whole(found, n)
-	}
-	if len(found) > 0 {
+	if found = x.byAddress[a]; len(found) > 0 {
 		return found, true
 	}
 	for _, bits := range x.lengths {
@@ -107,13 +104,7 @@ func (x *index) find(name string, exists func(string) bool) (found []string, exa
 		if err != nil {
 			continue // an IPv6 length, an IPv4 address
 		}
-		for _, n := range x.byRange[workload.NetworkPrefix{Network: a.Network, Prefix: p}] {
-			found = x.whole(found, n)
-		}
+		found = append(found, x.byRange[workload.NetworkPrefix{Network: a.Network, Prefix: p}]...)
 	}
 	return found, false
-}
-
-func (x *index) whole(to []string, name string) []string {
-	return append(append(to, name), x.members[name]...)
 }
