@@ -219,6 +219,22 @@ func (q *asks) restart() []string {
 	return names
 }
 
+// repeat asks for names of restart that the stream's first response has not answered. A
+// control plane that is told of a version in the same message takes it for what is wanted:
+// Istio's is silent about what is asked for anew and held, in the same version.
+func (q *asks) repeat(names []string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, name := range names {
+		if e := q.names[name]; e != nil && !e.Value.(*ask).answered() {
+			q.leave, q.enter = append(q.leave, name), append(q.enter, name)
+		}
+	}
+	if len(q.enter) > 0 {
+		q.notify()
+	}
+}
+
 // stopped notes that there is no stream: what is known to be absent stays so until
 // there is one again, or nobody could leave the mesh while its control plane is away.
 func (q *asks) stopped() {

@@ -206,6 +206,44 @@ func TestAsksOfANewStream(t *testing.T) {
 	}
 }
 
+// What is asked for when a stream ends may be held: as istiod answers, by saying nothing of
+// what the client has in the same version. It is asked for again, as a new question.
+func TestHeldIsAskedForOnANewStream(t *testing.T) {
+	s := newStub(t)
+	c, _ := newClient(t, onDemandConfig(s.Address))
+	run(t, c)
+	x, _, _ := s.subscribed()
+	x.push(response(AuthorizationType, "p1"))
+	x.push(response(AddressType, "a1", service("ns/s", "7")))
+	c.Renew("ns/s")
+	_, _ = x.request(), x.request()
+	results := make(chan error, 1)
+	go func() { results <- c.Ask(t.Context(), "/10.0.0.8") }()
+	x.request()
+	x.end <- errors.New("gone") // before it has answered
+	x, address, _ := s.subscribed()
+	subscribed := address.GetResourceNamesSubscribe()
+	if slices.Sort(subscribed); !slices.Equal(subscribed, []string{"*", "/10.0.0.8", "ns/s"}) || address.GetInitialResourceVersions()["ns/s"] != "7" {
+		t.Fatalf("after a reconnect: %v", address)
+	}
+	x.push(response(AuthorizationType, "p2"))
+	x.push(removal(AddressType, "a2", "/10.0.0.8")) // and nothing of ns/s
+	if err := <-results; err != nil {
+		t.Fatal(err)
+	}
+	if r := x.request(); !slices.Equal(r.GetResourceNamesUnsubscribe(), []string{"ns/s"}) {
+		t.Errorf("it is not given back: %v", r)
+	}
+	if r := x.request(); !slices.Equal(r.GetResourceNamesSubscribe(), []string{"ns/s"}) {
+		t.Errorf("it is not asked for again: %v", r)
+	}
+	x.push(response(AddressType, "a3", service("ns/s", "7")))
+	if err := c.Ask(t.Context(), "ns/s"); err != nil || c.asks.waiting != 0 {
+		t.Errorf("%v, %d wait", err, c.asks.waiting)
+	}
+	x.push(response(AddressType, "a4")) // nothing is asked for any more
+}
+
 // TestAbsentWhileDisconnected: what was outside the mesh stays outside of it while its
 // control plane is away.
 func TestAbsentWhileDisconnected(t *testing.T) {

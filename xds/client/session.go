@@ -63,6 +63,8 @@ type session struct {
 	leaving   leaving
 	departure <-chan time.Time // of the first of them
 
+	asked []string // with the first request, on demand; nil once there is a response
+
 	// pending is what the ledgers have and the store is to get, from made.
 	pending workload.Batch
 	made    []*change
@@ -120,7 +122,8 @@ func (s *session) subscribe(ctx context.Context, k kind) error {
 	s.c.ledgers[k].retold = !onDemand
 	if onDemand {
 		// Both at once is how to say: to nothing yet.
-		r.ResourceNamesSubscribe = append([]string{"*"}, s.c.asks.restart()...)
+		s.asked = s.c.asks.restart()
+		r.ResourceNamesSubscribe = append([]string{"*"}, s.asked...)
 		r.ResourceNamesUnsubscribe = []string{"*"}
 	}
 	return s.send(ctx, r)
@@ -301,6 +304,10 @@ func (s *session) flush(ctx context.Context) error {
 		if err := s.answer(ctx, c); err != nil {
 			return err
 		}
+	}
+	if s.seen[addresses] && s.asked != nil {
+		s.c.asks.repeat(s.asked)
+		s.asked = nil
 	}
 	return s.depart(ctx)
 }
