@@ -3,6 +3,7 @@ package translate
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -64,8 +65,8 @@ func podOf(namespace string, e *discoveryv1.Endpoint) string {
 }
 
 // sliceWorkloads translates the endpoints of a slice that are not pods: something
-// outside, under an address that others may share, without identity or policies. Only
-// the first address counts, since all of one endpoint are the same.
+// outside, under addresses that others may share, without identity or policies. An
+// endpoint goes by its first address.
 func (b *builder) sliceWorkloads(slice *discoveryv1.EndpointSlice) []*workload.Workload {
 	f := b.frontOfSlice(slice)
 	if f == nil || slice.AddressType == discoveryv1.AddressTypeFQDN {
@@ -80,21 +81,22 @@ func (b *builder) sliceWorkloads(slice *discoveryv1.EndpointSlice) []*workload.W
 		if podOf(slice.Namespace, e) != "" || len(e.Addresses) == 0 {
 			continue
 		}
-		a, err := address(e.Addresses[0])
-		if err != nil {
-			report(fmt.Sprintf("endpoints[%d].addresses[0]", i), err.Error())
+		addresses := sliceAddresses(e.Addresses, func(n int, reason string) {
+			report(fmt.Sprintf("endpoints[%d].addresses[%d]", i, n), reason)
+		})
+		if len(addresses) == 0 {
 			continue
 		}
-		if seen[a] {
+		if seen[addresses[0]] {
 			report(fmt.Sprintf("endpoints[%d].addresses[0]", i), fmt.Sprintf("%s is also an endpoint before: left out", e.Addresses[0]))
 			continue
 		}
-		seen[a] = true
+		seen[addresses[0]] = true
 		w := &workload.Workload{
 			UID:         fmt.Sprintf("%s/discovery.k8s.io/EndpointSlice/%s/%s/%s", b.opts.ClusterID, slice.Namespace, slice.Name, e.Addresses[0]),
-			Name:        f.service.Name,
+			Name:        slice.Name,
 			Namespace:   slice.Namespace,
-			Addresses:   []netip.Addr{a},
+			Addresses:   addresses,
 			Network:     b.network,
 			NetworkMode: workload.HostNetwork,
 			TrustDomain: b.opts.TrustDomain,
@@ -106,6 +108,23 @@ func (b *builder) sliceWorkloads(slice *discoveryv1.EndpointSlice) []*workload.W
 			w.Status = workload.Unhealthy
 		}
 		out = append(out, w)
+	}
+	return out
+}
+
+// sliceAddresses reads the addresses of an endpoint, none if the first, by which it goes,
+// is wrong.
+func sliceAddresses(texts []string, report func(n int, reason string)) (out []netip.Addr) {
+	for n, text := range texts {
+		switch a, err := address(text); {
+		case err != nil:
+			report(n, err.Error())
+			if n == 0 {
+				return nil
+			}
+		case !slices.Contains(out, a):
+			out = append(out, a)
+		}
 	}
 	return out
 }
