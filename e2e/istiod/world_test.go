@@ -150,7 +150,7 @@ var kinds = map[string]struct {
 	"AuthorizationPolicy": {GroupVersionResource: schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: "authorizationpolicies"}, defined: true},
 	"PeerAuthentication":  {GroupVersionResource: schema.GroupVersionResource{Group: "security.istio.io", Version: "v1", Resource: "peerauthentications"}, defined: true},
 	"ServiceEntry":        {GroupVersionResource: schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "serviceentries"}, defined: true, status: true},
-	"WorkloadEntry":       {GroupVersionResource: schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "workloadentries"}, defined: true},
+	"WorkloadEntry":       {GroupVersionResource: schema.GroupVersionResource{Group: "networking.istio.io", Version: "v1", Resource: "workloadentries"}, defined: true, status: true},
 	"Gateway":             {GroupVersionResource: schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "gateways"}, defined: true, status: true},
 	"GatewayClass":        {GroupVersionResource: schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "gatewayclasses"}, defined: true, cluster: true},
 }
