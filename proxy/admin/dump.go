@@ -61,18 +61,18 @@ func newConnections(facts []track.Facts) connections {
 func (s Source) dump(v *workload.View) []section {
 	config := s.Config()
 	all := []section{
-		{"certificates", newCerts(s.Certs()), nil},
-		{"config", config, nil},
-		{"policies", nil, each(v.Policies(), newPolicy)},
-		{"services", nil, each(v.Services(), func(svc *workload.Service) serviceJSON { return newService(svc, endpoints(v, svc)) })},
-		{"stagedServices", staged(v), nil},
-		{"staticConfig", static(s.Static()), nil},
-		{"version", s.Version, nil},
+		{name: "certificates", value: newCerts(s.Certs())},
+		{name: "config", value: config},
+		{name: "policies", items: each(v.Policies(), newPolicy)},
+		{name: "services", items: each(v.Services(), func(svc *workload.Service) serviceJSON { return newService(svc, endpoints(v, svc)) })},
+		{name: "stagedServices", value: staged(v)},
+		{name: "staticConfig", value: static(s.Static())},
+		{name: "version", value: s.Version},
 	}
 	if config["proxyMode"] != "Dedicated" { // absent where the proxy is one pod's own
-		all = append(all, section{"workloadState", s.states(), nil})
+		all = append(all, section{name: "workloadState", value: s.states()})
 	}
-	return append(all, section{"workloads", nil, each(v.Workloads(), newWorkload)})
+	return append(all, section{name: "workloads", items: each(v.Workloads(), newWorkload)})
 }
 
 // states are the pods', by UID.

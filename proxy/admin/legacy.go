@@ -15,46 +15,106 @@ import (
 // legacy is the dump as Istio 1.18 had it, which scripts and tutorials of 2023
 // still read. The names mislead and are kept so: ca_cert is the workload's own
 // certificate, cert_chain its issuers.
-func (s Source) legacy(v *workload.View) any {
-	workloads, vips, byNamespace, policies := map[string]any{}, map[string]any{}, map[string][]string{}, map[string]any{}
-	backends := map[string][]any{} // workload address → the services' addresses and its own ports
+func (s Source) legacy(v *workload.View) []section {
+	config, at := s.Config(), workloadsAt(v)
+	byNamespace, policies := map[string][]string{}, map[string]*workload.Policy{}
+	for _, p := range v.Policies() {
+		policies[p.ResourceName()] = p
+		byNamespace[p.Namespace] = append(byNamespace[p.Namespace], p.ResourceName())
+	}
+	return []section{
+		{name: "certificates", value: legacyCerts(s.Certs())},
+		{name: "config", value: legacyConfig(config)},
+		{name: "local_node", value: config["localNode"]},
+		{name: "policies", members: eachOf(policies, legacyPolicy)},
+		{name: "policies_by_namespace", value: byNamespace},
+		{name: "proxy_mode", value: config["proxyMode"]},
+		{name: "static_config", value: static(s.Static())},
+		{name: "version", value: s.Version},
+		{name: "vips", members: eachOf(portsAt(v), func(_ string, p servicePort) any { return p.endpoints(v) })},
+		{name: "workload_to_vip", members: eachOf(at, func(_ string, all []*workload.Workload) any { return legacyVIPs(v, all) })},
+		{name: "workloads", members: eachOf(at, func(ip string, all []*workload.Workload) any { return legacyWorkload(all[len(all)-1], ip) })},
+	}
+}
+
+// workloadsAt are the workloads of each address.
+func workloadsAt(v *workload.View) map[string][]*workload.Workload {
+	at := make(map[string][]*workload.Workload)
 	for _, w := range v.Workloads() {
 		for _, ip := range w.Addresses {
-			workloads[ip.String()] = legacyWorkload(w, ip.String())
+			at[ip.String()] = append(at[ip.String()], w)
 		}
 	}
+	return at
+}
+
+// servicePort is one port of a service.
+type servicePort struct {
+	service *workload.Service
+	port    workload.Port
+}
+
+// portsAt are the ports of services by address and port.
+func portsAt(v *workload.View) map[string]servicePort {
+	at := make(map[string]servicePort)
 	for _, svc := range v.Services() {
 		for _, vip := range svc.VIPs {
 			for _, port := range svc.Ports {
-				addr := net.JoinHostPort(vip.Addr.String(), strconv.Itoa(int(port.Service)))
-				behind := []any{}
-				for _, e := range v.Endpoints(svc).All() {
-					target := port.Target
-					if own, ok := e.Ports.Target(port.Service); ok {
-						target = own
-					}
-					for _, ip := range e.Workload.Addresses {
-						behind = append(behind, []any{ip.String(), target})
-						backends[ip.String()] = append(backends[ip.String()], []any{addr, target})
-					}
-				}
-				vips[addr] = behind
+				at[hostPort(vip, port)] = servicePort{svc, port}
 			}
 		}
 	}
-	for _, p := range v.Policies() {
-		j := newPolicy(p)
-		policies[p.ResourceName()] = map[string]any{
-			"name": j.Name, "namespace": j.Namespace, "scope": j.Scope, "action": j.Action, "groups": j.Rules,
+	return at
+}
+
+func hostPort(vip workload.NetworkAddr, port workload.Port) string {
+	return net.JoinHostPort(vip.Addr.String(), strconv.Itoa(int(port.Service)))
+}
+
+// target is where a workload with ports of its own takes the port.
+func (p servicePort) target(own workload.PortMap) uint16 {
+	if t, ok := own.Target(p.port.Service); ok {
+		return t
+	}
+	return p.port.Target
+}
+
+func (p servicePort) endpoints(v *workload.View) any {
+	behind := []any{}
+	for _, e := range v.Endpoints(p.service).All() {
+		for _, ip := range e.Workload.Addresses {
+			behind = append(behind, []any{ip.String(), p.target(e.Ports)})
 		}
-		byNamespace[p.Namespace] = append(byNamespace[p.Namespace], p.ResourceName())
 	}
-	config := s.Config()
-	return map[string]any{
-		"certificates": legacyCerts(s.Certs()), "workloads": workloads, "workload_to_vip": backends, "vips": vips,
-		"policies_by_namespace": byNamespace, "policies": policies, "local_node": config["localNode"],
-		"proxy_mode": config["proxyMode"], "static_config": static(s.Static()), "version": s.Version, "config": legacyConfig(config),
+	return behind
+}
+
+// legacyVIPs are the services' addresses that workloads are behind, and their own ports;
+// nil where there are none.
+func legacyVIPs(v *workload.View, all []*workload.Workload) any {
+	var out []any
+	for _, w := range all {
+		for _, m := range w.Services {
+			svc := v.Service(m.Service)
+			if svc == nil {
+				continue
+			}
+			for _, vip := range svc.VIPs {
+				for _, port := range svc.Ports {
+					out = append(out, []any{hostPort(vip, port), servicePort{svc, port}.target(m.Ports)})
+				}
+			}
+		}
 	}
+	if out == nil {
+		return nil
+	}
+	return out
+}
+
+func legacyPolicy(_ string, p *workload.Policy) any {
+	j := newPolicy(p)
+	return map[string]any{"name": j.Name, "namespace": j.Namespace, "scope": j.Scope, "action": j.Action, "groups": j.Rules}
 }
 
 // legacyConfig has the names of that time.

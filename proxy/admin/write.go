@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"io"
 	"iter"
+	"maps"
 	"net/http"
+	"slices"
 	"time"
 )
 
@@ -26,13 +28,11 @@ func (s Source) configDump() http.Handler {
 		}
 		w.Header().Set("Content-Type", "application/json")
 		v, out := s.View(), patient{w, http.NewResponseController(w)}
+		sections := s.dump
 		if r.URL.Query().Get("format") == "legacy" {
-			e := json.NewEncoder(out)
-			e.SetIndent("", "  ")
-			_ = e.Encode(s.legacy(v)) // the client left
-			return
+			sections = s.legacy
 		}
-		_ = writeSections(out, s.dump(v))
+		_ = writeSections(out, sections(v)) // the client left
 	})
 }
 
@@ -47,12 +47,13 @@ func (p patient) Write(b []byte) (int, error) {
 	return p.w.Write(b)
 }
 
-// section is a member of a large object: a value, or a list of which one item at a time
-// is made.
+// section is a member of a large object: a value, or a list or an object of which one item
+// or member at a time is made.
 type section struct {
-	name  string
-	value any
-	items iter.Seq[any]
+	name    string
+	value   any
+	items   iter.Seq[any]
+	members iter.Seq2[string, any]
 }
 
 // each makes what is shown of what is there.
@@ -60,6 +61,17 @@ func each[T, J any](list []T, show func(T) J) iter.Seq[any] {
 	return func(yield func(any) bool) {
 		for _, v := range list {
 			if !yield(show(v)) {
+				return
+			}
+		}
+	}
+}
+
+// eachOf makes what is shown of what is there, in the order of names; nil is left out.
+func eachOf[T any](all map[string]T, show func(name string, v T) any) iter.Seq2[string, any] {
+	return func(yield func(string, any) bool) {
+		for _, name := range slices.Sorted(maps.Keys(all)) {
+			if v := show(name, all[name]); v != nil && !yield(name, v) {
 				return
 			}
 		}
@@ -83,18 +95,39 @@ func writeSections(to io.Writer, all []section) error {
 }
 
 func (s section) write(w *bufio.Writer) error {
-	if s.items == nil {
-		return indented(w, s.value, "  ")
+	switch {
+	case s.items != nil:
+		return writeMany(w, "[]", func(yield func(string, any) bool) {
+			for item := range s.items {
+				if !yield("", item) {
+					return
+				}
+			}
+		})
+	case s.members != nil:
+		return writeMany(w, "{}", func(yield func(string, any) bool) {
+			for name, v := range s.members {
+				key, err := json.Marshal(name)
+				if err != nil || !yield(string(key)+": ", v) { // a text never is an error
+					return
+				}
+			}
+		})
 	}
-	sep, end := "[\n    ", "[]"
-	for item := range s.items {
-		if _, err := w.WriteString(sep); err != nil {
+	return indented(w, s.value, "  ")
+}
+
+// writeMany writes values between brackets, each after its prefix.
+func writeMany(w *bufio.Writer, brackets string, values iter.Seq2[string, any]) error {
+	sep, end := brackets[:1]+"\n    ", brackets
+	for prefix, v := range values {
+		if _, err := w.WriteString(sep + prefix); err != nil {
 			return err
 		}
-		if err := indented(w, item, "    "); err != nil {
+		if err := indented(w, v, "    "); err != nil {
 			return err
 		}
-		sep, end = ",\n    ", "\n  ]"
+		sep, end = ",\n    ", "\n  "+brackets[1:]
 	}
 	_, err := w.WriteString(end)
 	return err
