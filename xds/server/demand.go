@@ -9,10 +9,12 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// Limits of what one client may be subscribed to by name.
+// Limits of what one client may be subscribed to by name. What all names have together is
+// that of as many as there may be, of the ordinary length.
 const (
-	maxNames    = 100_000
-	maxNameSize = 1 << 10
+	maxNames     = 100_000
+	maxNameSize  = 1 << 10
+	maxNamesSize = 8 << 20
 )
 
 // demand is a subscription to some addresses rather than all: to what runs on the
@@ -28,8 +30,9 @@ const (
 type demand struct {
 	node  string
 	names map[string]struct{}
+	size  int                 // of all names
 	asked map[string]struct{} // not answered yet
-	left  []string            // names that the last message gave back
+	left  map[string]struct{} // names that the last message gave back
 	has   map[string]string   // name → version of what the client has
 	at    *resources          // that the client is at
 	less  bool                // there are fewer names since
@@ -50,7 +53,7 @@ func onDemand(req *discovery.DeltaDiscoveryRequest) bool {
 func newDemand(req *discovery.DeltaDiscoveryRequest) (*demand, error) {
 	d := &demand{
 		node:  req.GetNode().GetMetadata().GetFields()["NODE_NAME"].GetStringValue(),
-		names: make(map[string]struct{}), asked: make(map[string]struct{}), has: make(map[string]string),
+		names: make(map[string]struct{}), asked: make(map[string]struct{}), left: make(map[string]struct{}), has: make(map[string]string),
 	}
 	for name, version := range req.GetInitialResourceVersions() {
 		if err := d.add(name); err != nil {
@@ -69,7 +72,7 @@ func (d *demand) change(req *discovery.DeltaDiscoveryRequest) error {
 	d.forget(req.GetResourceNamesSubscribe())
 	for _, name := range req.GetResourceNamesUnsubscribe() {
 		if _, known := d.names[name]; known {
-			d.left = append(d.left, name)
+			d.left[name] = struct{}{}
 		}
 		delete(d.asked, name)
 	}
@@ -81,7 +84,7 @@ func (d *demand) change(req *discovery.DeltaDiscoveryRequest) error {
 			return err
 		}
 	}
-	d.left = slices.DeleteFunc(d.left, func(name string) bool { _, again := d.asked[name]; return again })
+	maps.DeleteFunc(d.left, func(name string, _ struct{}) bool { _, again := d.asked[name]; return again })
 	return nil
 }
 
@@ -95,23 +98,28 @@ func (d *demand) forget(but []string) {
 	for _, name := range but {
 		again[name] = struct{}{}
 	}
-	for _, name := range d.left {
+	for name := range d.left {
 		if _, kept := again[name]; !kept {
 			delete(d.names, name)
+			d.size -= len(name)
 			d.less = true
 		}
 	}
-	d.left = nil
+	clear(d.left)
 }
 
 func (d *demand) add(name string) error {
 	if len(name) > maxNameSize {
 		return status.Errorf(codes.InvalidArgument, "a name of %d bytes, the limit is %d", len(name), maxNameSize)
 	}
-	if _, known := d.names[name]; !known && len(d.names) >= maxNames {
-		return status.Errorf(codes.ResourceExhausted, "one client may subscribe to %d names; to follow more, subscribe to everything (XDS_ON_DEMAND=false)", maxNames)
+	if _, known := d.names[name]; !known {
+		if len(d.names) >= maxNames || d.size+len(name) > maxNamesSize {
+			return status.Errorf(codes.ResourceExhausted, "one client may subscribe to %d names of %d bytes together; to follow more, subscribe to everything (XDS_ON_DEMAND=false)",
+				maxNames, maxNamesSize)
+		}
+		d.names[name] = struct{}{}
+		d.size += len(name)
 	}
-	d.names[name] = struct{}{}
 	d.asked[name] = struct{}{}
 	return nil
 }

@@ -263,6 +263,44 @@ func TestOnDemandLimits(t *testing.T) {
 	}
 }
 
+// TestOnDemandNamesInBytes: long names are as much as more short ones, each counts once,
+// and for one that was given back there is another.
+func TestOnDemandNamesInBytes(t *testing.T) {
+	s := newSession(time.Unix(0, 0), time.Minute)
+	if _, err := s.request(demanding(nil)); err != nil {
+		t.Fatal(err)
+	}
+	ask := func(unsubscribe []string, subscribe ...string) error {
+		_, err := s.request(&discovery.DeltaDiscoveryRequest{TypeUrl: AddressType, ResourceNamesSubscribe: subscribe, ResourceNamesUnsubscribe: unsubscribe})
+		return err
+	}
+	long := func(i int) string { return fmt.Sprintf("%0*d", maxNameSize, i) }
+	const most = maxNamesSize / maxNameSize
+	for i := range most {
+		if err := ask(nil, long(i)); err != nil {
+			t.Fatalf("name %d: %v", i, err)
+		}
+	}
+	if err := ask(nil, long(0), long(most-1)); err != nil {
+		t.Errorf("names that are known: %v", err)
+	}
+	if err := ask(nil, "/x"); grpcstatus.Code(err) != codes.ResourceExhausted {
+		t.Errorf("a byte too many: %v", err)
+	}
+	if err := ask([]string{long(0), long(0), long(1), "/unknown"}); err != nil {
+		t.Error(err)
+	}
+	if d := s.subs[addresses].demand; len(d.left) != 2 {
+		t.Errorf("%d names wait to be forgotten, want 2", len(d.left))
+	}
+	if err := ask(nil, long(0), long(most)); err != nil {
+		t.Errorf("one name for another: %v", err)
+	}
+	if err := ask(nil, long(most+1)); grpcstatus.Code(err) != codes.ResourceExhausted {
+		t.Errorf("one name too many again: %v", err)
+	}
+}
+
 // TestOnDemandAsksAreShort: what a client that is up to date asks for is answered as if
 // all that it has ever asked for were gone through, whatever it gave back meanwhile.
 func TestOnDemandAsksAreShort(t *testing.T) {
