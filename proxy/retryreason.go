@@ -38,6 +38,7 @@ var leftReasons = []string{leftRefused, leftUnreachable, leftTimeout, leftUnavai
 // to prove who it is all the same.
 func leftBecause(err error) string {
 	var (
+		near     *neighbourError
 		identity *identityError
 		status   *hbone.StatusError
 		alert    tls.AlertError
@@ -55,6 +56,8 @@ func leftBecause(err error) string {
 			return reason
 		}
 		return ""
+	case errors.As(err, &near):
+		return near.reason
 	case errors.As(err, &identity), errors.Is(err, hbone.ErrBusy), errors.Is(err, errFull), errors.Is(err, errDrain):
 		return ""
 	case errors.As(err, &status):
@@ -76,6 +79,16 @@ func leftBecause(err error) string {
 	}
 	return string(sockopt.FaultOf(err))
 }
+
+// neighbourError is what would have ended a handshake with the destination, where there is
+// none because the connection stays on the node: the fault of that endpoint, not ours.
+type neighbourError struct {
+	reason string // to leave it
+	err    error
+}
+
+func (e *neighbourError) Error() string { return "the destination, on this node: " + e.err.Error() }
+func (e *neighbourError) Unwrap() error { return e.err }
 
 // behindError is of a destination that a network's gateway has chosen: it is not
 // that gateway's fault.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -189,7 +190,7 @@ func (c *connection) proveIdentities(n *neighbour, d route.Decision, self *workl
 	if err != nil {
 		return err
 	}
-	theirs, err := n.p.identity(c.ctx, n.self)
+	theirs, err := c.identityOf(n, d)
 	if err != nil {
 		return err
 	}
@@ -209,18 +210,36 @@ func (c *connection) proveIdentities(n *neighbour, d route.Decision, self *workl
 	return nil
 }
 
+// identityOf is the destination's certificate, for which one waits as for a handshake over
+// the wire: while there is no other endpoint.
+func (c *connection) identityOf(n *neighbour, d route.Decision) (*mtls.Identity, error) {
+	ctx, done := c.patiently(c.ctx, d, func() (time.Time, bool) { return time.Time{}, false })
+	defer done()
+	i, err := n.p.identity(ctx, n.self)
+	if err == nil {
+		return i, nil
+	}
+	if cause := context.Cause(ctx); errors.Is(cause, errSilent) {
+		return nil, cause
+	}
+	return nil, &neighbourError{leftTLS, err}
+}
+
 // asNamed checks that the certificates are of those whom the control plane names.
 func asNamed(mine, theirs *mtls.Identity, self spiffeid.ID, expected []spiffeid.ID) error {
-	if mine.ID() == self && slices.Contains(expected, theirs.ID()) {
-		return nil
+	switch {
+	case mine.ID() != self:
+		return &identityError{fmt.Errorf("the pod is %s now, not %s", mine.ID(), self)}
+	case !slices.Contains(expected, theirs.ID()):
+		return &neighbourError{leftIdentity, &identityError{fmt.Errorf("it is %s now, which is not expected", theirs.ID())}}
 	}
-	return &identityError{errors.New("the certificates held on this node are not of the workloads that the control plane names")}
+	return nil
 }
 
 // acceptEachOther is what the two sides of a handshake check of each other. It says which of them refuses.
 func acceptEachOther(mine, theirs *mtls.Identity, now time.Time) (at track.Direction, err error) {
 	if _, err := mine.VerifyPeer(theirs.Chain(), x509.ExtKeyUsageServerAuth, now); err != nil {
-		return track.Outbound, &identityError{err}
+		return track.Outbound, &neighbourError{leftIdentity, &identityError{err}}
 	}
 	if _, err := theirs.VerifyPeer(mine.Chain(), x509.ExtKeyUsageClientAuth, now); err != nil {
 		return track.Inbound, &identityError{err}

@@ -51,15 +51,18 @@ func TestNeighboursProveThemselves(t *testing.T) {
 		at           time.Time
 		ok           bool
 		by           track.Direction // who refuses
+		left         string          // why another endpoint may be asked
 	}{
-		{"one CA", pair[0], pair[1], now, true, 0},
-		{"we do not trust the destination's CA", pair[0], stranger[1].WithRoots(both), now, false, track.Outbound},
-		{"the destination does not trust ours", pair[0].WithRoots(both), stranger[1], now, false, track.Inbound},
-		{"two CAs, both trusted by both", pair[0].WithRoots(both), stranger[1].WithRoots(both), now, true, 0},
-		{"ended", pair[0], pair[1], pair[0].NotAfter().Add(time.Second), false, track.Outbound},
+		{"one CA", pair[0], pair[1], now, true, 0, ""},
+		{"we do not trust the destination's CA", pair[0], stranger[1].WithRoots(both), now, false, track.Outbound, leftIdentity},
+		{"the destination does not trust ours", pair[0].WithRoots(both), stranger[1], now, false, track.Inbound, ""},
+		{"two CAs, both trusted by both", pair[0].WithRoots(both), stranger[1].WithRoots(both), now, true, 0, ""},
+		{"ended", pair[0], pair[1], pair[0].NotAfter().Add(time.Second), false, track.Outbound, leftIdentity},
 	} {
 		if by, err := acceptEachOther(tc.mine, tc.theirs, tc.at); (err == nil) != tc.ok || by != tc.by {
 			t.Errorf("%s: %v, by the %s", tc.name, err, reporter(by))
+		} else if left := leftBecause(err); left != tc.left {
+			t.Errorf("%s: left because of %q, want %q", tc.name, left, tc.left)
 		}
 	}
 	id := spiffeid.RequireFromString
@@ -68,14 +71,18 @@ func TestNeighboursProveThemselves(t *testing.T) {
 		self     string
 		expected []spiffeid.ID
 		ok       bool
+		left     string
 	}{
-		{"as named", a, []spiffeid.ID{id(other), id(b)}, true},
-		{"another destination is expected", a, []spiffeid.ID{id(other)}, false},
-		{"nobody is expected", a, nil, false},
-		{"the source is somebody else by now", other, []spiffeid.ID{id(b)}, false},
+		{"as named", a, []spiffeid.ID{id(other), id(b)}, true, ""},
+		{"another destination is expected", a, []spiffeid.ID{id(other)}, false, leftIdentity},
+		{"nobody is expected", a, nil, false, leftIdentity},
+		{"the source is somebody else by now", other, []spiffeid.ID{id(b)}, false, ""},
+		{"both are", other, []spiffeid.ID{id(other)}, false, ""},
 	} {
 		if err := asNamed(pair[0], pair[1], id(tc.self), tc.expected); (err == nil) != tc.ok {
 			t.Errorf("%s: %v", tc.name, err)
+		} else if left := leftBecause(err); left != tc.left {
+			t.Errorf("%s: left because of %q, want %q", tc.name, left, tc.left)
 		}
 	}
 	var p pairs

@@ -261,6 +261,50 @@ func TestSameNodeWaypoint(t *testing.T) {
 	}
 }
 
+// An endpoint on this node that has no certificate is left for another one, and rests, as
+// it is over the wire; where there is no other, it is waited for.
+func TestSameNodeRetries(t *testing.T) {
+	m := newMesh(t, 2)
+	n := m.nodes[0]
+	const bad = "spiffe://cluster.local/ns/default/sa/bad"
+	issue := make(chan struct{})
+	m.ca.Before = func(ctx context.Context, id spiffeid.ID) error {
+		if id.String() == bad {
+			select {
+			case <-issue:
+			case <-ctx.Done():
+			}
+		}
+		return ctx.Err()
+	}
+	client, server, good := n.meshPod("client"), n.meshPod("bad"), m.nodes[1].meshPod("good")
+	server.echo(8080)
+	good.echo(8080)
+	two := m.group(server.w, good.w)
+	for i := range 2 { // the second time it rests
+		if _, answer, err := client.call(two.addr(), "x"); err != nil || answer != "x" {
+			t.Fatalf("call %d: %q, %v", i, answer, err)
+		}
+	}
+	if got := left(t, n, "timeout"); got != 1 {
+		t.Errorf("left %d times, want once", got)
+	}
+	one := m.group(server.w)
+	answered := make(chan error, 1)
+	go func() {
+		_, _, err := client.call(one.addr(), "x")
+		answered <- err
+	}()
+	until(t, "it is waited for", func() bool { return n.srv.Tracked().Len() > 0 })
+	close(issue)
+	if err := <-answered; err != nil {
+		t.Errorf("the only endpoint has its certificate now: %v", err)
+	}
+	if got := sameNodeCount(t, n); got != 1 {
+		t.Errorf("%d connections were spliced, want 1", got)
+	}
+}
+
 // Without a valid certificate of each end nothing goes by the short way: while one has
 // not been given, at either end, and when one has expired with none to follow.
 func TestSameNodeWithoutCertificates(t *testing.T) {
