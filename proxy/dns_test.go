@@ -5,6 +5,8 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -362,5 +364,23 @@ func TestDNSOnly(t *testing.T) {
 			c.Close()
 			t.Errorf("somebody listens on %d", port)
 		}
+	}
+}
+
+// A resolv.conf that is of no use is no reason to serve no pod: the mesh's names are answered,
+// and others by whom the pod asked.
+func TestDNSWithoutResolvers(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "resolv.conf")
+	if err := os.WriteFile(path, []byte("nameserver dns.example\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m := newMesh(t, 1, func(c *proxy.Config) { c.ResolvConf = path })
+	client, server := m.nodes[0].dnsPod("client"), m.nodes[0].meshPod("server")
+	m.apply(echoService(server))
+	if got, err := client.ask("udp", m.nodes[0].resolver("resolver").IP4, "echo.default.svc.cluster.local", dns.TypeA); err != nil || got != "10.96.0.10" {
+		t.Errorf("%q, %v", got, err)
+	}
+	if !strings.Contains(m.nodes[0].logs.text(), "there is no resolver of the proxy's own") {
+		t.Error("nobody is told")
 	}
 }

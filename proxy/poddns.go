@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"net/netip"
 
@@ -118,18 +117,19 @@ func (m podMesh) Wait(ctx context.Context) error {
 	return m.p.s.store.Wait(ctx, func(v *workload.View) bool { return m.p.speaking(v) != nil })
 }
 
-// newResolvers reads whom to ask where it is not known whom the pod asked.
-func (s *Server) newResolvers() error {
+// openResolvers reads whom to ask where it is not known whom the pod asked. Most pods are
+// known by that: a bad file is no reason to serve none.
+func (s *Server) openResolvers() {
 	if !s.cfg.DNS && !s.cfg.SOCKS5 {
-		return nil
+		return
 	}
 	var err error
-	s.resolv, err = dns.OpenResolv(s.cfg.ResolvConf)
-	if errors.Is(err, fs.ErrNotExist) {
+	if s.resolv, err = dns.OpenResolv(s.cfg.ResolvConf); err != nil {
 		s.log.Warn("there is no resolver of the proxy's own: names go to the one that a pod asked, and nowhere where that is not known", "err", err)
-		return nil
 	}
-	return err
+	if skipped := s.resolv.Skipped(); len(skipped) > 0 {
+		s.log.Warn("not all of the proxy's own resolvers are IP addresses: these are left out", "path", s.cfg.ResolvConf, "nameservers", skipped)
+	}
 }
 
 func (s *Server) resolvers() []netip.AddrPort {

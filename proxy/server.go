@@ -146,7 +146,8 @@ func New(cfg Config, o Options) (s *Server, err error) {
 	s.ready.Notes = s.alarms.notes
 	s.pods = newPods(s)
 	s.lines.zds.address(cfg.ZDSPath)
-	if err := errors.Join(s.newResolvers(), s.newState()); err != nil {
+	s.openResolvers()
+	if err := s.newState(); err != nil {
 		return s, err
 	}
 	return s, s.newCerts(o.Signer)

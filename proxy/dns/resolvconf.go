@@ -2,7 +2,9 @@ package dns
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"strings"
@@ -25,10 +27,11 @@ const (
 type Resolv struct {
 	Servers []netip.AddrPort
 	Search  []string // in lower case, no dot at the end
+	Skipped []string // what it has for servers and is no address
 }
 
 // ParseResolv reads the text of a resolv.conf. Without a server it means one on
-// this host, as everywhere.
+// this host, and what is no address of one is skipped, as everywhere.
 func ParseResolv(text []byte) (Resolv, error) {
 	c, err := dns.ClientConfigFromReader(bytes.NewReader(text))
 	if err != nil {
@@ -38,13 +41,18 @@ func ParseResolv(text []byte) (Resolv, error) {
 	for _, s := range c.Servers {
 		a, err := netip.ParseAddr(s)
 		if err != nil {
-			return Resolv{}, fmt.Errorf("dns: resolv.conf: nameserver %.100q is not an IP address", s)
+			r.Skipped = append(r.Skipped, s)
+			continue
 		}
 		if len(r.Servers) < maxResolvers {
 			r.Servers = append(r.Servers, netip.AddrPortFrom(a.Unmap(), port))
 		}
 	}
-	if len(r.Servers) == 0 {
+	switch {
+	case len(r.Servers) > 0:
+	case len(r.Skipped) > 0:
+		return Resolv{}, fmt.Errorf("dns: resolv.conf: nameserver %.100q is not an IP address, and there is no other", r.Skipped[0])
+	default:
 		r.Servers = []netip.AddrPort{netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), port)}
 	}
 	for _, d := range c.Search {
@@ -65,15 +73,13 @@ type ResolvFile struct {
 	read time.Time
 }
 
-// OpenResolv reads the file once, so that a bad one is found at start.
+// OpenResolv reads the file once, so that a bad one is found at start. That is no reason to
+// do without: with an error the file has no server until it can be read.
 func OpenResolv(path string) (*ResolvFile, error) {
-	f := &ResolvFile{path: path}
-	r, err := f.load()
-	if err != nil {
-		return nil, err
-	}
-	f.last, f.read = r, time.Now()
-	return f, nil
+	f := &ResolvFile{path: path, read: time.Now()}
+	var err error
+	f.last, err = f.load()
+	return f, err
 }
 
 func (f *ResolvFile) load() (Resolv, error) {
@@ -84,7 +90,7 @@ func (f *ResolvFile) load() (Resolv, error) {
 	defer file.Close()
 	text := make([]byte, maxResolv)
 	n, err := file.ReadAt(text, 0)
-	if n == 0 && err != nil {
+	if err != nil && !errors.Is(err, io.EOF) {
 		return Resolv{}, fmt.Errorf("dns: read %s: %w", f.path, err)
 	}
 	return ParseResolv(text[:n])
@@ -102,6 +108,13 @@ func (f *ResolvFile) Servers() []netip.AddrPort {
 		}
 	}
 	return f.last.Servers
+}
+
+// Skipped are what the file has for servers and is no address.
+func (f *ResolvFile) Skipped() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.last.Skipped
 }
 
 // Search are the file's search domains.

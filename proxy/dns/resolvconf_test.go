@@ -23,10 +23,12 @@ func TestParseResolv(t *testing.T) {
 		fails      bool
 	}{
 		{"Kubernetes", "nameserver 10.96.0.10\nsearch app.svc.cluster.local svc.cluster.local cluster.local.\noptions ndots:5\n",
-			Resolv{at("10.96.0.10"), []string{"app.svc.cluster.local", "svc.cluster.local", "cluster.local"}}, false},
-		{"four", "nameserver 10.0.0.1\nnameserver fd00::1\nnameserver ::ffff:10.0.0.3\nnameserver 10.0.0.4\n", Resolv{at("10.0.0.1", "fd00::1", "10.0.0.3"), nil}, false},
-		{"the last search counts", "search A.Example\nsearch B.Example\nnameserver 10.0.0.1\n", Resolv{at("10.0.0.1"), []string{"b.example"}}, false},
-		{"empty", "# nothing\n", Resolv{at("127.0.0.1"), nil}, false},
+			Resolv{at("10.96.0.10"), []string{"app.svc.cluster.local", "svc.cluster.local", "cluster.local"}, nil}, false},
+		{"four", "nameserver 10.0.0.1\nnameserver fd00::1\nnameserver ::ffff:10.0.0.3\nnameserver 10.0.0.4\n", Resolv{at("10.0.0.1", "fd00::1", "10.0.0.3"), nil, nil}, false},
+		{"the last search counts", "search A.Example\nsearch B.Example\nnameserver 10.0.0.1\n", Resolv{at("10.0.0.1"), []string{"b.example"}, nil}, false},
+		{"a comment", "# nothing\n", Resolv{at("127.0.0.1"), nil, nil}, false},
+		{"empty", "", Resolv{at("127.0.0.1"), nil, nil}, false},
+		{"one that is no address", "nameserver dns.example\nnameserver 10.0.0.1\nsearch a\n", Resolv{at("10.0.0.1"), []string{"a"}, []string{"dns.example"}}, false},
 		{"no address", "nameserver dns.example\n", Resolv{}, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -41,20 +43,25 @@ func TestParseResolv(t *testing.T) {
 
 func TestResolvFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "resolv.conf")
-	if _, err := OpenResolv(path); err == nil {
-		t.Error("a file that is not there")
+	f, err := OpenResolv(path)
+	if err == nil || len(f.Servers()) > 0 {
+		t.Errorf("a file that is not there: %v", err)
 	}
 	write := func(text string) {
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	write("nameserver 10.0.0.1\nsearch example.com")
-	f, err := OpenResolv(path)
-	if err != nil {
-		t.Fatal(err)
+	write("")
+	if empty, err := OpenResolv(path); err != nil || len(empty.Servers()) != 1 || empty.Servers()[0].String() != "127.0.0.1:53" {
+		t.Errorf("an empty one: %v", err)
 	}
+	write("nameserver 10.0.0.1\nsearch example.com")
+	f.read = f.read.Add(-2 * rereadAfter)
 	server := func() string { return f.Servers()[0].String() }
+	if got := server(); got != "10.0.0.1:53" {
+		t.Errorf("%s once the file is there", got)
+	}
 	write("nameserver 10.0.0.2")
 	if got := server(); got != "10.0.0.1:53" {
 		t.Errorf("%s before its time", got)
