@@ -73,15 +73,16 @@ func (w *patience) check() {
 	w.timer.Reset(connectPatience / 4)
 }
 
-// over is not nil when the endpoint has had its time. While handshakes of ours wait for
-// their turn it is not the endpoint that is waited for: another one would have to wait
-// as long.
+// over is not nil when the endpoint has had its time. While handshakes that the pod has
+// begun wait for their turn it is not the endpoint that is waited for: another one would
+// have to wait as long. Those of other pods, and with those who call this one, take turns
+// with them, and say nothing of how long.
 func (w *patience) over() error {
 	since, connecting := w.connecting()
 	switch {
 	case connecting && time.Since(since) >= connectPatience:
 		return errUnanswered
-	case time.Since(w.began) >= answerPatience && w.c.p.s.gate.Waiting() == 0:
+	case time.Since(w.began) >= answerPatience && w.c.p.s.gate.Waiting(w.c.p.uid) == 0:
 		return errSilent
 	}
 	return nil

@@ -1,11 +1,17 @@
 package proxy
 
 import (
+	"context"
+	"crypto/tls"
 	"errors"
+	"net"
 	"net/netip"
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
+	"github.com/warren-mesh/warren/proxy/hbone"
 	"github.com/warren-mesh/warren/proxy/route"
 )
 
@@ -58,5 +64,41 @@ func TestLateBesideAnAnswer(t *testing.T) {
 		if c.search == nil || len(c.search.failed) == 0 || !errors.Is(c.search.failed[0].err, errUnanswered) {
 			t.Errorf("%+v", c.search)
 		}
+	})
+}
+
+// A silent endpoint has its time while handshakes of others wait for their turn: else who
+// keeps the gate busy would have everybody wait. What the pod itself has begun counts.
+func TestPatienceWhileHandshakesWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		gate := hbone.NewGate(1)
+		ctx, cancel := context.WithCancel(t.Context())
+		var ended sync.WaitGroup
+		handshake := func(owner string) { // nobody reads what it says first
+			near, far := net.Pipe()
+			ended.Go(func() {
+				_, _ = hbone.Over(ctx, near, &tls.Config{ServerName: "x"}, hbone.Config{Gate: gate, Owner: owner}, hbone.Request{}, func() {})
+				_, _ = near.Close(), far.Close()
+			})
+			synctest.Wait()
+		}
+		w := &patience{
+			c: &connection{p: &pod{s: &Server{gate: gate}, uid: "ours"}}, began: time.Now().Add(-answerPatience),
+			connecting: func() (time.Time, bool) { return time.Time{}, false },
+		}
+		handshake("another") // has the place
+		handshake("stranger")
+		if gate.Waiting("stranger") != 1 {
+			t.Fatal("nobody waits for a turn")
+		}
+		if err := w.over(); !errors.Is(err, errSilent) {
+			t.Errorf("while others' wait: %v", err)
+		}
+		handshake("ours")
+		if err := w.over(); err != nil {
+			t.Errorf("while ours waits: %v", err)
+		}
+		cancel()
+		ended.Wait()
 	})
 }

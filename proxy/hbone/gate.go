@@ -57,14 +57,18 @@ func NewGate(places int) *Gate {
 	}
 }
 
-// Waiting returns how many handshakes wait for a turn.
-func (g *Gate) Waiting() int {
+// Waiting returns how many handshakes that an owner has begun itself wait for a turn.
+func (g *Gate) Waiting(owner string) int {
 	if g == nil {
 		return 0
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.waiting
+	l := g.lanes[laneKey{owner: owner, client: true}]
+	if l == nil {
+		return 0
+	}
+	return l.begun.Len() + l.fresh.Len()
 }
 
 // laneKey is an owner in one of its roles: what it is called for and what it calls

@@ -40,9 +40,15 @@ func TestGateTurns(t *testing.T) {
 		wait("storm", true, "storm-begun")
 		wait("calm", false, "calm0")
 		wait("calm", false, "calm1")
-		if n := g.Waiting(); n != 6 {
-			t.Errorf("%d wait, want 6", n)
+		go func() {
+			_ = g.take(ctx, laneKey{owner: "calm", client: true}, true, time.Second)
+		}()
+		synctest.Wait()
+		if g.waiting != 7 || g.Waiting("calm") != 1 || g.Waiting("storm") != 0 {
+			t.Errorf("%d wait, want 7; %d that calm has begun, want 1; %d of the storm's, want 0", g.waiting, g.Waiting("calm"), g.Waiting("storm"))
 		}
+		time.Sleep(time.Second)
+		synctest.Wait()
 		g.give()
 		synctest.Wait()
 		want := []string{"storm-begun", "calm0", "storm0", "calm1", "storm1", "storm2"}
