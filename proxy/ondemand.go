@@ -51,7 +51,7 @@ func (p *pod) knownInbound(ctx context.Context, view *workload.View, self *workl
 		if name := u.authority(a, dst.Unmap()); name != "" && mayAsk() {
 			u.names = append(u.names, name)
 		}
-		u.stale = nil // where it would go on is not decided here
+		u.useful = nil // where it would go on is not decided here
 		return u
 	})
 }
@@ -65,21 +65,21 @@ func (p *pod) look(ctx context.Context, view *workload.View, path func(*workload
 	for range askRounds {
 		u := path(view)
 		before := func(n string) bool { return slices.Contains(asked, n) }
-		names, stale := slices.DeleteFunc(u.names, before), slices.DeleteFunc(u.stale, before)
-		if len(names)+len(stale) == 0 {
+		names, useful := slices.DeleteFunc(u.names, before), slices.DeleteFunc(u.useful, before)
+		if len(names)+len(useful) == 0 {
 			return view, nil
 		}
-		if err := p.ask(ctx, names, stale); err != nil {
+		if err := p.ask(ctx, names, useful); err != nil {
 			return nil, err
 		}
-		asked = append(append(asked, names...), stale...)
+		asked = append(append(asked, names...), useful...)
 		view = p.s.store.View()
 	}
 	return view, nil
 }
 
-// ask waits for what is unknown; what is stale would be good to know.
-func (p *pod) ask(ctx context.Context, names, stale []string) error {
+// ask waits for what is unknown, and a moment for what is useful.
+func (p *pod) ask(ctx context.Context, names, useful []string) error {
 	long, cancel := context.WithTimeout(ctx, localWait)
 	defer cancel()
 	if err := p.s.xds.Ask(long, names...); err != nil {
@@ -87,7 +87,7 @@ func (p *pod) ask(ctx context.Context, names, stale []string) error {
 	}
 	short, cancel := context.WithTimeout(ctx, refreshWait)
 	defer cancel()
-	p.s.xds.Refresh(short, stale...)
+	p.s.xds.Refresh(short, useful...)
 	return nil
 }
 
@@ -105,11 +105,8 @@ func missingOnPath(v *workload.View, self *workload.Workload, dst netip.Addr) mi
 		u.gateway(w.NetworkGateway)
 	}
 	if s != nil {
-		u.waypoint(s.Waypoint)
-		for i := range s.WeightedWaypoints {
-			u.waypoint(&s.WeightedWaypoints[i].Destination)
-		}
-		u.endpoints(v.Endpoints(s))
+		u.waypoints(s)
+		u.endpoints(s)
 		u.uses(s)
 	}
 	return u
@@ -125,46 +122,103 @@ func anyUsable(s *workload.Service, set *workload.EndpointSet) bool {
 type missing struct {
 	view *workload.View
 	self *workload.Workload // the client
-	// names are unknown; stale are those of services that are known, but have nothing to
-	// choose: somebody may have come.
-	names, stale []string
-	used         []*workload.Service
+	// names are unknown; useful is what the connection can do without, and may be better off
+	// with: services that have nothing to choose, for somebody may have come, and gateways
+	// that only some endpoints are behind.
+	names, useful []string
+	used          []*workload.Service
+}
+
+// waypoints adds those of a service which a connection may go through, and those that the
+// client may be itself: a waypoint of no weight is not to be sent to another one either.
+func (u *missing) waypoints(s *workload.Service) {
+	weighted := slices.ContainsFunc(s.WeightedWaypoints, func(w workload.WeightedWaypoint) bool { return w.Weight > 0 })
+	if !weighted || u.mayBe(s.Waypoint) {
+		u.waypoint(s.Waypoint)
+	}
+	for i := range s.WeightedWaypoints {
+		if w := &s.WeightedWaypoints[i]; w.Weight > 0 || u.mayBe(&w.Destination) {
+			u.waypoint(&w.Destination)
+		}
+	}
+}
+
+// mayBe says whether the client may be an endpoint of a waypoint.
+func (u *missing) mayBe(g *workload.GatewayAddress) bool {
+	return g != nil && slices.ContainsFunc(u.self.Services, func(m workload.Membership) bool {
+		return g.Address.Addr.IsValid() || m.Service == g.Hostname
+	})
 }
 
 // waypoint adds a waypoint, which may be nil, or the gateways on the way to it.
 func (u *missing) waypoint(g *workload.GatewayAddress) {
 	if s := u.gateway(g); s != nil {
-		u.endpoints(u.view.Endpoints(s))
+		u.endpoints(s)
 	}
 }
 
-// endpoints adds the gateways of endpoints in other networks.
-func (u *missing) endpoints(set *workload.EndpointSet) {
-	for _, e := range set.All() {
-		if e.Workload.Network != u.self.Network {
-			u.gateway(e.Workload.NetworkGateway)
+// endpoints adds the gateways of endpoints in other networks. Where there are endpoints
+// without, these do not wait for them: one gateway of which nobody says what it is, or
+// which cannot be used, must not take the service away.
+func (u *missing) endpoints(s *workload.Service) {
+	var unknown []string
+	others := false
+	for _, e := range u.view.Endpoints(s).All() {
+		w, name := e.Workload, ""
+		place := len(w.Addresses) > 0 || w.Hostname != ""
+		if w.Network != u.self.Network {
+			place = w.NetworkGateway != nil
+			_, name = u.find(w.NetworkGateway)
 		}
+		if name == "" {
+			others = others || place && s.Usable(w.Status)
+		} else {
+			note(&unknown, name)
+		}
+	}
+	list := &u.names
+	if others {
+		list = &u.useful
+	}
+	for _, name := range unknown {
+		note(list, name)
 	}
 }
 
 // gateway adds a waypoint or a network's gateway; it returns the service that it is, if
 // that is known.
 func (u *missing) gateway(g *workload.GatewayAddress) *workload.Service {
+	s, unknown := u.find(g)
+	if unknown != "" {
+		note(&u.names, unknown)
+	}
+	return s
+}
+
+// find is the service that a gateway is, if it is one, and its name if that is unknown.
+func (u *missing) find(g *workload.GatewayAddress) (s *workload.Service, unknown string) {
 	if g == nil {
-		return nil
+		return nil, ""
 	}
 	s, w := route.Lookup(u.view, g, u.self.Namespace)
 	known := s != nil
 	if g.Address.Addr.IsValid() {
 		known = w != nil || s != nil && slices.Contains(s.VIPs, g.Address) // not in a range of it
 	}
-	if name := g.String(); !known && !slices.Contains(u.names, name) {
-		u.names = append(u.names, name)
-	}
 	if s != nil {
 		u.uses(s)
 	}
-	return s
+	if known {
+		return s, ""
+	}
+	return s, g.String()
+}
+
+// note adds a name to a list, once.
+func note(list *[]string, name string) {
+	if !slices.Contains(*list, name) {
+		*list = append(*list, name)
+	}
 }
 
 // uses notes a service that the connection may go through. All its endpoints that were
@@ -175,7 +229,7 @@ func (u *missing) uses(s *workload.Service) {
 	}
 	u.used = append(u.used, s)
 	if s.Mode() != workload.LBPassthrough && !anyUsable(s, u.view.Endpoints(s)) {
-		u.stale = append(u.stale, s.ResourceName())
+		u.useful = append(u.useful, s.ResourceName())
 	}
 }
 

@@ -72,9 +72,22 @@ func TestUnknownOnPath(t *testing.T) {
 	out := pod("out", "other", "", "away")
 	out.NetworkGateway = byHost("gone")
 
+	mixed, alone := pod("mixed", "other", "", "mixed"), pod("alone", "other", "", "alone")
+	mixed.NetworkGateway, alone.NetworkGateway = byIP("other", "192.0.2.2"), byIP("other", "192.0.2.2")
+	twoWays := pod("twoways", "third", "", "twoways")
+	twoWays.NetworkGateway = byHost("simple")
+	third := pod("third", "other", "", "twoways")
+	third.NetworkGateway = byIP("other", "192.0.2.2")
+	ill := pod("ill", "", "10.0.1.9", "alone")
+	ill.Status = workload.Unhealthy
+	zero := service("zero", "10.9.0.17", byHost("w3"))
+	zero.WeightedWaypoints = []workload.WeightedWaypoint{{Destination: *byHost("w1"), Weight: 1}, {Destination: *byHost("w2")}}
+	zeros := service("zeros", "10.9.0.18", byHost("w3"))
+	zeros.WeightedWaypoints = []workload.WeightedWaypoint{{Destination: *byHost("w2")}}
+
 	store := workload.NewStore()
 	store.Apply(workload.Batch{
-		Workloads: []*workload.Workload{abroad, abroad2, guarded, local, circle, sick, behind, out, lodger, led, pod("plain", "", "10.0.0.4", "simple"),
+		Workloads: []*workload.Workload{mixed, alone, ill, twoWays, third, pod("e9", "", "10.0.1.8", "mixed", "zero", "zeros"), abroad, abroad2, guarded, local, circle, sick, behind, out, lodger, led, pod("plain", "", "10.0.0.4", "simple"),
 			pod("e1", "", "10.0.1.1", "behind"), pod("e2", "", "10.0.1.2", "known"), pod("e3", "", "10.0.1.3", "weighted"), pod("e4", "", "10.0.1.4", "c1"),
 			pod("e5", "", "10.0.1.5", "far"), pod("e6", "", "10.0.1.6", "c2"),
 			pod("e7", "", "10.0.1.7", "rolled"), pod("e8", "", "10.0.1.8", "spare")},
@@ -83,10 +96,11 @@ func TestUnknownOnPath(t *testing.T) {
 			service("known", "10.9.0.4", byHost("simple")), weighted, service("c1", "10.9.0.6", byHost("c2")), service("c2", "10.9.0.7", byHost("c1")),
 			service("empty", "10.9.0.8", nil), service("far", "10.9.0.9", byHost("spread")), service("ailing", "10.9.0.10", nil), through,
 			rolled, spare, service("gone", "10.9.0.20", nil), service("away", "10.9.0.14", nil), within, service("tenant", "10.8.0.5", nil),
+			service("mixed", "10.9.0.15", nil), service("alone", "10.9.0.16", nil), service("twoways", "10.9.0.19", nil), zero, zeros,
 		},
 	})
 	self := pod("self", "", "10.0.0.1")
-	for dst, want := range map[string]struct{ names, stale, used []string }{
+	for dst, want := range map[string]struct{ names, useful, used []string }{
 		"10.0.0.99":      {names: []string{"/10.0.0.99"}},
 		"fd00::99":       {names: []string{"/fd00::99"}},
 		"::ffff:1.1.1.1": {names: []string{"/1.1.1.1"}},
@@ -100,24 +114,31 @@ func TestUnknownOnPath(t *testing.T) {
 		"10.9.0.5":       {names: []string{"ns/w1", "ns/w2"}, used: []string{"ns/weighted"}},
 		"10.9.0.6":       {used: []string{"ns/c2", "ns/c1"}},
 		"10.9.0.7":       {used: []string{"ns/c1", "ns/c2"}},
-		"10.9.0.8":       {stale: []string{"ns/empty"}, used: []string{"ns/empty"}}, // somebody may have come
-		"10.9.0.10":      {stale: []string{"ns/ailing"}, used: []string{"ns/ailing"}},
+		"10.9.0.8":       {useful: []string{"ns/empty"}, used: []string{"ns/empty"}}, // somebody may have come
+		"10.9.0.10":      {useful: []string{"ns/ailing"}, used: []string{"ns/ailing"}},
 		"10.9.0.11":      {used: []string{"ns/through"}},                                              // to where the client wants
 		"10.9.0.9":       {names: []string{"other/192.0.2.1"}, used: []string{"ns/spread", "ns/far"}}, // the waypoint's own endpoints are abroad
+		// A gateway that not all are behind is good to know; but one who is ill is nobody.
+		"10.9.0.15": {useful: []string{"other/192.0.2.2"}, used: []string{"ns/mixed"}},
+		"10.9.0.16": {names: []string{"other/192.0.2.2"}, used: []string{"ns/alone"}},
+		"10.9.0.19": {useful: []string{"other/192.0.2.2"}, used: []string{"ns/simple", "ns/twoways"}},
+		// Of waypoints those that may be drawn.
+		"10.9.0.17": {names: []string{"ns/w1"}, used: []string{"ns/zero"}},
+		"10.9.0.18": {names: []string{"ns/w3"}, used: []string{"ns/zeros"}},
 		// In a service's range there may be pods, and other services.
 		"10.8.0.1": {names: []string{"/10.8.0.1"}, used: []string{"ns/simple", "ns/within"}},
 		"10.8.0.4": {},
-		"10.8.0.5": {stale: []string{"ns/tenant"}, used: []string{"ns/tenant"}},
+		"10.8.0.5": {useful: []string{"ns/tenant"}, used: []string{"ns/tenant"}},
 		"10.0.0.9": {names: []string{"/10.8.0.9"}, used: []string{"ns/within"}},
 		// The pods of a waypoint, or of a gateway, have all been replaced.
-		"10.9.0.12": {stale: []string{"ns/gone"}, used: []string{"ns/gone", "ns/rolled"}},
-		"10.9.0.13": {stale: []string{"ns/gone"}, used: []string{"ns/simple", "ns/gone", "ns/spare"}},
-		"10.0.0.8":  {stale: []string{"ns/gone"}, used: []string{"ns/gone"}},
-		"10.9.0.14": {stale: []string{"ns/gone"}, used: []string{"ns/gone", "ns/away"}},
+		"10.9.0.12": {useful: []string{"ns/gone"}, used: []string{"ns/gone", "ns/rolled"}},
+		"10.9.0.13": {useful: []string{"ns/gone"}, used: []string{"ns/simple", "ns/gone", "ns/spare"}},
+		"10.0.0.8":  {useful: []string{"ns/gone"}, used: []string{"ns/gone"}},
+		"10.9.0.14": {useful: []string{"ns/gone"}, used: []string{"ns/gone", "ns/away"}},
 	} {
 		got := missingOnPath(store.View(), self, netip.MustParseAddr(dst))
-		if !slices.Equal(got.names, want.names) || !slices.Equal(got.stale, want.stale) {
-			t.Errorf("%s: asks for %v and %v, want %v and %v", dst, got.names, got.stale, want.names, want.stale)
+		if !slices.Equal(got.names, want.names) || !slices.Equal(got.useful, want.useful) {
+			t.Errorf("%s: asks for %v and %v, want %v and %v", dst, got.names, got.useful, want.names, want.useful)
 		}
 		var used []string
 		for _, s := range got.used {
@@ -125,6 +146,13 @@ func TestUnknownOnPath(t *testing.T) {
 		}
 		if !slices.Equal(used, want.used) {
 			t.Errorf("%s: renews %v, want %v", dst, used, want.used)
+		}
+	}
+	// Who may be a waypoint of no weight has to know.
+	self.Services = workload.Memberships{{Service: host("w2")}}
+	for dst, want := range map[string][]string{"10.9.0.17": {"ns/w1", "ns/w2"}, "10.9.0.18": {"ns/w3", "ns/w2"}} {
+		if got := missingOnPath(store.View(), self, netip.MustParseAddr(dst)); !slices.Equal(got.names, want) {
+			t.Errorf("%s: asks for %v, want %v", dst, got.names, want)
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -164,5 +165,39 @@ func TestOwnAddressAsksNothing(t *testing.T) {
 		if _, refusal := route.Inbound(view, self, dst, authority); refusal != nil {
 			t.Errorf("%s: %v", authority, refusal.Err)
 		}
+	}
+}
+
+// TestUnusableGateway: a gateway that cannot be used takes nobody away but who is behind it.
+func TestUnusableGateway(t *testing.T) {
+	web := workload.NamespacedHostname{Namespace: "ns", Hostname: "web.example"}
+	at := func(uid, node, ip, network string) *workload.Workload {
+		return &workload.Workload{UID: uid, Name: uid, Namespace: "ns", Node: node, Network: network, Addresses: []netip.Addr{netip.MustParseAddr(ip)}}
+	}
+	self, near, far := at("here", "one", "10.0.0.1", ""), at("near", "two", "10.0.0.2", ""), at("far", "three", "10.0.0.3", "n2")
+	near.Services, far.Services = workload.Memberships{{Service: web}}, workload.Memberships{{Service: web}}
+	far.NetworkGateway = &workload.GatewayAddress{Hostname: workload.NamespacedHostname{Namespace: "ns", Hostname: "gw.example"}, HBONEPort: 15008}
+	p := onDemand(t, server.Model{
+		Workloads: []*workload.Workload{self, near, far},
+		Services: []*workload.Service{
+			{Name: "web", Namespace: "ns", Hostname: "web.example", VIPs: []workload.NetworkAddr{{Addr: netip.MustParseAddr("10.9.0.1")}},
+				Ports: workload.NewPortMap(workload.Port{Service: 80, Target: 8080})},
+			{Name: "gw", Namespace: "ns", Hostname: "gw.example", Ports: workload.NewPortMap(workload.Port{Service: 15008, Target: 15008}),
+				LoadBalancing: &workload.LoadBalancing{Mode: workload.LBFailover, Preferences: slices.Repeat([]workload.Scope{workload.Region}, 1000)}},
+		},
+	})
+	dst := netip.MustParseAddrPort("10.9.0.1:80")
+	for range 2 {
+		me := p.s.store.View().WorkloadByUID("here")
+		view, err := p.known(t.Context(), p.s.store.View(), me, dst.Addr())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d, err := route.Outbound(view, me, route.Options{}, netip.MustParseAddrPort("10.0.0.1:1"), dst); err != nil || d.Destination == nil || d.Destination.UID != "near" {
+			t.Errorf("to %+v, %v", d, err)
+		}
+	}
+	if err := p.s.xds.Ask(t.Context(), "ns/gw.example"); err == nil {
+		t.Error("the gateway can be used")
 	}
 }

@@ -76,7 +76,7 @@ func TestBehindAGatewayAgain(t *testing.T) {
 			}
 			a.server.cfg.OnDemand = true
 			a.server.store.Apply(workload.Batch{Workloads: []*workload.Workload{a.second}})
-		}, false},
+		}, true}, // the other one is not waited for
 		{"the control plane does not know the pod any more", func(_ *testing.T, a *abroad) {
 			a.pod.info.Name, a.pod.last, a.server.cfg.NodeName = "another", nil, ""
 		}, false},
