@@ -49,7 +49,7 @@ func (p *pod) openDNS(ctx context.Context) (err error) {
 func (p *pod) dnsConfig() dns.Config {
 	cfg := p.s.cfg
 	return dns.Config{
-		Zone: dns.Zone{Domain: cfg.ClusterDomain, Search: p.search(), Prefer: cfg.PreferNamespace, IPv6: cfg.IPv6},
+		Zone: dns.Zone{Partial: cfg.OnDemand, Domain: cfg.ClusterDomain, Search: p.search(), Prefer: cfg.PreferNamespace, IPv6: cfg.IPv6},
 		Mesh: podMesh{p}, Dial: p.dialResolver, Resolvers: p.s.resolvers,
 		AskedTCP: func(c net.Conn) (netip.AddrPort, error) {
 			if l, ok := c.(*net.TCPConn); ok {

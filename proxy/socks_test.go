@@ -251,3 +251,46 @@ func TestSOCKSOtherFamily(t *testing.T) {
 		c.Close()
 	}
 }
+
+// On demand the mesh is known as far as somebody asked for it: what a name means is the
+// resolver's to say, and only where that leads is the mesh's.
+func TestSOCKSOnDemand(t *testing.T) {
+	m := newMesh(t, 1)
+	r := m.nodes[0].resolver("resolver")
+	conf := filepath.Join(t.TempDir(), "resolv.conf")
+	if err := os.WriteFile(conf, []byte("nameserver "+r.IP4.String()+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n := m.addNode("node2", func(c *proxy.Config) { c.SOCKS5, c.OnDemand, c.DNS, c.ResolvConf = true, true, false, conf })
+	client, server := n.meshPod("client"), m.nodes[0].meshPod("server")
+	server.echo(8080)
+	r.echo(8080)
+	m.apply(workload.Batch{Workloads: []*workload.Workload{client.w, server.w}})
+	m.apply(echoService(server))
+	for _, tt := range []struct {
+		host string
+		port uint16
+		code byte
+	}{
+		{"echo.default.svc.cluster.local", 80, 4}, // known by chance, and not to the resolver
+		{"echo", 8080, 0},                         // likewise, and the resolver says something else
+		{"10.96.0.10", 80, 0},
+		{"example.org", 8080, 0},
+	} {
+		t.Run(tt.host, func(t *testing.T) {
+			c, code, err := client.viaSOCKS(tt.host, tt.port)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			if code != tt.code {
+				t.Fatalf("told %d, want %d", code, tt.code)
+			}
+			if code == 0 {
+				if saw, answer, err := talk(c, "hello"); err != nil || answer != "hello" || saw != client.IP4.String() {
+					t.Errorf("saw %s, answer %q, %v", saw, answer, err)
+				}
+			}
+		})
+	}
+}

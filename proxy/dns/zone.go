@@ -21,6 +21,9 @@ type Client struct {
 
 // Zone is what is answered from a view.
 type Zone struct {
+	// Partial: the view knows what somebody has asked for so far, and what a name means
+	// there depends on it. All is forwarded.
+	Partial bool
 	// Domain is the mesh's, "cluster.local" if empty.
 	Domain string
 	// Search are the domains that the pod's resolver appends. Nil means those of
@@ -62,7 +65,7 @@ type Decision struct {
 // the view's.
 func (z *Zone) Resolve(v *workload.View, c Client, name string, qtype uint16) Decision {
 	labels := strings.Count(name, ".") + 1
-	if qtype != dns.TypeA && qtype != dns.TypeAAAA || name == "" || labels > maxLabels {
+	if z.Partial || qtype != dns.TypeA && qtype != dns.TypeAAAA || name == "" || labels > maxLabels {
 		return Decision{}
 	}
 	q := question{z: z, v: v, c: c, qtype: qtype}

@@ -155,6 +155,7 @@ func TestResolveElsewhere(t *testing.T) {
 		{"another domain", "A web", "forward", Zone{Domain: "example.com"}},
 		{"search domains of its own", "A api.example.com.corp.example", "local api.example.com 240.240.0.1", Zone{Search: []string{"corp.example"}}},
 		{"and none of Kubernetes", "A api.example.com.app.svc.cluster.local", "forward", Zone{Search: []string{"corp.example"}}},
+		{"of part of the mesh", "A web.app.svc.cluster.local", "forward", Zone{Partial: true}},
 		{"no search domain", "A api.example.com.app.svc.cluster.local", "forward", Zone{Search: []string{}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
