@@ -249,7 +249,9 @@ func (c *connection) abandon() error {
 
 // another says whether there is an endpoint to go to instead of that of d: as elsewhere
 // would find it. s is the search as the attempt at d found it, since timers ask: the
-// connection's own is changed, and given up, when there is an answer in that moment.
+// connection's own is changed, and given up, when there is an answer in that moment. Nor is
+// the control plane waited for, since the endpoint may answer meanwhile: what it has yet to
+// say is no other endpoint.
 func (c *connection) another(s search, d route.Decision) bool {
 	if len(s.failed) >= c.p.s.cfg.ConnectRetries || time.Since(s.began) > retryTime {
 		return false
@@ -266,7 +268,7 @@ func (c *connection) another(s search, d route.Decision) bool {
 		tried = s.tried() // the gateway chooses anew
 	}
 	for range maxRetries {
-		next, self, err := c.p.choose(c.p.hard, c.guard.Facts.Src, s.origDst, tried)
+		next, self, err := c.p.choose(atOnce, c.guard.Facts.Src, s.origDst, tried)
 		e := next.Attempt()
 		if err != nil || e == (route.Endpoint{}) {
 			return false
