@@ -56,7 +56,7 @@ func (p *pod) drawn(d route.Decision, list []netip.Addr, tried []route.Endpoint)
 	if d.Attempt() == (route.Endpoint{}) {
 		return d.Resolved(list[rand.IntN(len(list))]), nil
 	}
-	rests := p.s.resting.reports()
+	rests := p.s.resting.reports(p.account())
 	var fresh, left []netip.Addr
 	for _, a := range list {
 		e := d.Resolved(a).Attempt()

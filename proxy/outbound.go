@@ -90,7 +90,7 @@ func (p *pod) decide(ctx context.Context, src, dst netip.AddrPort, tried []route
 		if ctx.Err() != nil || named == (route.Endpoint{}) || n >= p.s.cfg.ConnectRetries || time.Since(began) > retryTime {
 			return d, self, first
 		}
-		p.s.resting.add(named)
+		p.s.resting.add(named, everybody)
 		tried = append(slices.Clip(tried), named)
 	}
 }
@@ -105,7 +105,7 @@ func (p *pod) choose(ctx context.Context, src, dst netip.AddrPort, tried []route
 	if err != nil {
 		return route.Decision{}, nil, err
 	}
-	opts := route.Options{Network: p.s.cfg.Network, Tried: tried, Resting: p.s.resting.reports()}
+	opts := route.Options{Network: p.s.cfg.Network, Tried: tried, Resting: p.s.resting.reports(p.account())}
 	d, err := route.Outbound(view, self, opts, src, dst)
 	return d, self, err
 }

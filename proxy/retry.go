@@ -150,8 +150,8 @@ func (c *connection) taken(d route.Decision) {
 	if c.search == nil {
 		return
 	}
-	c.p.s.resting.wake(d.Endpoint)
-	c.p.s.resting.wake(d.Gateway)
+	c.p.s.resting.wake(d.Endpoint, c.p.account())
+	c.p.s.resting.wake(d.Gateway, c.p.account())
 	if len(c.search.failed) == 0 {
 		c.search = nil // it lives as long as the connection otherwise
 	}
@@ -175,7 +175,7 @@ func (c *connection) elsewhere(d route.Decision, err error) (*connection, route.
 	case asked == (route.Endpoint{}): // the address that was asked for
 		asked = route.Endpoint{Addr: s.origDst.Addr(), Port: s.origDst.Port()}
 	default:
-		p.s.resting.add(guilty(d, reason))
+		p.s.resting.add(guilty(d, reason), p.heardBy(err, reason))
 	}
 	before := s.tried()
 	s.failed = append(s.failed, attempt{asked, err})

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
@@ -88,13 +89,13 @@ func endpointNo(i int) route.Endpoint {
 func TestRestingEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var r resting
-		if r.reports() != nil {
+		if r.reports(everybody) != nil {
 			t.Error("something rests from the beginning")
 		}
-		rests := func(i int) bool { f := r.reports(); return f != nil && f(endpointNo(i)) }
-		r.add(endpointNo(1))
+		rests := func(i int) bool { f := r.reports(everybody); return f != nil && f(endpointNo(i)) }
+		r.add(endpointNo(1), everybody)
 		time.Sleep(restTime - time.Second)
-		r.add(endpointNo(2))
+		r.add(endpointNo(2), everybody)
 		if !rests(1) || !rests(2) || rests(3) || r.len() != 2 {
 			t.Error("they do not rest", r.len())
 		}
@@ -102,38 +103,105 @@ func TestRestingEnds(t *testing.T) {
 		if rests(1) || !rests(2) || r.len() != 1 {
 			t.Error("one rests too long, or the other too little")
 		}
-		r.add(endpointNo(1)) // it failed again
+		r.add(endpointNo(1), everybody) // it failed again
 		time.Sleep(restTime - time.Second)
 		if !rests(1) || rests(2) {
 			t.Error("one that fails again does not rest again")
 		}
 		time.Sleep(time.Second)
-		if r.reports() != nil || r.len() != 0 {
+		if r.reports(everybody) != nil || r.len() != 0 {
 			t.Error("a memory of what is over")
 		}
-		r.add(endpointNo(3))
+		r.add(endpointNo(3), everybody)
 		if got := len(r.list.Load().until); got != 1 {
 			t.Errorf("%d are kept, want 1", got)
 		}
-		r.wake(endpointNo(3))
-		r.wake(endpointNo(4))
+		r.wake(endpointNo(3), everybody)
+		r.wake(endpointNo(4), everybody)
 		if rests(3) {
 			t.Error("what took a connection still rests")
 		}
 	})
 }
 
+// What one account finds of an endpoint is nobody else's matter until another one finds it.
+func TestRestingByAccount(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b, c := account{"ns", "a"}, account{"ns", "b"}, account{"other", "a"}
+		var r resting
+		check := func(when string, want ...account) {
+			t.Helper()
+			for _, of := range []account{a, b, c} {
+				f := r.reports(of)
+				if rests := f != nil && f(endpointNo(1)); rests != slices.Contains(want, of) {
+					t.Errorf("%s it rests for %v: %v", when, of, rests)
+				}
+			}
+			if want := min(1, len(want)); r.len() != want {
+				t.Errorf("%s %d rest, want %d", when, r.len(), want)
+			}
+		}
+		again := func(of account) {
+			r.add(endpointNo(1), of)
+			time.Sleep(restTime / 2)
+			r.add(endpointNo(1), of)
+		}
+		again(a)
+		check("after one has found it,", a)
+		r.wake(endpointNo(1), b)
+		check("when another one reaches it,", a)
+		again(b)
+		check("after another one has,", a, b, c)
+		time.Sleep(restTime / 2)
+		r.add(endpointNo(1), a)
+		time.Sleep(restTime / 2)
+		again(a) // goes on, and is alone again
+		check("when the other has got over it,", a)
+		r.wake(endpointNo(1), a)
+		check("when it takes one,")
+		r.add(endpointNo(1), everybody)
+		check("when it says so itself,", a, b, c)
+		r.wake(endpointNo(1), c)
+		check("when it takes another one,")
+	})
+}
+
+// The network may be what keeps an account's pods from an endpoint; what comes from the
+// endpoint is for all to know.
+func TestRestIsForWhomItConcerns(t *testing.T) {
+	unreachable := &upstreamError{&net.OpError{Op: "dial", Err: syscall.EHOSTUNREACH}}
+	for _, tt := range []struct {
+		err      error
+		everyone bool
+	}{
+		{errUnanswered, false}, {unreachable, false}, {&blockedError{err: errUnanswered}, false}, {context.DeadlineExceeded, false},
+		{errSilent, true}, {&hbone.TLSError{Err: hbone.ErrTimeout}, true}, {&hbone.StatusError{Code: 503}, true},
+		{&upstreamError{&net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}}, true}, {&mtls.VerifyError{}, true},
+	} {
+		a := newAbroad(t)
+		c, d := begun(t, a)
+		c.elsewhere(d, tt.err)
+		rests := func(of account) bool {
+			f := a.server.resting.reports(of)
+			return f != nil && f(guilty(d, leftBecause(tt.err)))
+		}
+		if mine, yours := rests(a.pod.account()), rests(account{"x", "y"}); !mine || yours != tt.everyone {
+			t.Errorf("%v: rests for the pod %v, for others %v, want %v", tt.err, mine, yours, tt.everyone)
+		}
+	}
+}
+
 func TestRestingIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var r resting
 		for i := range maxResting + 100 {
-			r.add(endpointNo(i))
+			r.add(endpointNo(i), everybody)
 			time.Sleep(time.Millisecond)
 		}
 		if got := len(r.list.Load().until); got != maxResting {
 			t.Errorf("%d are kept, want %d", got, maxResting)
 		}
-		f := r.reports()
+		f := r.reports(everybody)
 		for i := range maxResting + 100 {
 			if f(endpointNo(i)) != (i >= 100) {
 				t.Fatalf("endpoint %d: not the first ones were forgotten", i)
@@ -148,12 +216,12 @@ func TestRestingInParallel(t *testing.T) {
 	for i := range 8 {
 		wg.Go(func() {
 			for j := range 200 {
-				r.add(endpointNo(j % 50))
-				if f := r.reports(); f != nil {
+				r.add(endpointNo(j%50), everybody)
+				if f := r.reports(everybody); f != nil {
 					f(endpointNo(j))
 				}
 				if i%2 == 0 {
-					r.wake(endpointNo(j % 50))
+					r.wake(endpointNo(j%50), everybody)
 				}
 			}
 		})

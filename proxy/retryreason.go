@@ -80,6 +80,16 @@ func leftBecause(err error) string {
 	return string(sockopt.FaultOf(err))
 }
 
+// heardBy is for whom an endpoint is to rest after err: for everybody, or for pods like this
+// one alone, whom the network may keep from it, as by a NetworkPolicy.
+func (p *pod) heardBy(err error, reason string) account {
+	switch {
+	case reason == leftUnreachable, reason == leftTimeout && !errors.Is(err, errSilent) && !errors.Is(err, hbone.ErrTimeout):
+		return p.account()
+	}
+	return everybody // it has answered, or been reached, and is what it is
+}
+
 // neighbourError is what would have ended a handshake with the destination, where there is
 // none because the connection stays on the node: the fault of that endpoint, not ours.
 type neighbourError struct {

@@ -21,8 +21,11 @@ const (
 	maxResting = 1024
 )
 
-// resting remembers which endpoints failed a moment ago, for all pods of the
-// node. Every decision about a service asks it, so what is asked is never locked.
+// resting remembers which endpoints failed a moment ago: for all pods of the node, or for
+// those of the account that alone has found so. The network may have it that an account's
+// pods reach nobody where others do; these are not to be sent further away for that.
+//
+// Every decision about a service asks it, so what is asked is never locked.
 type resting struct {
 	mu   sync.Mutex // for those that change it
 	list atomic.Pointer[restingList]
@@ -30,12 +33,25 @@ type resting struct {
 
 // restingList is not changed.
 type restingList struct {
-	until map[route.Endpoint]time.Time
+	until map[rest]time.Time
 	last  time.Time // the latest of them
 }
 
-// reports is what route.Options.Resting wants: nil while nothing rests.
-func (r *resting) reports() func(route.Endpoint) bool {
+// rest is of one endpoint, for an account or for everybody.
+type rest struct {
+	route.Endpoint
+	account
+}
+
+// account is that of pods, whom the network may treat alike.
+type account struct{ namespace, name string }
+
+var everybody account
+
+func (p *pod) account() account { return account{p.info.Namespace, p.info.ServiceAccount} }
+
+// reports is what route.Options.Resting wants for an account: nil while nothing rests.
+func (r *resting) reports(of account) func(route.Endpoint) bool {
 	l := r.list.Load()
 	if l == nil {
 		return nil
@@ -44,11 +60,14 @@ func (r *resting) reports() func(route.Endpoint) bool {
 	if !now.Before(l.last) {
 		return nil
 	}
-	return func(e route.Endpoint) bool { return now.Before(l.until[e]) }
+	return func(e route.Endpoint) bool {
+		return now.Before(l.until[rest{e, everybody}]) || now.Before(l.until[rest{e, of}])
+	}
 }
 
-// add has an endpoint rest from now on.
-func (r *resting) add(e route.Endpoint) {
+// add has an endpoint rest from now on, for an account, or for everybody. What two accounts
+// find, everybody would.
+func (r *resting) add(e route.Endpoint, of account) {
 	if e == (route.Endpoint{}) {
 		return
 	}
@@ -59,57 +78,73 @@ func (r *resting) add(e route.Endpoint) {
 	if old == nil {
 		old = &restingList{}
 	}
-	if old.until[e].Sub(now) > restTime/2 {
+	if old.until[rest{e, of}].Sub(now) > restTime/2 {
 		return // it was just now: many connections find out at the same time
 	}
-	next := &restingList{until: make(map[route.Endpoint]time.Time, len(old.until)+1), last: now.Add(restTime)}
-	soonest := e
+	next := &restingList{until: make(map[rest]time.Time, len(old.until)+1), last: now.Add(restTime)}
+	added := []rest{{e, of}}
 	for k, until := range old.until {
-		if !now.Before(until) || k == e {
+		if !now.Before(until) {
 			continue
 		}
 		next.until[k] = until
-		if s, ok := next.until[soonest]; !ok || until.Before(s) {
-			soonest = k
+		if k.Endpoint == e && of != everybody && k.account != everybody && k.account != of && len(added) == 1 {
+			added = append(added, rest{e, everybody})
 		}
 	}
-	if len(next.until) >= maxResting {
-		delete(next.until, soonest)
+	for _, k := range added {
+		delete(next.until, k)
+		next.makeRoom()
+		next.until[k] = next.last
 	}
-	next.until[e] = next.last
 	r.list.Store(next)
 }
 
-// wake takes an endpoint out again: it took a connection.
-func (r *resting) wake(e route.Endpoint) {
-	if l := r.list.Load(); l == nil || l.until[e].IsZero() {
+// makeRoom forgets what ends first if there is too much; the list is not in use yet.
+func (l *restingList) makeRoom() {
+	if len(l.until) < maxResting {
+		return
+	}
+	var soonest rest
+	for k, until := range l.until {
+		if s, ok := l.until[soonest]; !ok || until.Before(s) {
+			soonest = k
+		}
+	}
+	delete(l.until, soonest)
+}
+
+// wake takes an endpoint out again: it took a connection of an account.
+func (r *resting) wake(e route.Endpoint, of account) {
+	if l := r.list.Load(); l == nil || l.until[rest{e, everybody}].IsZero() && l.until[rest{e, of}].IsZero() {
 		return
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	next := *r.list.Load()
 	next.until = maps.Clone(next.until)
-	delete(next.until, e)
+	delete(next.until, rest{e, everybody})
+	delete(next.until, rest{e, of})
 	r.list.Store(&next)
 }
 
 // gauge is how many rest now.
 func (r *resting) gauge() prometheus.Collector {
 	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "warren_resting_endpoints", Help: "Endpoints of services that are spared because they failed a moment ago (unstable).",
+		Name: "warren_resting_endpoints", Help: "Endpoints of services that are spared because they failed a moment ago, by everybody or by one account's pods (unstable).",
 	}, func() float64 { return float64(r.len()) })
 }
 
-func (r *resting) len() (n int) {
+func (r *resting) len() int {
 	l := r.list.Load()
 	if l == nil {
 		return 0
 	}
-	now := time.Now()
-	for _, until := range l.until {
+	now, seen := time.Now(), make(map[route.Endpoint]struct{})
+	for k, until := range l.until {
 		if now.Before(until) {
-			n++
+			seen[k.Endpoint] = struct{}{}
 		}
 	}
-	return n
+	return len(seen)
 }
