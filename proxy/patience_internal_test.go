@@ -13,6 +13,8 @@ import (
 
 	"github.com/warren-mesh/warren/proxy/hbone"
 	"github.com/warren-mesh/warren/proxy/route"
+	"github.com/warren-mesh/warren/xds/client"
+	"github.com/warren-mesh/warren/xds/workload"
 )
 
 // begun is a connection to a service that may be carried elsewhere.
@@ -100,5 +102,26 @@ func TestPatienceWhileHandshakesWait(t *testing.T) {
 		}
 		cancel()
 		ended.Wait()
+	})
+}
+
+// Who has to ask the control plane whether there would be another endpoint does not have the
+// one that has just answered wait for that.
+func TestAnotherDoesNotWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAbroad(t)
+		c, d := begun(t, a)
+		var err error
+		if a.server.xds, err = client.New(client.Config{Address: "unix:///nowhere", OnDemand: true, Node: client.Node{NodeName: "one"}}, a.server.store); err != nil {
+			t.Fatal(err)
+		}
+		a.server.cfg.OnDemand = true
+		guarded := *a.web
+		guarded.Waypoint = &workload.GatewayAddress{Hostname: workload.NamespacedHostname{Namespace: "ns", Hostname: "waypoint"}, HBONEPort: 15008}
+		a.server.store.Apply(workload.Batch{Services: []*workload.Service{&guarded}})
+		began := time.Now()
+		if c.another(*c.search, d) || time.Since(began) != 0 {
+			t.Errorf("there is another one, behind a waypoint that nobody knows, or so it seems after %s", time.Since(began))
+		}
 	})
 }
