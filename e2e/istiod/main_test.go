@@ -221,7 +221,8 @@ func answer(name string) func(*net.TCPConn) {
 	}
 }
 
-// serveElsewhere is a host that no control plane knows: a node's own address.
+// serveElsewhere is a host that no control plane knows: a node's own address, in IPv6, since
+// at the other one istiod has the proxy's own pod from TestZtunnelSecureMetrics on.
 func (w *world) serveElsewhere() error {
 	err := w.Nodes[1].NS.Do(func() (err error) {
 		w.elsewhere, err = net.Listen("tcp", w.elsewhereAddr().String())
@@ -247,7 +248,7 @@ func (w *world) serveElsewhere() error {
 }
 
 func (w *world) elsewhereAddr() netip.AddrPort {
-	return netip.AddrPortFrom(w.Nodes[1].Addrs()[0].Addr(), 7777)
+	return netip.AddrPortFrom(w.Nodes[1].Addrs()[1].Addr(), 7777)
 }
 
 func (w *world) close() error {
