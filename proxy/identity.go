@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -64,15 +65,12 @@ func (s *Server) localOf(v *workload.View, info zds.Info) *workload.Workload {
 // name of this one, is another cluster's: if the control plane calls the cluster of others
 // here as we do.
 func (s *Server) foreign(v *workload.View, w *workload.Workload) bool {
-	if w.ClusterID == "" || w.ClusterID == s.cfg.ClusterID || s.cfg.NodeName == "" {
-		return false
-	}
-	for _, other := range v.Here() {
-		if other.ClusterID == s.cfg.ClusterID {
-			return true
-		}
-	}
-	return false
+	return w.ClusterID != "" && w.ClusterID != s.cfg.ClusterID && s.cfg.NodeName != "" && s.clusterIsHere(v)
+}
+
+// clusterIsHere says whether a workload of this node is said to be of our cluster.
+func (s *Server) clusterIsHere(v *workload.View) bool {
+	return slices.ContainsFunc(v.Here(), func(w *workload.Workload) bool { return w.ClusterID == s.cfg.ClusterID })
 }
 
 // speaker returns the world and this pod in it; while the control plane does not

@@ -68,6 +68,16 @@ func TestPrefetchAndForget(t *testing.T) {
 	}
 	m.apply(workload.Batch{RemovedAddresses: []string{"2"}})
 	until(t, "it is forgotten", func() bool { return m.nodes[0].identities(t) == "[]" })
+
+	// Another cluster's node may have the name of this one.
+	theirs, ours := w("3", "theirs", "node1"), w("4", "ours", "node1")
+	theirs.ClusterID, ours.ClusterID = "east", m.nodes[0].cfg.ClusterID
+	m.apply(workload.Batch{Workloads: []*workload.Workload{theirs, ours}})
+	const mine = "[{spiffe://cluster.local/ns/default/sa/ours Available}]"
+	until(t, "the certificate of this cluster's is there", func() bool { return strings.Contains(m.nodes[0].identities(t), mine[1:len(mine)-1]) })
+	if got := m.nodes[0].identities(t); got != mine {
+		t.Errorf("another cluster's, too: %s", got)
+	}
 }
 
 // A pod whose identity changes holds the new one and no more the old one.

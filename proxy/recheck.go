@@ -116,13 +116,17 @@ func (s *Server) recheck(v *workload.View, judged map[*pod]guarded) {
 }
 
 // prefetch asks for the certificates of the workloads of this node before
-// anybody needs them, and lets go of those that have left.
+// anybody needs them, and lets go of those that have left. Those of other clusters, whose
+// nodes may have this one's name, are none of ours.
 func (s *Server) prefetch(v *workload.View) {
 	if s.cfg.NodeName == "" || s.cfg.Dedicated || s.cfg.DNSOnly {
 		return
 	}
-	here := make(map[string]bool)
+	here, ours := make(map[string]bool), s.clusterIsHere(v)
 	for _, w := range v.Here() {
+		if ours && w.ClusterID != "" && w.ClusterID != s.cfg.ClusterID {
+			continue
+		}
 		if w.Protocol != workload.HBONE && !w.NativeTunnel {
 			continue
 		}
