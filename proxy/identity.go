@@ -17,6 +17,7 @@ import (
 	"github.com/warren-mesh/warren/ca/svid"
 	"github.com/warren-mesh/warren/nodeagent/zds"
 	"github.com/warren-mesh/warren/proxy/hbone"
+	"github.com/warren-mesh/warren/proxy/route"
 	"github.com/warren-mesh/warren/proxy/track"
 	"github.com/warren-mesh/warren/xds/workload"
 )
@@ -235,10 +236,13 @@ func (p *pod) until(key hbone.Key, cs tls.ConnectionState) time.Time {
 
 // joinIDs and splitIDs make a comparable value of identities, for the pool's
 // key. No identity contains a comma.
-func joinIDs(ids []spiffeid.ID) string {
+func joinIDs(ids route.Identities) string {
+	if len(ids.SANs) == 0 && len(ids.Own) == 1 {
+		return ids.Own[0].String() // as it is, which is the rule
+	}
 	var b strings.Builder
-	for i, id := range ids {
-		if i > 0 {
+	for id := range ids.All() {
+		if b.Len() > 0 {
 			b.WriteByte(',')
 		}
 		b.WriteString(id.String())

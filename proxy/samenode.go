@@ -226,11 +226,11 @@ func (c *connection) identityOf(n *neighbour, d route.Decision) (*mtls.Identity,
 }
 
 // asNamed checks that the certificates are of those whom the control plane names.
-func asNamed(mine, theirs *mtls.Identity, self spiffeid.ID, expected []spiffeid.ID) error {
+func asNamed(mine, theirs *mtls.Identity, self spiffeid.ID, expected route.Identities) error {
 	switch {
 	case mine.ID() != self:
 		return &identityError{fmt.Errorf("the pod is %s now, not %s", mine.ID(), self)}
-	case !slices.Contains(expected, theirs.ID()):
+	case !expected.Contains(theirs.ID()):
 		return &neighbourError{leftIdentity, &identityError{fmt.Errorf("it is %s now, which is not expected", theirs.ID())}}
 	}
 	return nil

@@ -11,6 +11,7 @@ import (
 	"github.com/warren-mesh/warren/ca/mtls"
 	"github.com/warren-mesh/warren/ca/source/fake"
 	"github.com/warren-mesh/warren/ca/svid"
+	"github.com/warren-mesh/warren/proxy/route"
 	"github.com/warren-mesh/warren/proxy/track"
 )
 
@@ -79,7 +80,7 @@ func TestNeighboursProveThemselves(t *testing.T) {
 		{"the source is somebody else by now", other, []spiffeid.ID{id(b)}, false, ""},
 		{"both are", other, []spiffeid.ID{id(other)}, false, ""},
 	} {
-		if err := asNamed(pair[0], pair[1], id(tc.self), tc.expected); (err == nil) != tc.ok {
+		if err := asNamed(pair[0], pair[1], id(tc.self), route.Identities{SANs: tc.expected[:len(tc.expected)/2], Own: tc.expected[len(tc.expected)/2:]}); (err == nil) != tc.ok {
 			t.Errorf("%s: %v", tc.name, err)
 		} else if left := leftBecause(err); left != tc.left {
 			t.Errorf("%s: left because of %q, want %q", tc.name, left, tc.left)

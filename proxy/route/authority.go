@@ -38,14 +38,18 @@ func ParseAuthority(s string) (Authority, error) {
 		}
 		return Authority{Addr: a.Unmap(), Port: port}, nil
 	}
-	if a, err := netip.ParseAddr(host); err == nil && a.Is4() {
-		return Authority{Addr: a, Port: port}, nil
+	if host != "" && isDigit(host[len(host)-1]) { // the error about what is no address costs an allocation
+		if a, err := netip.ParseAddr(host); err == nil && a.Is4() {
+			return Authority{Addr: a, Port: port}, nil
+		}
 	}
 	if err := checkHostname(host); err != nil {
 		return Authority{}, fmt.Errorf("authority %q: %w", s, err)
 	}
 	return Authority{Host: strings.ToLower(host), Port: port}, nil
 }
+
+func isDigit(c byte) bool { return '0' <= c && c <= '9' }
 
 func parsePort(s string) (uint16, error) {
 	if s == "" || s[0] < '1' || s[0] > '9' { // no sign, no leading zero, not 0

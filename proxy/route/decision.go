@@ -60,7 +60,7 @@ type Decision struct {
 	Authority Authority
 	// Expected are the identities of which the peer must present one. For TCP it
 	// is empty. Shared: it must not be changed.
-	Expected []spiffeid.ID
+	Expected Identities
 
 	// InnerAuthority and InnerExpected are those of the inner tunnel of
 	// DoubleHBONE.

@@ -54,7 +54,7 @@ func TestOtherNetworks(t *testing.T) {
 	})
 	through := func(dial string, outer []spiffeid.ID, s *workload.Service, dst *workload.Workload, inner ...spiffeid.ID) Decision {
 		a := Authority{Host: s.Hostname, Port: 80}
-		return Decision{Protocol: DoubleHBONE, Dial: ap(dial), Authority: a, Expected: outer, InnerAuthority: a, InnerExpected: inner,
+		return Decision{Protocol: DoubleHBONE, Dial: ap(dial), Authority: a, Expected: identities(outer...), InnerAuthority: a, InnerExpected: inner,
 			Destination: dst, Service: s, ServiceAddressed: true}
 	}
 	gwID, farID := []spiffeid.ID{id("infra", "gateway")}, id("app", "far")
@@ -175,7 +175,7 @@ func TestHostnames(t *testing.T) {
 	}{
 		{"240.240.0.1:80", "db.example", Decision{Dial: ap("192.0.2.1:8080"), Destination: host, Service: s, ServiceAddressed: true}},
 		{"240.240.0.2:80", "vm.example", Decision{Protocol: HBONE, Dial: ap("192.0.2.1:15008"), Authority: auth("192.0.2.1:8080"),
-			Expected: vm.Identities(), Destination: vm, Service: tunnelled, ServiceAddressed: true}},
+			Expected: Identities{Own: vm.Identities()}, Destination: vm, Service: tunnelled, ServiceAddressed: true}},
 	} {
 		d, err := Outbound(v, pod("self", "app"), Options{}, clientAddr, ap(tt.to))
 		if err != nil || d.Hostname != tt.host || d.Dial.Addr().IsValid() || d.Authority.Addr.IsValid() {

@@ -4,9 +4,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
-	"slices"
-
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/warren-mesh/warren/xds/workload"
 )
@@ -105,14 +102,13 @@ func direct(w *workload.Workload, s *workload.Service, ip netip.Addr, port uint1
 	return d
 }
 
-// expected are the identities that a workload may present: the service's, then
-// its own.
-func expected(w *workload.Workload, s *workload.Service) []spiffeid.ID {
-	own := w.Identities()
-	if s == nil || len(s.SANs()) == 0 {
-		return own
+// expected are the identities that a workload may present.
+func expected(w *workload.Workload, s *workload.Service) Identities {
+	i := Identities{Own: w.Identities()}
+	if s != nil {
+		i.SANs = s.SANs()
 	}
-	return slices.Concat(s.SANs(), own)
+	return i
 }
 
 // chooseIP chooses among a workload's addresses: the one that was asked for, else

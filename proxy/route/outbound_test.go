@@ -121,7 +121,7 @@ func TestOutbound(t *testing.T) {
 	hbone := func(s *workload.Service, target string, ids ...spiffeid.ID) Decision {
 		to := ap(target)
 		return Decision{Protocol: HBONE, Dial: netip.AddrPortFrom(to.Addr(), 15008), Authority: auth(target),
-			Expected: ids, Destination: a, Service: s, ServiceAddressed: s != nil}
+			Expected: identities(ids...), Destination: a, Service: s, ServiceAddressed: s != nil}
 	}
 	for _, tt := range []outboundCase{
 		{name: "unknown address", to: "1.1.1.1:443", want: Decision{Dial: ap("1.1.1.1:443")}},
@@ -132,7 +132,7 @@ func TestOutbound(t *testing.T) {
 		{name: "its second address", to: "[fd00::3]:1234", want: Decision{Dial: ap("[fd00::3]:1234"), Destination: plain}},
 		{name: "workload on the host's network", to: "10.0.0.5:80", want: Decision{Dial: ap("10.0.0.5:80")}},
 		{name: "unhealthy workload addressed directly", to: "10.0.0.6:80", want: Decision{Protocol: HBONE, Dial: ap("10.0.0.6:15008"),
-			Authority: auth("10.0.0.6:80"), Expected: []spiffeid.ID{id("app", "bad")}, Destination: bad}},
+			Authority: auth("10.0.0.6:80"), Expected: identities(id("app", "bad")), Destination: bad}},
 		{name: "service", to: "10.96.0.1:80", want: hbone(web, "10.0.0.2:8080", id("app", "a"))},
 		{name: "port the service lacks", to: "10.96.0.1:82", err: ErrNoHealthyUpstream,
 			text: "no healthy upstream: 10.96.0.1:82: service app/web.app.svc.cluster.local has no port 82"},
@@ -140,7 +140,7 @@ func TestOutbound(t *testing.T) {
 		{name: "named port of the endpoint", to: "10.96.0.2:81", want: hbone(named, "10.0.0.2:9090", id("app", "a"))},
 		{name: "service with identities of its own", to: "10.96.0.7:80", want: hbone(sans, "10.0.0.2:8080", id("x", "y"), id("app", "a"))},
 		{name: "service and workload at one address", to: "10.0.0.8:80", want: Decision{Protocol: HBONE, Dial: ap("10.0.0.8:15008"),
-			Authority: auth("10.0.0.8:8080"), Expected: []spiffeid.ID{id("app", "shared")}, Destination: shared, Service: both, ServiceAddressed: true}},
+			Authority: auth("10.0.0.8:8080"), Expected: identities(id("app", "shared")), Destination: shared, Service: both, ServiceAddressed: true}},
 		{name: "service that passes through", to: "10.96.0.5:80", want: Decision{Dial: ap("10.96.0.5:80"), Service: pass, ServiceAddressed: true}},
 		{name: "service without endpoints", to: "10.96.0.6:80", err: ErrNoHealthyUpstream, text: "has no endpoints"},
 		{name: "service with unhealthy endpoints", to: "10.96.0.10:80", err: ErrNoHealthyUpstream, text: "has no endpoint that could be used: 1 not healthy"},
@@ -296,31 +296,79 @@ func bench(n int, lb *workload.LoadBalancing) (*workload.View, *workload.Workloa
 	return v, v.WorkloadByUID(self.UID)
 }
 
-func TestOutboundAllocations(t *testing.T) {
-	v, self := bench(100, nil)
-	judged, _, _ := waypointWorld()
-	failover, _ := bench(100, &workload.LoadBalancing{Mode: workload.LBFailover, Preferences: []workload.Scope{workload.Region}})
-	for _, tt := range []struct {
-		name string
-		v    *workload.View
-		to   string
-		max  float64
-	}{
-		{"passthrough", v, "1.1.1.1:80", 0},
-		{"workload", v, "10.1.0.7:80", 0},
-		{"service", v, "10.96.0.1:80", 0},
-		{"failover", failover, "10.96.0.1:80", 0},
-		{"waypoint", judged, "10.96.0.3:80", 0},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			to := ap(tt.to)
-			if n := testing.AllocsPerRun(200, func() {
-				if _, err := Outbound(tt.v, self, Options{}, clientAddr, to); err != nil {
-					t.Fatal(err)
-				}
-			}); n > tt.max {
-				t.Errorf("%v allocations a decision, want at most %v", n, tt.max)
+// identities are those of the services, then one of the workload's own.
+func identities(ids ...spiffeid.ID) Identities {
+	if len(ids) < 2 {
+		return Identities{Own: ids}
+	}
+	return Identities{SANs: ids[:len(ids)-1], Own: ids[len(ids)-1:]}
+}
+
+// way is a decision that is made for every connection of its kind.
+type way struct {
+	name string
+	v    *workload.View
+	self *workload.Workload
+	to   string
+}
+
+// ways are the decisions whose cost counts, in a mesh of n endpoints.
+func ways(n int) []way {
+	v, self := bench(n, nil)
+	failover, _ := bench(n, &workload.LoadBalancing{Mode: workload.LBFailover, Preferences: []workload.Scope{workload.Region}})
+	judged, pods, _ := waypointWorld()
+	caller := judged.WorkloadByUID(pods["self"].UID)
+	sans := func(s *workload.Service) {
+		s.SubjectAltNames = []string{"spiffe://cluster.local/ns/x/sa/a", "spiffe://cluster.local/ns/x/sa/b"}
+	}
+	gws := service("gws", "infra", "10.96.9.1", sans, func(s *workload.Service) { s.Ports = workload.NewPortMap(workload.Port{Service: 15008, Target: 15009}) })
+	alt, away := service("alt", "app", "10.96.0.1", sans), service("away", "app", "10.96.0.2", sans)
+	names := apply(workload.Batch{Services: []*workload.Service{gws, alt, away}, Workloads: []*workload.Workload{
+		self, pod("a", "app", ips("10.0.0.2"), endpointOf(alt)), pod("gw", "infra", ips("10.0.0.9"), endpointOf(gws)),
+		pod("far", "app", inNetwork("n2", named("infra", gws.Hostname)), endpointOf(away)),
+	}})
+	return []way{
+		{"passthrough", v, self, "1.1.1.1:80"},
+		{"workload", v, self, "10.1.0.7:80"},
+		{"service", v, self, "10.96.0.1:80"},
+		{"failover", failover, self, "10.96.0.1:80"},
+		{"names of a service", names, self, "10.96.0.1:80"},
+		{"gateway", names, self, "10.96.0.2:80"},
+		{"waypoint", judged, caller, "10.96.0.3:80"},
+		{"waypoint by hostname", judged, caller, "10.96.0.1:80"},
+		{"weighted waypoint", judged, caller, "10.96.0.8:80"},
+	}
+}
+
+// arrivals are CONNECTs that reach the pod at 10.0.0.2, by their authority.
+var arrivals = map[string]string{"address": "10.0.0.2:8080", "hostname": "web.app.svc.cluster.local:80"}
+
+func TestAllocations(t *testing.T) {
+	none := func(t *testing.T, decide func() error) {
+		if n := testing.AllocsPerRun(200, func() {
+			if err := decide(); err != nil {
+				t.Fatal(err)
 			}
+		}); n > 0 {
+			t.Errorf("%v allocations a decision, want none", n)
+		}
+	}
+	for _, w := range ways(100) {
+		t.Run(w.name, func(t *testing.T) {
+			to := ap(w.to)
+			none(t, func() error { _, err := Outbound(w.v, w.self, Options{}, clientAddr, to); return err })
+		})
+	}
+	v, pods, _ := waypointWorld()
+	self, at := v.WorkloadByUID(pods["a"].UID), ap("10.0.0.2:15008")
+	for name, authority := range arrivals {
+		t.Run("inbound by "+name, func(t *testing.T) {
+			none(t, func() error {
+				if _, refusal := Inbound(v, self, at, authority); refusal != nil {
+					return refusal.Err
+				}
+				return nil
+			})
 		})
 	}
 }
@@ -346,30 +394,27 @@ func BenchmarkOutbound(b *testing.B) {
 
 // BenchmarkDecisions: what a node decides most often, on all its CPUs at once.
 func BenchmarkDecisions(b *testing.B) {
-	v, pods, _ := waypointWorld()
-	big, self := bench(10000, nil)
-	for _, tt := range []struct {
-		name string
-		v    *workload.View
-		self *workload.Workload
-		to   string
-	}{
-		{"passthrough", big, self, "1.1.1.1:80"},
-		{"workload", big, self, "10.1.0.7:80"},
-		{"service", big, self, "10.96.0.1:80"},
-		{"waypoint", v, v.WorkloadByUID(pods["self"].UID), "10.96.0.3:80"},
-	} {
-		to := ap(tt.to)
-		b.Run(tt.name, func(b *testing.B) {
+	measure := func(name string, decide func() bool) {
+		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
 			b.RunParallel(func(pb *testing.PB) {
 				for pb.Next() {
-					if _, err := Outbound(tt.v, tt.self, Options{}, clientAddr, to); err != nil {
-						b.Fatal(err)
+					if !decide() {
+						b.Error("refused")
+						return
 					}
 				}
 			})
 			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "decisions/s")
 		})
+	}
+	for _, w := range ways(10000) {
+		to := ap(w.to)
+		measure(w.name, func() bool { _, err := Outbound(w.v, w.self, Options{}, clientAddr, to); return err == nil })
+	}
+	v, pods, _ := waypointWorld()
+	self, at := v.WorkloadByUID(pods["a"].UID), ap("10.0.0.2:15008")
+	for name, authority := range arrivals {
+		measure("inbound by "+name, func() bool { _, refusal := Inbound(v, self, at, authority); return refusal == nil })
 	}
 }

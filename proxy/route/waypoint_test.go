@@ -95,17 +95,17 @@ func TestWaypoints(t *testing.T) {
 	v, pods, services := waypointWorld()
 	to := func(wp, s, authority string) Decision {
 		d := Decision{Protocol: HBONE, Dial: netip.AddrPortFrom(pods[wp].Addresses[0], 15008), Authority: auth(authority),
-			Expected: pods[wp].Identities(), Destination: pods[wp], Service: services[s], ServiceAddressed: s != "", Waypoint: true}
+			Expected: Identities{Own: pods[wp].Identities()}, Destination: pods[wp], Service: services[s], ServiceAddressed: s != "", Waypoint: true}
 		if wp == "wp-a" {
-			d.Expected = append(services["wp"].SANs(), id("infra", "wp-a"))
+			d.Expected = identities(append(services["wp"].SANs(), id("infra", "wp-a"))...)
 		}
 		return d
 	}
 	alone := func(d Decision) Decision { // not found by its service, but as a workload
-		d.Expected = d.Destination.Identities()
+		d.Expected = Identities{Own: d.Destination.Identities()}
 		return d
 	}
-	straight := Decision{Protocol: HBONE, Dial: ap("10.0.0.2:15008"), Authority: auth("10.0.0.2:8080"), Expected: pods["a"].Identities(),
+	straight := Decision{Protocol: HBONE, Dial: ap("10.0.0.2:15008"), Authority: auth("10.0.0.2:8080"), Expected: Identities{Own: pods["a"].Identities()},
 		Destination: pods["a"], Service: services["web"], ServiceAddressed: true}
 	for _, tt := range []struct {
 		outboundCase
@@ -117,7 +117,7 @@ func TestWaypoints(t *testing.T) {
 		{outboundCase: outboundCase{name: "by address of its pod", to: "10.96.0.3:80", want: alone(to("wp-a", "ip", "10.96.0.3:80"))}},
 		{outboundCase: outboundCase{name: "by hostname of its pod", to: "10.96.0.11:80", want: alone(to("wp-a", "host", "10.96.0.11:80"))}},
 		{outboundCase: outboundCase{name: "by hostname without address", to: "10.96.0.12:80", want: Decision{Protocol: HBONE, Dial: netip.AddrPortFrom(netip.Addr{}, 15008),
-			Hostname: "wp.example", Authority: auth("10.96.0.12:80"), Expected: pods["wp-d"].Identities(), Destination: pods["wp-d"],
+			Hostname: "wp.example", Authority: auth("10.96.0.12:80"), Expected: Identities{Own: pods["wp-d"].Identities()}, Destination: pods["wp-d"],
 			Service: services["resolved"], ServiceAddressed: true, Waypoint: true}}},
 		{outboundCase: outboundCase{name: "without a port of its own", to: "10.96.0.14:80", want: to("wp-a", "portless", "10.96.0.14:80")}},
 		{outboundCase: outboundCase{name: "that takes tunnels on a port its service lacks", to: "10.96.0.10:80", want: to("wp-c", "layered", "10.96.0.10:80")}},
@@ -138,9 +138,9 @@ func TestWaypoints(t *testing.T) {
 		// What a waypoint sends on is not sent back.
 		{self: "wp-a", outboundCase: outboundCase{name: "calls a service of its own", to: "10.96.0.1:80", want: straight}},
 		{self: "wp-a", outboundCase: outboundCase{name: "calls a workload of its own", to: "10.0.0.2:80", want: Decision{Protocol: HBONE, Dial: ap("10.0.0.2:15008"),
-			Authority: auth("10.0.0.2:80"), Expected: pods["a"].Identities(), Destination: pods["a"]}}},
+			Authority: auth("10.0.0.2:80"), Expected: Identities{Own: pods["a"].Identities()}, Destination: pods["a"]}}},
 		{self: "wp-a", outboundCase: outboundCase{name: "calls a workload of its own, by address", to: "10.0.0.3:80", want: Decision{Protocol: HBONE, Dial: ap("10.0.0.3:15008"),
-			Authority: auth("10.0.0.3:80"), Expected: pods["direct"].Identities(), Destination: pods["direct"]}}},
+			Authority: auth("10.0.0.3:80"), Expected: Identities{Own: pods["direct"].Identities()}, Destination: pods["direct"]}}},
 		{self: "wp-a", outboundCase: outboundCase{name: "calls itself", to: "10.96.1.1:15021", want: Decision{Protocol: HBONE, Dial: ap("10.0.1.1:15008"), Authority: auth("10.0.1.1:15021"),
 			Expected: to("wp-a", "", "1.1.1.1:1").Expected, Destination: pods["wp-a"], Service: services["wp"], ServiceAddressed: true}}},
 		{self: "wp-b", outboundCase: outboundCase{name: "a waypoint by weight", to: "10.96.0.8:80", err: ErrNoHealthyUpstream, text: "10.96.0.8:80: service app/canary.app.svc.cluster.local has no endpoints"}},
