@@ -175,9 +175,10 @@ func (m *metrics) all() []*series {
 	return out
 }
 
-// handler answers in OpenMetrics' text or the older one, compressed when asked.
+// handler answers in OpenMetrics' text or the older one, compressed when asked. How many at
+// a time is the port's to say.
 func (m *metrics) handler() http.Handler {
-	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{EnableOpenMetrics: true, MaxRequestsInFlight: 4})
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{EnableOpenMetrics: true})
 }
 
 // family is one metric of connections, with and without the labels of places.

@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 )
 
 // Readiness is the set of things that are still to be done before traffic
@@ -76,19 +75,6 @@ func (r *Readiness) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 func ReadyHandler(r *Readiness) http.Handler {
 	live := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "live") })
 	return routes(map[string]http.Handler{"/healthz/ready": r, "/healthz/live": live})
-}
-
-// scrapeTimeout is how long a client may take to read the metrics: only so many
-// are answered at a time, and the port is open to all.
-const scrapeTimeout = 30 * time.Second
-
-// MetricsHandler serves the metrics port.
-func MetricsHandler(h http.Handler) http.Handler {
-	metrics := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(scrapeTimeout)) // a recorder has none
-		h.ServeHTTP(w, r)
-	})
-	return routes(map[string]http.Handler{"/metrics": metrics, "/stats/prometheus": metrics})
 }
 
 // routes is a mux of exact paths; any other is 404 without a body.
