@@ -255,7 +255,7 @@ func (p *ControlPlane) serveSecure(ctx context.Context, group *errgroup.Group) e
 // serveGRPC serves until ctx ends; then calls that are under way may come to their end.
 func (p *ControlPlane) serveGRPC(ctx context.Context, group *errgroup.Group, g *grpc.Server, ads *server.Server, l net.Listener) {
 	group.Go(func() error {
-		if err := g.Serve(l); err != nil {
+		if err := g.Serve(server.Listener(l)); err != nil {
 			return fmt.Errorf("serve %s: %w", l.Addr(), err)
 		}
 		return nil

@@ -5,8 +5,8 @@ import "sync"
 // small is what is not counted: a change of the ordinary size never waits.
 const small = 64 << 10
 
-// budget bounds the memory of responses that clients have not answered, of all clients
-// together. gRPC takes a response at once, and keeps it until the client has read it.
+// budget bounds the memory of responses that gRPC has not written yet, of all clients
+// together.
 //
 // Who comes when it is full waits; one response may be larger than what is left, or no
 // mesh could be larger than the budget.

@@ -12,6 +12,7 @@ import (
 // Numbers of fields.
 const (
 	fieldResources protowire.Number = 2 // of DeltaDiscoveryResponse
+	fieldNonce     protowire.Number = 5
 	fieldAliases   protowire.Number = 4 // of Resource
 )
 
@@ -69,22 +70,25 @@ type response struct {
 	version, nonce string
 	resources      []*resource
 	removed        []string
+	end            func() // once gRPC has let go of it; may be nil
 }
 
-// marshal encodes the response, of which only what no other has is new.
+// marshal encodes the response, of which only what no other has is new. The nonce is last:
+// who answers it has taken the rest.
 func (r *response) marshal() (mem.BufferSlice, error) {
 	rest, err := proto.Marshal(&discovery.DeltaDiscoveryResponse{
-		SystemVersionInfo: r.version, TypeUrl: r.kind.typeURL(), Nonce: r.nonce, RemovedResources: r.removed,
+		SystemVersionInfo: r.version, TypeUrl: r.kind.typeURL(), RemovedResources: r.removed,
 	})
 	if err != nil {
 		return nil, err
 	}
-	out := make(mem.BufferSlice, 0, 1+len(r.resources))
+	out := make(mem.BufferSlice, 0, 2+len(r.resources))
 	out = append(out, mem.SliceBuffer(rest))
 	for _, res := range r.resources {
 		out = res.appendTo(out)
 	}
-	return out, nil
+	nonce := protowire.AppendString(protowire.AppendTag(nil, fieldNonce, protowire.BytesType), r.nonce)
+	return append(out, lastBuffer(nonce, r.end)), nil
 }
 
 // What a response costs in memory while it is on its way: a reference to each resource, and

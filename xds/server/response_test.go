@@ -41,6 +41,9 @@ func TestResponseIsWhatIsMeant(t *testing.T) {
 	if d := cmp.Diff(want, got, protocmp.Transform()); d != "" {
 		t.Errorf("response (-want +got):\n%s", d)
 	}
+	if end := data[len(data)-1].ReadOnlyData(); end[len(end)-1] != 'n' {
+		t.Error("the nonce is not last: it can be answered before the rest was taken")
+	}
 	if r.size() < int64(5*referenceSize+2*aliasedSize+len("xyyzcd")) {
 		t.Errorf("size %d", r.size())
 	}

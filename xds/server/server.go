@@ -42,10 +42,10 @@ type Config struct {
 	// MaxStreams bounds all streams (5000), MaxStreamsPerCaller those of one caller
 	// (8): while a proxy is replaced a node has two, and each may be reconnecting.
 	MaxStreams, MaxStreamsPerCaller int
-	// MaxSending bounds the memory that responses take until they are answered, all
+	// MaxSending bounds the memory that responses take until they are written, all
 	// together (512 MiB). Resources are not counted, which exist once for all of them: the
 	// whole of a mesh is 24 bytes for each. A client that does not take its own is cut off
-	// after AckTimeout.
+	// after AckTimeout, and its connection is closed.
 	MaxSending int64
 }
 
@@ -118,7 +118,7 @@ func New(cfg Config) *Server {
 func (s *Server) SetSnapshot(next *Snapshot) { s.states.set(next) }
 
 // Register adds the server to a gRPC server, which has to be made with ServerOptions, or
-// with a Codec after them.
+// with a Codec after them, and should serve a Listener.
 func (s *Server) Register(r grpc.ServiceRegistrar) {
 	discovery.RegisterAggregatedDiscoveryServiceServer(r, s)
 }

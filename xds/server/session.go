@@ -1,9 +1,10 @@
 package server
 
 import (
+	"fmt"
 	"maps"
+	"math/rand/v2"
 	"slices"
-	"strconv"
 	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -199,7 +200,8 @@ func (s *session) advance(k kind, to *Snapshot, send []*resource, gone []string,
 		return nil
 	}
 	s.nonces++
-	sub.pending, sub.since = to.version+"-"+strconv.FormatUint(s.nonces, 10), now
+	// Nobody can answer what he has not received.
+	sub.pending, sub.since = fmt.Sprintf("%s-%d-%x", to.version, s.nonces, rand.Uint64()), now
 	return &response{kind: k, version: to.version, nonce: sub.pending, resources: send, removed: gone}
 }
 

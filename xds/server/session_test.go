@@ -481,3 +481,16 @@ func TestStepsAreShared(t *testing.T) {
 		t.Errorf("%d steps are remembered, at most %d may be", len(to.steps), maxSteps)
 	}
 }
+
+// TestNonceIsNotGuessed: an answer shows that a response has been taken.
+func TestNonceIsNotGuessed(t *testing.T) {
+	snap, seen := world{}.snapshot(t, nil), map[string]bool{}
+	for range 100 {
+		m := newModel(t)
+		m.subscribe(policies, nil)
+		seen[m.s.next(snap, m.now).nonce] = true
+	}
+	if len(seen) != 100 {
+		t.Errorf("%d nonces for the first response of 100 streams", len(seen))
+	}
+}

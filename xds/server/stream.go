@@ -21,14 +21,15 @@ func (s *Server) DeltaAggregatedResources(stream deltaStream) error {
 	if err != nil {
 		return err
 	}
-	defer release()
 	c := &conn{
 		server:  s,
 		caller:  caller,
 		log:     s.cfg.Log.With("caller", caller),
 		session: newSession(time.Now(), s.cfg.AckTimeout),
 		pump:    s.start(stream),
+		leases:  leases{budget: s.sending},
 	}
+	defer c.leases.finish(min(lingering, s.cfg.AckTimeout), func() { hangUp(stream.Context()) }, release)
 	c.log.Info("stream open")
 	err = c.serve(stream.Context())
 	c.log.Info("stream ended", "node", c.node, "err", err)
@@ -84,10 +85,10 @@ type conn struct {
 	log     *slog.Logger
 	session *session
 	pump    pump
-	node    string       // as the client calls itself; only for the log
-	sending bool         // a response is on its way into the stream; the session's deadline covers it
-	ready   *response    // that there is no room for yet
-	held    [kinds]int64 // of the budget, until the response is answered
+	node    string    // as the client calls itself; only for the log
+	sending bool      // a response is on its way into the stream; the session's deadline covers it
+	ready   *response // that there is no room for yet
+	leases  leases    // of what was sent
 }
 
 func (c *conn) serve(ctx context.Context) error {
@@ -95,7 +96,6 @@ func (c *conn) serve(ctx context.Context) error {
 	defer timer.Stop()
 	recheck := time.NewTicker(c.server.cfg.recheckEvery())
 	defer recheck.Stop()
-	defer func() { c.giveBack(true) }()
 	for {
 		newest, changed := c.server.states.newest()
 		now := time.Now()
@@ -148,34 +148,24 @@ func (c *conn) send(ctx context.Context, newest *Snapshot, now time.Time) (full 
 		return nil
 	}
 	c.session.subs[r.kind].since = now // to wait for others is not held against the client
-	if n := r.size(); n > small {
-		if full = c.server.sending.take(n); full != nil {
-			c.ready = r
-			return full
-		}
-		c.held[r.kind] += n
+	n := r.size()
+	if n <= small {
+		n = 0
+	} else if full = c.server.sending.take(n); full != nil {
+		c.ready = r
+		return full
 	}
-	c.ready = nil
+	c.ready, r.end = nil, c.leases.add(n)
 	select {
 	case c.pump.out <- r:
 	case <-ctx.Done():
+		r.end()
 		return nil
 	}
 	c.sending = true
 	c.server.stats.sent[r.kind].Add(1)
 	c.log.Debug("sent", "type", r.kind.typeURL(), "resources", len(r.resources), "removed", len(r.removed), "nonce", r.nonce)
 	return nil
-}
-
-// giveBack returns to the budget what was taken for responses that the client has answered,
-// and so has taken from us, or for all.
-func (c *conn) giveBack(all bool) {
-	for k, n := range c.held {
-		if n > 0 && (all || c.session.subs[k].pending == "") {
-			c.server.sending.give(n)
-			c.held[k] = 0
-		}
-	}
 }
 
 // receive takes one message; a nil error after the last one means that the client is done.
@@ -194,7 +184,6 @@ func (c *conn) receive(m message) error {
 		c.log.Warn("request refused", "node", c.node, "err", err)
 		return err
 	}
-	c.giveBack(false)
 	if rejected != nil {
 		c.log.Warn("the client did not take a response: it stays on what it had of the resources named",
 			"node", c.node, "type", rejected.typeURL, "err", clip(rejected.message, 2048))

@@ -34,8 +34,18 @@ func unmarshal(b []byte) (*discovery.DeltaDiscoveryRequest, error) {
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
+type opener = func(caller string) discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesClient
+
 // start serves over loopback and returns a way to open streams as a caller.
-func start(t *testing.T, cfg Config) (*Server, func(caller string) discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesClient) {
+func start(t *testing.T, cfg Config) (*Server, opener) {
+	t.Helper()
+	s, addr := serve(t, cfg)
+	_, open := dial(t, addr)
+	return s, open
+}
+
+// serve serves over loopback.
+func serve(t *testing.T, cfg Config) (s *Server, addr string) {
 	t.Helper()
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -51,7 +61,7 @@ func start(t *testing.T, cfg Config) (*Server, func(caller string) discovery.Agg
 		}
 		return "", errors.New("secret reason")
 	}
-	s := New(cfg)
+	s = New(cfg)
 	g := grpc.NewServer(ServerOptions()...)
 	s.Register(g)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -59,20 +69,27 @@ func start(t *testing.T, cfg Config) (*Server, func(caller string) discovery.Agg
 		t.Fatal(err)
 	}
 	served := make(chan error, 1)
-	go func() { served <- g.Serve(l) }()
-	cc, err := grpc.NewClient(l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		t.Fatal(err)
-	}
+	go func() { served <- g.Serve(Listener(l)) }()
 	t.Cleanup(func() {
-		_ = cc.Close()
 		g.Stop()
 		s.Wait()
 		if err := <-served; err != nil {
 			t.Errorf("serve: %v", err)
 		}
 	})
-	return s, func(caller string) discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesClient {
+	return s, l.Addr().String()
+}
+
+// dial makes a connection, and a way to open streams on it. How much a client takes that
+// does not read does not grow.
+func dial(t *testing.T, addr string) (*grpc.ClientConn, opener) {
+	t.Helper()
+	cc, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithStaticStreamWindowSize(64<<10))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cc.Close() })
+	return cc, func(caller string) discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesClient {
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		t.Cleanup(cancel)
 		if caller != "" {
