@@ -24,15 +24,26 @@ func (p *pod) turnAway(app accepted, src, dst netip.AddrPort, err error, answer 
 // wait. answer, unless it is nil, tells the client how that went, once. It owns app and
 // returns when the relay runs or all is over.
 func (p *pod) outboundTo(app accepted, src, dst netip.AddrPort, answer func(error), more ...netip.AddrPort) {
+	if p.s.cfg.ConnectRetries == 0 {
+		more = nil
+	}
+	began := time.Now()
 	c, d, self, err := p.decideOutbound(p.hard, src, dst)
-	if err != nil {
-		p.turnAway(app, src, dst, err, answer)
-		return
+	for first := err; err != nil; {
+		if len(more) == 0 || p.hard.Err() != nil || time.Since(began) > retryTime {
+			p.turnAway(app, src, dst, first, answer)
+			return
+		}
+		c, d, self, err = p.decideOutbound(p.hard, src, more[0])
+		if err == nil {
+			dst = more[0]
+		}
+		more = more[1:]
 	}
 	c.answer = answer
-	if len(more) > 0 && p.s.cfg.ConnectRetries > 0 {
+	if len(more) > 0 {
 		if c.search == nil {
-			c.search = &search{origDst: dst, began: time.Now()}
+			c.search = &search{origDst: dst, began: began}
 		}
 		c.search.more = more
 	}

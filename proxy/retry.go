@@ -191,11 +191,7 @@ func (c *connection) elsewhere(d route.Decision, err error) (*connection, route.
 		next, self, err = p.decide(p.hard, src, s.origDst, before)
 	}
 	if err != nil || next.Attempt() == (route.Endpoint{}) {
-		if len(s.more) == 0 {
-			return nil, d, nil
-		}
-		s.origDst, s.more = s.more[0], s.more[1:]
-		if next, self, err = p.decide(p.hard, src, s.origDst, s.tried()); err != nil {
+		if next, self, err = p.further(s, src); err != nil {
 			return nil, d, nil
 		}
 	}
@@ -208,6 +204,19 @@ func (c *connection) elsewhere(d route.Decision, err error) (*connection, route.
 	p.s.metrics.retries.WithLabelValues(reason).Inc()
 	return n, next, self
 }
+
+// further decides about the first of the further addresses of which that is possible.
+func (p *pod) further(s *search, src netip.AddrPort) (route.Decision, *workload.Workload, error) {
+	for len(s.more) > 0 && !s.over(p.s.cfg.ConnectRetries) {
+		s.origDst, s.more = s.more[0], s.more[1:]
+		if d, self, err := p.decide(p.hard, src, s.origDst, s.tried()); err == nil {
+			return d, self, nil
+		}
+	}
+	return route.Decision{}, nil, errNowhere
+}
+
+var errNowhere = errors.New("no further address")
 
 // guilty is who is to rest. A gateway that answers, but has nobody to go on to, is good
 // for what else it leads to.

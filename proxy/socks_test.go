@@ -203,6 +203,36 @@ func TestSOCKSNextAddress(t *testing.T) {
 	}
 }
 
+// Nor is a connection lost to an address about which nothing can be decided, be it the first
+// one or a later one.
+func TestSOCKSUndecidedAddress(t *testing.T) {
+	m := newMesh(t, 1, func(c *proxy.Config) { c.SOCKS5 = true })
+	n := m.nodes[0]
+	client, good := n.meshPod("client"), n.meshPod("good")
+	good.echo(8080)
+	s := hosted("four", "10.96.0.78", func(s *workload.Service) { s.VIPs = nil }) // headless
+	others := []*pod{n.meshPod("deaf"), n.meshPod("lost"), n.meshPod("away")}
+	for i, p := range append(others, good) {
+		p.serves(s)
+		if i == 1 || i == 2 {
+			w := *p.w
+			w.Waypoint = &workload.GatewayAddress{Hostname: workload.NamespacedHostname{Namespace: "default", Hostname: "nobody"}, HBONEPort: 15008}
+			m.apply(workload.Batch{Workloads: []*workload.Workload{&w}})
+		}
+	}
+	m.apply(workload.Batch{Services: []*workload.Service{s}})
+	for range 32 { // in whatever order
+		c, code, err := client.viaSOCKS(s.Hostname, 8080)
+		if err != nil || code != 0 {
+			t.Fatalf("told %d, %v", code, err)
+		}
+		c.Close()
+	}
+	if left(t, n, "unavailable") == 0 {
+		t.Error("the deaf one never came first")
+	}
+}
+
 // The addresses of a name's other family are tried when those of the first do not take the
 // connection, and are not needed when they do.
 func TestSOCKSOtherFamily(t *testing.T) {
