@@ -140,7 +140,10 @@ func (w *world) proxy() *zds.FakeProxy {
 		}
 		_ = json.NewEncoder(rw).Encode(pods)
 	})
-	mux.HandleFunc("/debug/connections", func(rw http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc("/debug/connections", func(rw http.ResponseWriter, r *http.Request) {
+		if r.URL.Query().Get("connections") != "false" {
+			w.t.Error("the proxy is asked for all connections")
+		}
 		up := adminLine{Address: "https://cp", State: "connected"}
 		_ = json.NewEncoder(rw).Encode(map[string]any{"xds": up, "ca": up, "connections": map[string]int{}})
 	})

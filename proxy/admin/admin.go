@@ -76,7 +76,7 @@ func Handler(s Source) http.Handler {
 		"/":                         http.HandlerFunc(index),
 		"/config_dump":              s.configDump(),
 		"/debug/certs":              s.json(func(*http.Request) any { return certList(s.Certs()) }),
-		"/debug/connections":        s.json(func(*http.Request) any { return s.connections() }),
+		"/debug/connections":        http.HandlerFunc(s.connections),
 		"/debug/entitlements":       s.json(func(*http.Request) any { return s.entitlements() }),
 		"/debug/plaintext":          http.HandlerFunc(s.plaintext),
 		"/debug/pods":               s.json(func(*http.Request) any { return list(s.Pods()) }),
@@ -109,13 +109,17 @@ func (s Source) json(f func(*http.Request) any) http.Handler {
 	})
 }
 
-func (s Source) connections() any {
+// connections shows the lines to what the proxy depends on, alarms, and the connections that
+// it carries, unless these are not asked for: there may be very many.
+func (s Source) connections(w http.ResponseWriter, r *http.Request) {
 	l := s.Lines()
-	all := make(map[string]connections)
-	for uid, facts := range s.Connections() {
-		all[uid] = newConnections(facts)
+	all := []section{{name: "alarms", value: s.Alarms()}, {name: "ca", value: l.CA}}
+	if r.URL.Query().Get("connections") != "false" {
+		all = append(all, section{name: "connections", members: eachOf(s.Connections(), func(_ string, f []track.Facts) any { return newConnections(f) })})
 	}
-	return map[string]any{"xds": l.XDS, "ca": l.CA, "sds": l.CA, "zds": l.ZDS, "connections": all, "alarms": s.Alarms()}
+	all = append(all, section{name: "sds", value: l.CA}, section{name: "xds", value: l.XDS}, section{name: "zds", value: l.ZDS})
+	w.Header().Set("Content-Type", "application/json")
+	_ = writeSections(patient{w, http.NewResponseController(w)}, all) // the client left
 }
 
 const loggingHelp = `usage: POST /logging                      (what is logged now)

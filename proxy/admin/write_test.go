@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/warren-mesh/warren/proxy/admin"
+	"github.com/warren-mesh/warren/proxy/track"
 	"github.com/warren-mesh/warren/xds/workload"
 )
 
@@ -139,5 +140,41 @@ func TestLegacyDumpOfOneAddress(t *testing.T) {
 	}
 	if n := strings.Count(w.Body.String(), `"workloadIp": "10.0.0.9"`); n != 1 || got.Workloads["10.0.0.9"].Name != "y" || len(got.Workloads) != 2 {
 		t.Errorf("%d workloads at one address, of %v", n, got.Workloads)
+	}
+}
+
+// Very many connections are written as they are made, and not looked at by who asks for the
+// lines and alarms alone.
+func TestConnectionsAreBounded(t *testing.T) {
+	src := source()
+	asked := 0
+	src.Connections = func() map[string][]track.Facts {
+		asked++
+		all := make(map[string][]track.Facts)
+		for i := range 10000 {
+			uid := fmt.Sprint("u", i%100)
+			all[uid] = append(all[uid], track.Facts{Pod: uid, Src: netip.MustParseAddrPort("10.0.0.1:40000"), Dst: netip.MustParseAddrPort("10.0.0.2:80")})
+		}
+		return all
+	}
+	ask := func(path string) (p *pieces, got map[string]json.RawMessage) {
+		p = &pieces{ResponseRecorder: httptest.NewRecorder()}
+		admin.Handler(src).ServeHTTP(p, httptest.NewRequest(http.MethodGet, path, nil))
+		if err := json.Unmarshal(p.Body.Bytes(), &got); err != nil {
+			t.Fatal(err)
+		}
+		return p, got
+	}
+	if p, _ := ask("/debug/connections"); p.Body.Len() < 1<<20 || p.largest > 128<<10 || asked != 1 {
+		t.Errorf("of %d bytes %d were written at once", p.Body.Len(), p.largest)
+	}
+	p, got := ask("/debug/connections?connections=false")
+	if _, there := got["connections"]; there || asked != 1 || p.Body.Len() > 4<<10 {
+		t.Errorf("%d bytes, asked for connections %d times", p.Body.Len(), asked)
+	}
+	for _, name := range []string{"alarms", "ca", "sds", "xds", "zds"} {
+		if len(got[name]) < len("{}") {
+			t.Errorf("%s: %s", name, got[name])
+		}
 	}
 }
