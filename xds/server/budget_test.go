@@ -1,6 +1,7 @@
 package server
 
 import (
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -178,16 +179,16 @@ func TestLeases(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				l := leases{budget: newBudget(100)}
-				var hungUp, done int
+				var hungUp, done atomic.Int32
 				l.budget.take(7)
 				l.add(0)()
 				end := l.add(7)
 				if c.before {
 					end()
 				}
-				l.finish(time.Second, func() { hungUp++ }, func() { done++ })
-				if early := done == 1; early != c.before {
-					t.Errorf("done %d times at the end", done)
+				l.finish(time.Second, func() { hungUp.Add(1) }, func() { done.Add(1) })
+				if early := done.Load() == 1; early != c.before {
+					t.Errorf("done %d times at the end", done.Load())
 				}
 				if c.after {
 					end()
@@ -195,8 +196,8 @@ func TestLeases(t *testing.T) {
 				time.Sleep(time.Minute)
 				synctest.Wait()
 				end() // which comes late, or again
-				if hung := hungUp == 1; hung != c.hungUp || done != 1 || l.budget.taken != 0 {
-					t.Errorf("hung up %d times, done %d times, %d bytes are taken", hungUp, done, l.budget.taken)
+				if hung := hungUp.Load() == 1; hung != c.hungUp || done.Load() != 1 || l.budget.taken != 0 {
+					t.Errorf("hung up %d times, done %d times, %d bytes are taken", hungUp.Load(), done.Load(), l.budget.taken)
 				}
 			})
 		})

@@ -147,7 +147,9 @@ func (d *demand) step(to *Snapshot) step {
 		for _, n := range found {
 			wanted[n] = wanted[n] || asked
 			for _, member := range x.members[n] {
-				wanted[member] = wanted[member] // what it has of them is no answer
+				if _, known := wanted[member]; !known {
+					wanted[member] = false // what it has of them is no answer
+				}
 			}
 		}
 		if !exact && asked {
