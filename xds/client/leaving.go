@@ -19,6 +19,7 @@ type leaving map[string]time.Time
 func (s *session) keep(c *change) {
 	for name := range c.set {
 		delete(s.leaving, name)
+		delete(s.awaited, name)
 	}
 	for _, name := range c.refusals.names {
 		delete(s.leaving, name)

@@ -60,6 +60,8 @@ type session struct {
 	held     *change
 	deadline <-chan time.Time
 
+	awaited map[string]time.Time // policies that were not there, and until when each is waited for
+
 	leaving   leaving
 	departure <-chan time.Time // of the first of them
 
@@ -71,7 +73,7 @@ type session struct {
 }
 
 func newSession(c *Client, st stream, cancel context.CancelCauseFunc) *session {
-	return &session{c: c, stream: st, cancel: cancel, leaving: leaving{}}
+	return &session{c: c, stream: st, cancel: cancel, awaited: map[string]time.Time{}, leaving: leaving{}}
 }
 
 // run subscribes and takes responses until the stream fails or the context ends.
@@ -101,7 +103,7 @@ func (s *session) run(ctx context.Context) error {
 				return err
 			}
 		case <-s.deadline:
-			s.c.cfg.Log.Warn("policies have not come in time; until they do, workloads that name missing ones refuse everything, or plaintext if these can be about mTLS only")
+			s.complain(s.held)
 			if err := s.release(ctx, nil); err != nil {
 				return err
 			}
@@ -211,45 +213,6 @@ func (s *session) take(ctx context.Context, r *delivery) error {
 	}
 	s.add(c)
 	return nil
-}
-
-// lacking is how long a change should wait for policies that it needs: not at all
-// if none, or none that could be on its way.
-func (s *session) lacking(c *change) time.Duration {
-	if len(c.batch.Workloads) == 0 {
-		return 0
-	}
-	if !s.seen[policies] {
-		return s.c.times.first
-	}
-	view, refused := s.c.store.View(), s.c.ledgers[policies].refused
-	for _, w := range c.batch.Workloads {
-		var before map[string]struct{} // made when it is needed, which is rare
-		for _, name := range w.Policies {
-			if _, no := refused[name]; no || view.Policy(name) != nil {
-				continue
-			}
-			if before == nil {
-				before = named(view.WorkloadByUID(w.UID))
-			}
-			// If it was missing before, this change makes it no worse.
-			if _, was := before[name]; !was {
-				return s.c.times.policy
-			}
-		}
-	}
-	return 0
-}
-
-// named are the policies of a workload, which may be nil.
-func named(w *workload.Workload) map[string]struct{} {
-	set := map[string]struct{}{}
-	if w != nil {
-		for _, name := range w.Policies {
-			set[name] = struct{}{}
-		}
-	}
-	return set
 }
 
 // release applies what is held together with a change of policies, which may be

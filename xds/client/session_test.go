@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net"
 	"sync"
 	"testing"
@@ -164,6 +165,68 @@ func TestPoliciesDoNotCome(t *testing.T) {
 			t.Errorf("w1 is at %s", w.CanonicalRevision)
 		}
 	})
+}
+
+// A policy is waited for once: one that never comes must not hold up each pod that is to
+// have it, nor what comes with it.
+func TestPoliciesThatNeverCome(t *testing.T) {
+	log := &lines{}
+	bubbleWith(t, Config{Address: "http://localhost:1", Log: slog.New(slog.NewTextHandler(log, nil))}, func(t *testing.T, f *fakeStream, c *Client, store *workload.Store) {
+		f.push(response(AuthorizationType, "p1"), response(AddressType, "a1", pod("w0", "1")))
+		wait := func(uid string, names ...string) time.Duration {
+			t.Helper()
+			start := time.Now()
+			f.push(response(AddressType, uid, pod(uid, "1", names...)))
+			for store.View().WorkloadByUID(uid) == nil {
+				select {
+				case <-store.View().Superseded():
+				case <-time.After(time.Hour):
+					t.Fatal("never applied")
+				}
+			}
+			return time.Since(start)
+		}
+		for _, step := range []struct {
+			uid   string
+			names []string
+			waits bool
+		}{
+			{"w1", []string{"ns/never"}, true},
+			{"w2", []string{"ns/never"}, false},
+			{"w3", []string{"ns/never", "ns/late"}, true},
+			{"w4", []string{"ns/late", "ns/never"}, false},
+		} {
+			if d := wait(step.uid, step.names...); (d >= c.times.policy) != step.waits || d > c.times.policy+time.Second/2 {
+				t.Errorf("%s is there after %v, want that it waits: %v", step.uid, d, step.waits)
+			}
+		}
+		// What has come, and gone again, is waited for anew.
+		f.push(response(AuthorizationType, "p2", policy("late", "1")), removal(AuthorizationType, "p3", "ns/late"))
+		synctest.Wait()
+		time.Sleep(2 * c.times.leave)
+		synctest.Wait()
+		if d := wait("w5", "ns/late"); d < c.times.policy {
+			t.Errorf("w5 is there after %v", d)
+		}
+		if n := log.count("have not come in time"); n != 3 || log.count("ns/never") == 0 {
+			t.Errorf("%d lines, want one for each wait, which names what was waited for", n)
+		}
+	})
+}
+
+// Of workloads of other nodes nobody asks this one what guards them.
+func TestPoliciesOfOtherNodes(t *testing.T) {
+	client, _ := newClient(t, Config{Address: "http://localhost:1"})
+	client.store = workload.NewNodeStore("here")
+	s := newSession(client, nil, nil)
+	s.seen[policies] = true
+	for node, want := range map[string]time.Duration{"here": client.times.policy, "there": 0, "": 0} {
+		clear(s.awaited)
+		c := &change{batch: workload.Batch{Workloads: []*workload.Workload{{UID: "w", Node: node, Policies: []string{"ns/p"}}}}}
+		if got := s.lacking(c); got != want {
+			t.Errorf("on node %q: waits for %v, want %v", node, got, want)
+		}
+	}
 }
 
 // What waited when the stream broke was never taken, and is asked for again.

@@ -207,6 +207,9 @@ func (v *View) PoliciesFor(w *Workload) PolicySet {
 	return set
 }
 
+// MayBeHere says whether a workload is of the store's node, as far as that is known.
+func (v *View) MayBeHere(w *Workload) bool { return v.node == "" || w.Node == v.node }
+
 // PoliciesHere are the names of the policies that workloads of the store's node name, or
 // any workloads where that is not known. It allocates.
 func (v *View) PoliciesHere() map[string]struct{} {
