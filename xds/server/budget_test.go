@@ -1,6 +1,8 @@
 package server
 
 import (
+	"context"
+	"net"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -9,6 +11,7 @@ import (
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/peer"
 	grpcstatus "google.golang.org/grpc/status"
 )
 
@@ -164,6 +167,22 @@ func TestWhoDoesNotReadIsHungUpOn(t *testing.T) {
 			eventually(t, "the connection is closed", func() bool { return cc.GetState() != connectivity.Ready })
 			eventually(t, "nothing is counted any more", func() bool { return s.sending.now() == 0 && s.Stats().Streams == 0 })
 		})
+	}
+}
+
+// TestCallersHaveTheirAddress: who authenticates tells callers apart by their addresses.
+func TestCallersHaveTheirAddress(t *testing.T) {
+	seen := make(chan *peer.Peer, 1)
+	s, open := start(t, Config{Authenticate: func(ctx context.Context) (string, error) {
+		p, _ := peer.FromContext(ctx)
+		seen <- p
+		return "a", nil
+	}})
+	s.SetSnapshot(crowd(t, 1))
+	mesh(t, coming(subscribe(t, open("a"))))
+	p := <-seen
+	if from, ok := p.Addr.(*net.TCPAddr); !ok || !from.IP.IsLoopback() || from.Port == 0 {
+		t.Errorf("the caller is at %T %v", p.Addr, p.Addr)
 	}
 }
 

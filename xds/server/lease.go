@@ -106,14 +106,14 @@ func (l listener) Accept() (net.Conn, error) {
 	return accepted{c}, nil
 }
 
-// accepted is a connection that is found by its address, which is all that gRPC shows a
-// service of it.
+// accepted is a connection that is found by its addresses, which are all that gRPC shows a
+// service of it: by our own, for callers are told apart by theirs, whose type they know.
 type accepted struct{ net.Conn }
 
-// RemoteAddr implements net.Conn.
-func (c accepted) RemoteAddr() net.Addr { return remote{c.Conn.RemoteAddr(), c.Conn} }
+// LocalAddr implements net.Conn.
+func (c accepted) LocalAddr() net.Addr { return local{c.Conn.LocalAddr(), c.Conn} }
 
-type remote struct {
+type local struct {
 	net.Addr
 	conn net.Conn
 }
@@ -124,7 +124,7 @@ func hangUp(stream context.Context) {
 	if p == nil {
 		return
 	}
-	if c, ok := p.Addr.(remote); ok {
+	if c, ok := p.LocalAddr.(local); ok {
 		_ = c.conn.Close() // whoever serves it sees why
 	}
 }
