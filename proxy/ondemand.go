@@ -22,15 +22,17 @@ const askRounds = 4
 // The services on the way, waypoints' and gateways' too, are asked for anew now and then:
 // Istio's control plane does not tell of endpoints that come to them.
 func (p *pod) known(ctx context.Context, view *workload.View, self *workload.Workload, dst netip.Addr) (*workload.View, error) {
-	var used []*workload.Service
+	var last missing // empty unless on demand
 	view, err := p.look(ctx, view, func(v *workload.View) missing {
-		u := missingOnPath(v, self, dst)
-		used = u.used
-		return u
+		last = missingOnPath(v, self, dst)
+		return last
 	})
 	if err == nil {
-		for _, s := range used { // none unless on demand
+		for _, s := range last.used {
 			p.s.xds.Renew(s.ResourceName())
+		}
+		for _, name := range last.gates {
+			p.s.xds.Renew(name)
 		}
 	}
 	return view, err
@@ -51,7 +53,7 @@ func (p *pod) knownInbound(ctx context.Context, view *workload.View, self *workl
 		if name := u.authority(a, dst.Unmap()); name != "" && mayAsk() {
 			u.names = append(u.names, name)
 		}
-		u.useful = nil // where it would go on is not decided here
+		u.stale = nil // where it would go on is not decided here
 		return u
 	})
 }
@@ -65,21 +67,21 @@ func (p *pod) look(ctx context.Context, view *workload.View, path func(*workload
 	for range askRounds {
 		u := path(view)
 		before := func(n string) bool { return slices.Contains(asked, n) }
-		names, useful := slices.DeleteFunc(u.names, before), slices.DeleteFunc(u.useful, before)
-		if len(names)+len(useful) == 0 {
+		names, stale := slices.DeleteFunc(u.names, before), slices.DeleteFunc(u.stale, before)
+		if len(names)+len(stale) == 0 {
 			return view, nil
 		}
-		if err := p.ask(ctx, names, useful); err != nil {
+		if err := p.ask(ctx, names, stale); err != nil {
 			return nil, err
 		}
-		asked = append(append(asked, names...), useful...)
+		asked = append(append(asked, names...), stale...)
 		view = p.s.store.View()
 	}
 	return view, nil
 }
 
-// ask waits for what is unknown, and a moment for what is useful.
-func (p *pod) ask(ctx context.Context, names, useful []string) error {
+// ask waits for what is unknown; what is stale would be good to know.
+func (p *pod) ask(ctx context.Context, names, stale []string) error {
 	long, cancel := context.WithTimeout(ctx, localWait)
 	defer cancel()
 	if err := p.s.xds.Ask(long, names...); err != nil {
@@ -87,7 +89,7 @@ func (p *pod) ask(ctx context.Context, names, useful []string) error {
 	}
 	short, cancel := context.WithTimeout(ctx, refreshWait)
 	defer cancel()
-	p.s.xds.Refresh(short, useful...)
+	p.s.xds.Refresh(short, stale...)
 	return nil
 }
 
@@ -122,11 +124,11 @@ func anyUsable(s *workload.Service, set *workload.EndpointSet) bool {
 type missing struct {
 	view *workload.View
 	self *workload.Workload // the client
-	// names are unknown; useful is what the connection can do without, and may be better off
-	// with: services that have nothing to choose, for somebody may have come, and gateways
-	// that only some endpoints are behind.
-	names, useful []string
-	used          []*workload.Service
+	// names are unknown; stale are those of services that are known, but have nothing to
+	// choose: somebody may have come. gates are unknown gateways that only some endpoints
+	// are behind: nobody waits for them.
+	names, stale, gates []string
+	used                []*workload.Service
 }
 
 // waypoints adds those of a service which a connection may go through, and those that the
@@ -178,7 +180,7 @@ func (u *missing) endpoints(s *workload.Service) {
 	}
 	list := &u.names
 	if others {
-		list = &u.useful
+		list = &u.gates
 	}
 	for _, name := range unknown {
 		note(list, name)
@@ -229,7 +231,7 @@ func (u *missing) uses(s *workload.Service) {
 	}
 	u.used = append(u.used, s)
 	if s.Mode() != workload.LBPassthrough && !anyUsable(s, u.view.Endpoints(s)) {
-		u.useful = append(u.useful, s.ResourceName())
+		u.stale = append(u.stale, s.ResourceName())
 	}
 }
 

@@ -100,7 +100,7 @@ func TestUnknownOnPath(t *testing.T) {
 		},
 	})
 	self := pod("self", "", "10.0.0.1")
-	for dst, want := range map[string]struct{ names, useful, used []string }{
+	for dst, want := range map[string]struct{ names, stale, gates, used []string }{
 		"10.0.0.99":      {names: []string{"/10.0.0.99"}},
 		"fd00::99":       {names: []string{"/fd00::99"}},
 		"::ffff:1.1.1.1": {names: []string{"/1.1.1.1"}},
@@ -114,31 +114,31 @@ func TestUnknownOnPath(t *testing.T) {
 		"10.9.0.5":       {names: []string{"ns/w1", "ns/w2"}, used: []string{"ns/weighted"}},
 		"10.9.0.6":       {used: []string{"ns/c2", "ns/c1"}},
 		"10.9.0.7":       {used: []string{"ns/c1", "ns/c2"}},
-		"10.9.0.8":       {useful: []string{"ns/empty"}, used: []string{"ns/empty"}}, // somebody may have come
-		"10.9.0.10":      {useful: []string{"ns/ailing"}, used: []string{"ns/ailing"}},
+		"10.9.0.8":       {stale: []string{"ns/empty"}, used: []string{"ns/empty"}}, // somebody may have come
+		"10.9.0.10":      {stale: []string{"ns/ailing"}, used: []string{"ns/ailing"}},
 		"10.9.0.11":      {used: []string{"ns/through"}},                                              // to where the client wants
 		"10.9.0.9":       {names: []string{"other/192.0.2.1"}, used: []string{"ns/spread", "ns/far"}}, // the waypoint's own endpoints are abroad
 		// A gateway that not all are behind is good to know; but one who is ill is nobody.
-		"10.9.0.15": {useful: []string{"other/192.0.2.2"}, used: []string{"ns/mixed"}},
+		"10.9.0.15": {gates: []string{"other/192.0.2.2"}, used: []string{"ns/mixed"}},
 		"10.9.0.16": {names: []string{"other/192.0.2.2"}, used: []string{"ns/alone"}},
-		"10.9.0.19": {useful: []string{"other/192.0.2.2"}, used: []string{"ns/simple", "ns/twoways"}},
+		"10.9.0.19": {gates: []string{"other/192.0.2.2"}, used: []string{"ns/simple", "ns/twoways"}},
 		// Of waypoints those that may be drawn.
 		"10.9.0.17": {names: []string{"ns/w1"}, used: []string{"ns/zero"}},
 		"10.9.0.18": {names: []string{"ns/w3"}, used: []string{"ns/zeros"}},
 		// In a service's range there may be pods, and other services.
 		"10.8.0.1": {names: []string{"/10.8.0.1"}, used: []string{"ns/simple", "ns/within"}},
 		"10.8.0.4": {},
-		"10.8.0.5": {useful: []string{"ns/tenant"}, used: []string{"ns/tenant"}},
+		"10.8.0.5": {stale: []string{"ns/tenant"}, used: []string{"ns/tenant"}},
 		"10.0.0.9": {names: []string{"/10.8.0.9"}, used: []string{"ns/within"}},
 		// The pods of a waypoint, or of a gateway, have all been replaced.
-		"10.9.0.12": {useful: []string{"ns/gone"}, used: []string{"ns/gone", "ns/rolled"}},
-		"10.9.0.13": {useful: []string{"ns/gone"}, used: []string{"ns/simple", "ns/gone", "ns/spare"}},
-		"10.0.0.8":  {useful: []string{"ns/gone"}, used: []string{"ns/gone"}},
-		"10.9.0.14": {useful: []string{"ns/gone"}, used: []string{"ns/gone", "ns/away"}},
+		"10.9.0.12": {stale: []string{"ns/gone"}, used: []string{"ns/gone", "ns/rolled"}},
+		"10.9.0.13": {stale: []string{"ns/gone"}, used: []string{"ns/simple", "ns/gone", "ns/spare"}},
+		"10.0.0.8":  {stale: []string{"ns/gone"}, used: []string{"ns/gone"}},
+		"10.9.0.14": {stale: []string{"ns/gone"}, used: []string{"ns/gone", "ns/away"}},
 	} {
 		got := missingOnPath(store.View(), self, netip.MustParseAddr(dst))
-		if !slices.Equal(got.names, want.names) || !slices.Equal(got.useful, want.useful) {
-			t.Errorf("%s: asks for %v and %v, want %v and %v", dst, got.names, got.useful, want.names, want.useful)
+		if !slices.Equal(got.names, want.names) || !slices.Equal(got.stale, want.stale) || !slices.Equal(got.gates, want.gates) {
+			t.Errorf("%s: asks for %v, %v and %v, want %v, %v and %v", dst, got.names, got.stale, got.gates, want.names, want.stale, want.gates)
 		}
 		var used []string
 		for _, s := range got.used {

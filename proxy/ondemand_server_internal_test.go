@@ -177,11 +177,14 @@ func TestUnusableGateway(t *testing.T) {
 	self, near, far := at("here", "one", "10.0.0.1", ""), at("near", "two", "10.0.0.2", ""), at("far", "three", "10.0.0.3", "n2")
 	near.Services, far.Services = workload.Memberships{{Service: web}}, workload.Memberships{{Service: web}}
 	far.NetworkGateway = &workload.GatewayAddress{Hostname: workload.NamespacedHostname{Namespace: "ns", Hostname: "gw.example"}, HBONEPort: 15008}
+	farther, good := at("farther", "four", "10.0.0.4", "n3"), workload.NamespacedHostname{Namespace: "ns", Hostname: "good.example"}
+	farther.Services, farther.NetworkGateway = near.Services, &workload.GatewayAddress{Hostname: good, HBONEPort: 15008}
 	p := onDemand(t, server.Model{
-		Workloads: []*workload.Workload{self, near, far},
+		Workloads: []*workload.Workload{self, near, far, farther},
 		Services: []*workload.Service{
 			{Name: "web", Namespace: "ns", Hostname: "web.example", VIPs: []workload.NetworkAddr{{Addr: netip.MustParseAddr("10.9.0.1")}},
 				Ports: workload.NewPortMap(workload.Port{Service: 80, Target: 8080})},
+			{Name: "good", Namespace: "ns", Hostname: "good.example"},
 			{Name: "gw", Namespace: "ns", Hostname: "gw.example", Ports: workload.NewPortMap(workload.Port{Service: 15008, Target: 15008}),
 				LoadBalancing: &workload.LoadBalancing{Mode: workload.LBFailover, Preferences: slices.Repeat([]workload.Scope{workload.Region}, 1000)}},
 		},
@@ -196,6 +199,11 @@ func TestUnusableGateway(t *testing.T) {
 		if d, err := route.Outbound(view, me, route.Options{}, netip.MustParseAddrPort("10.0.0.1:1"), dst); err != nil || d.Destination == nil || d.Destination.UID != "near" {
 			t.Errorf("to %+v, %v", d, err)
 		}
+	}
+	wait, stop := context.WithTimeout(t.Context(), 20*time.Second)
+	defer stop()
+	if err := p.s.store.Wait(wait, func(v *workload.View) bool { return v.Service(good) != nil }); err != nil {
+		t.Errorf("the other gateway is not asked for: %v", err)
 	}
 	if err := p.s.xds.Ask(t.Context(), "ns/gw.example"); err == nil {
 		t.Error("the gateway can be used")

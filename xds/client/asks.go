@@ -17,7 +17,7 @@ const (
 )
 
 // answerHolds is how long an answer is not asked for again when the store has nothing
-// under the name. Our own control plane says when something comes to have it; Istio's
+// under the name, or what came under it was refused. Our own control plane says when something comes to have it; Istio's
 // does not.
 const answerHolds = 2 * time.Second
 
@@ -94,8 +94,14 @@ func (c *Client) Ask(ctx context.Context, names ...string) error {
 // endpoints have all gone. Without an answer what is known stays, which is no error;
 // without a stream nobody waits for one.
 func (c *Client) Refresh(ctx context.Context, names ...string) {
-	if len(names) > 0 && c.asks.streaming() {
-		_ = c.Ask(ctx, names...)
+	if len(names) == 0 || !c.asks.streaming() {
+		return
+	}
+	for _, name := range names {
+		_, _ = c.asks.ask(name, time.Now()) // all at once
+	}
+	for _, name := range names {
+		_ = c.Ask(ctx, name) // one that cannot be used is no reason to go without the others
 	}
 }
 
@@ -118,7 +124,7 @@ func (q *asks) askLocked(name string, now time.Time) (*ask, error) {
 		q.recent.MoveToFront(e)
 		old := e.Value.(*ask)
 		switch {
-		case !old.answered():
+		case !old.answered(), old.err != nil && now.Sub(old.at) < answerHolds:
 			return old, nil
 		case old.err == nil && now.Sub(old.at) < answerHolds, old.absent && !q.connected:
 			return nil, nil
@@ -266,8 +272,10 @@ func (q *asks) answer(name string, absent bool, err error, now time.Time) {
 		return
 	}
 	a := e.Value.(*ask)
-	if a.answered() {
-		a.absent, a.at = absent, now // it has come, or gone, since
+	if a.answered() { // it has come, or gone, since
+		fresh := *a // who waited may still look at the old one
+		fresh.absent, fresh.err, fresh.at = absent, err, now
+		e.Value = &fresh
 		return
 	}
 	a.absent, a.err, a.at = absent, err, now

@@ -138,6 +138,17 @@ func TestAsk(t *testing.T) {
 		done = askers(t, c, 1, "bad")
 		f.push(response(AddressType, "a5", badPod("bad", "1")))
 		wantEnded(t, done, 1, errRefused)
+		wantAsked(t, f, "+bad")
+		wantEnded(t, askers(t, c, 1, "bad"), 1, errRefused) // which holds for a moment
+		wantAsked(t, f)
+		time.Sleep(answerHolds)
+		done = askers(t, c, 1, "bad")
+		wantAsked(t, f, "+"+nothing+" -bad", "+bad")
+		f.push(response(AddressType, "a5b", badPod("bad", "1")))
+		wantEnded(t, done, 1, errRefused)
+		f.push(response(AddressType, "a5c", pod("bad", "2"))) // mended
+		wantEnded(t, askers(t, c, 1, "bad"), 1, nil)
+		wantAsked(t, f)
 
 		// Who does not want to wait any longer leaves the question to the others.
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
@@ -322,6 +333,24 @@ func TestRefresh(t *testing.T) {
 		}
 		f.push(response(AddressType, "a2", service("ns/s", "2")))
 		if synctest.Wait(); !ended(done) {
+			t.Error("it still waits")
+		}
+		// What cannot be used takes nothing from the others.
+		f.push(response(AddressType, "a3", badPod("bad", "1")))
+		bad := askers(t, c, 1, "bad")
+		f.push(response(AddressType, "a4", badPod("bad", "1")))
+		wantEnded(t, bad, 1, errRefused)
+		wantAsked(t, f, "+bad")
+		time.Sleep(answerHolds - time.Second)
+		both := make(chan struct{})
+		go func() { defer close(both); c.Refresh(t.Context(), "bad", "ns/s2") }()
+		synctest.Wait()
+		wantAsked(t, f, "+ns/s2")
+		if ended(both) {
+			t.Error("nobody waited for the other one")
+		}
+		f.push(response(AddressType, "a5", service("ns/s2", "1")))
+		if synctest.Wait(); !ended(both) {
 			t.Error("it still waits")
 		}
 		time.Sleep(answerHolds)
