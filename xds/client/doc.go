@@ -15,11 +15,12 @@
 // one stream. response.go turns a response into a change without I/O, ledger.go
 // remembers what was taken under which name and version.
 //
-// A workload whose policies are not there yet refuses everything (or plaintext only,
-// see workload.StrictOnly). Istio's control
-// plane sends workloads before policies, so workloads that would be left without
-// are held back until the next response about policies, for a moment at most;
-// then both become visible together. The other way round, a policy that is gone
+// A workload whose policies are not there yet refuses everything, or plaintext only
+// (workload.StrictOnly). Istio's control plane sends workloads before policies, so
+// workloads of the node that would be left without are held back until the next
+// response about policies, for a moment at most; then both become visible together.
+// What did not come in that moment is not waited for again until it has come
+// (awaited.go). The other way round, a policy that is gone
 // stays for a moment while workloads of the node name it (leaving.go).
 //
 // Of the control plane nothing is taken on trust: the size of a message, the
