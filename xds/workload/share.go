@@ -6,7 +6,6 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/protobuf/encoding/protowire"
-	"google.golang.org/protobuf/proto"
 )
 
 // What a Sharer remembers is bounded, by entries and by their bytes; beyond, it begins
@@ -17,9 +16,6 @@ const (
 	maxSharedBytes = 32 << 20
 	maxSharedText  = 1 << 10
 )
-
-// strict is how parts of a workload are read.
-var strict = proto.UnmarshalOptions{RecursionLimit: 8}
 
 // Sharer has workloads share what is equal between them: pods of one deployment differ
 // in little more than name and address. In a large mesh that is a third of the memory,
