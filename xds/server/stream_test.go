@@ -45,7 +45,7 @@ func start(t *testing.T, cfg Config) (*Server, opener) {
 }
 
 // serve serves over loopback.
-func serve(t *testing.T, cfg Config) (s *Server, addr string) {
+func serve(t *testing.T, cfg Config, options ...grpc.ServerOption) (s *Server, addr string) {
 	t.Helper()
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -62,7 +62,7 @@ func serve(t *testing.T, cfg Config) (s *Server, addr string) {
 		return "", errors.New("secret reason")
 	}
 	s = New(cfg)
-	g := grpc.NewServer(ServerOptions()...)
+	g := grpc.NewServer(append(ServerOptions(), options...)...)
 	s.Register(g)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
