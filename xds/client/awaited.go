@@ -29,7 +29,7 @@ func (s *session) lacking(c *change) (wait time.Duration) {
 		if !was {
 			until = now.Add(s.c.times.policy)
 			if len(s.awaited) < maxAwaited {
-				s.awaited[name] = until
+				s.awaited[strings.Clone(name)] = until // it may be a part of what it came in
 			}
 		}
 		wait = max(wait, until.Sub(now))
@@ -49,8 +49,8 @@ func (s *session) missing(c *change) iter.Seq[string] {
 			}
 			var before map[string]struct{} // made when it is needed, which is rare
 			for _, name := range w.Policies {
-				if _, no := refused[name]; no || view.Policy(name) != nil {
-					continue
+				if _, no := refused[name]; no || len(name) > maxName || view.Policy(name) != nil {
+					continue // one of a longer name would be refused
 				}
 				if before == nil {
 					before = policiesOf(view.WorkloadByUID(w.UID))

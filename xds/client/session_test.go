@@ -3,8 +3,10 @@ package client
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -226,6 +228,20 @@ func TestPoliciesOfOtherNodes(t *testing.T) {
 		if got := s.lacking(c); got != want {
 			t.Errorf("on node %q: waits for %v, want %v", node, got, want)
 		}
+	}
+	clear(s.awaited)
+	w := &workload.Workload{UID: "w", Node: "here", Policies: []string{"ns/" + strings.Repeat("p", maxName)}}
+	if got := s.lacking(&change{batch: workload.Batch{Workloads: []*workload.Workload{w}}}); got != 0 || len(s.awaited) > 0 {
+		t.Errorf("waits for %v for a name that no policy can have, and remembers %d", got, len(s.awaited))
+	}
+	for i := range 2 * maxAwaited {
+		w.Policies = []string{fmt.Sprint("ns/", i)}
+		if got := s.lacking(&change{batch: workload.Batch{Workloads: []*workload.Workload{w}}}); got != client.times.policy {
+			t.Fatalf("%d: waits for %v", i, got)
+		}
+	}
+	if n := len(s.awaited); n != maxAwaited {
+		t.Errorf("%d names are remembered, want %d", n, maxAwaited)
 	}
 }
 
