@@ -179,6 +179,7 @@ func TestBrokenEnvelopeOfAPolicy(t *testing.T) {
 		"a permission's version":       {slices.Concat(version, policy(0x18, 1, 0x20, 0), name), permits},
 		"single workloads'":            {slices.Concat(version, policy(0x18, 2, 0x20, 1), name), ""},
 		"a broken alias":               {slices.Concat(policy(0x18, 1, 0x20, 0), name, alias), permits},
+		"single workloads' dry run":    {slices.Concat(version, policy(0x18, 2, 6<<3, 1), name), "WorkloadSelector DENY 0"},
 		"one in dry run":               {slices.Concat(policy(6<<3, 1), name, alias), ""},
 		"an address":                   {slices.Concat(pack(AddressType, 0x18, 0), name), closed},
 		"an address's version":         {slices.Concat(version, pack(AddressType, 0x18, 0), name), closed},

@@ -17,8 +17,9 @@ import (
 //
 // It is nil where none is needed: for a dry run, and for a policy of single
 // workloads, which name it and are closed while it is missing (but not quite, if it
-// seems to be about mTLS only: what was sent and not understood may be more). It is nil
-// also for a name without a namespace, under which nothing could be found again.
+// seems to be about mTLS only: what was sent and not understood may be more). A dry run
+// of single workloads is to close nothing: one that matches nothing stands for it. It is
+// nil also for a name without a namespace, under which nothing could be found again.
 func StandIn(name string, packed []byte) *Policy {
 	namespace, rest, ok := strings.Cut(name, "/")
 	if !ok || rest == "" {
@@ -26,7 +27,10 @@ func StandIn(name string, packed []byte) *Policy {
 	}
 	h := readHead(packed)
 	selector := h.scope == uint64(security.Scope_WORKLOAD_SELECTOR)
-	if h.dryRun || selector && !StrictOnly(name) {
+	switch {
+	case h.dryRun && selector:
+		return &Policy{Namespace: namespace, Name: rest, Scope: ScopeSelector, Action: Deny, DryRun: true}
+	case h.dryRun, selector && !StrictOnly(name):
 		return nil
 	}
 	p := &Policy{Namespace: namespace, Name: rest, Scope: ScopeNamespace}

@@ -46,6 +46,8 @@ func TestStandIn(t *testing.T) {
 			pack(&security.Authorization{Scope: security.Scope_WORKLOAD_SELECTOR, Action: security.Action_DENY}),
 			&Policy{Namespace: "ns", Name: "converted_peer_authentication_p", Scope: ScopeSelector, Action: Deny, Rules: closed}},
 		{"dry run", "ns/p", pack(&security.Authorization{Action: security.Action_DENY, DryRun: true}), nil},
+		{"dry run of selected workloads", "ns/p", pack(&security.Authorization{Scope: security.Scope_WORKLOAD_SELECTOR, DryRun: true}),
+			&Policy{Namespace: "ns", Name: "p", Scope: ScopeSelector, Action: Deny, DryRun: true}},
 		{"not a name", "p", pack(&security.Authorization{Action: security.Action_DENY}), nil},
 	} {
 		got := StandIn(tc.xds, tc.packed)
