@@ -46,12 +46,13 @@ type scanner struct {
 	unknown func(file string, kinds []string) // called with every file read that holds kinds nobody reads
 
 	maxFiles, maxBytes int
+	readDir            func(folder string) ([]os.DirEntry, error)
 }
 
 func newScanner(dir string, unknown func(file string, kinds []string)) *scanner {
 	return &scanner{
 		dir: dir, decoder: newDecoder(), files: make(map[string]*fileState), unknown: unknown,
-		maxFiles: maxFiles, maxBytes: maxTotalBytes,
+		maxFiles: maxFiles, maxBytes: maxTotalBytes, readDir: os.ReadDir,
 	}
 }
 
@@ -64,18 +65,24 @@ func (s *scanner) scan(now time.Time) (changed bool, err error) {
 	}
 	var r reading
 	// A file that is renamed while the folder is listed or read can be missing under both
-	// names, and its objects must not go for that, nor the folder be taken for read without
-	// them: only a list that is the same before and after counts.
+	// names, in two lists one after the other, too. Its objects must not go for that, nor the
+	// folder be taken for read without them: what counts is the list of a folder at rest, and
+	// where it does not come to rest the one with most.
 	for range maxRescans {
-		r = s.readAll(names, now)
-		if s.scanned && !s.lost(r.files) {
+		before := s.changedAt()
+		next := s.readAll(names, now)
+		if len(next.files) >= len(r.files) {
+			r = next
+		}
+		if s.scanned && !s.lost(next.files) {
 			break
 		}
 		again, err := s.list()
 		if err != nil {
 			return s.unreadable(err)
 		}
-		if !r.missed && slices.Equal(again, names) {
+		if !next.missed && slices.Equal(again, names) && time.Since(before) > tick && s.changedAt().Equal(before) {
+			r = next
 			break
 		}
 		names = again
@@ -94,9 +101,21 @@ func (s *scanner) unreadable(err error) (changed bool, _ error) {
 // maxRescans bounds a scan of a folder that does not come to rest.
 const maxRescans = 10
 
+// tick is longer than what two changes of a folder may lie apart and leave the same time.
+const tick = 20 * time.Millisecond
+
+// changedAt is when a name in the folder changed last; now, if that cannot be told.
+func (s *scanner) changedAt() time.Time {
+	info, err := os.Stat(s.dir)
+	if err != nil {
+		return time.Now()
+	}
+	return info.ModTime()
+}
+
 // list returns the names of the files that are read, sorted.
 func (s *scanner) list() ([]string, error) {
-	entries, err := os.ReadDir(s.dir)
+	entries, err := s.readDir(s.dir)
 	if err != nil {
 		return nil, err
 	}
