@@ -1,7 +1,6 @@
 package workload
 
 import (
-	"cmp"
 	"slices"
 	"strings"
 )
@@ -46,7 +45,7 @@ func publicOf(list []*Service) *Service {
 }
 
 func compareServices(a, b *Service) int {
-	return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Hostname, b.Hostname))
+	return a.Key().Compare(b.Key())
 }
 
 // serviceSets are the sets of an index, and what changes of them in an edit.

@@ -33,7 +33,7 @@ type Sharer struct {
 
 	// Of the workload that is being read.
 	policies, lastPolicies []string
-	ports                  []Port // or the service
+	ports                  []Port // of a service
 	located                bool
 }
 

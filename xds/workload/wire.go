@@ -21,30 +21,42 @@ func (s *Sharer) WorkloadFromWire(packed []byte) (w *Workload, ok bool) {
 	s.limit()
 	w = &Workload{}
 	s.policies, s.located = s.policies[:0], false
+	ok = fields(b, func(num protowire.Number, v []byte) bool { return s.text1(w, num, v) },
+		func(num protowire.Number, v uint64) bool { return number1(w, num, v) })
+	return w, ok && s.finish(w)
+}
+
+// fields hands out the fields of a message, by whether they have a length or are numbers,
+// until one is not taken. There are no others in an ordinary message.
+func fields(b []byte, text func(protowire.Number, []byte) bool, number func(protowire.Number, uint64) bool) (ok bool) {
 	for len(b) > 0 {
 		num, typ, n := protowire.ConsumeTag(b)
 		if n < 0 {
-			return nil, false
+			return false
 		}
 		b = b[n:]
 		switch typ {
 		case protowire.BytesType:
 			var v []byte
-			if v, n = protowire.ConsumeBytes(b); n < 0 || !s.text1(w, num, v) {
-				return nil, false
+			if v, n = protowire.ConsumeBytes(b); n < 0 || !text(num, v) {
+				return false
 			}
 		case protowire.VarintType:
 			var v uint64
-			if v, n = protowire.ConsumeVarint(b); n < 0 || !number1(w, num, v) {
-				return nil, false
+			if v, n = protowire.ConsumeVarint(b); n < 0 || !number(num, v) {
+				return false
 			}
 		default:
-			return nil, false
+			return false
 		}
 		b = b[n:]
 	}
-	return w, s.finish(w)
+	return true
 }
+
+// noText and noNumber are for messages that have none.
+func noText(protowire.Number, []byte) bool   { return false }
+func noNumber(protowire.Number, uint64) bool { return false }
 
 // text1 takes a field that has a length.
 func (s *Sharer) text1(w *Workload, num protowire.Number, v []byte) bool {
@@ -125,20 +137,8 @@ func (s *Sharer) locality(w *Workload, b []byte) bool {
 		return false
 	}
 	s.located = true
-	for len(b) > 0 {
-		num, typ, n := protowire.ConsumeTag(b)
-		if n < 0 || typ != protowire.BytesType {
-			return false
-		}
-		v, m := protowire.ConsumeBytes(b[n:])
-		if m < 0 {
-			return false
-		}
-		b = b[n+m:]
+	return fields(b, func(num protowire.Number, v []byte) bool {
 		t, ok := s.bytes(v)
-		if !ok {
-			return false
-		}
 		switch num {
 		case 1:
 			w.Locality.Region = t
@@ -149,8 +149,8 @@ func (s *Sharer) locality(w *Workload, b []byte) bool {
 		default:
 			return false
 		}
-	}
-	return true
+		return ok
+	}, noNumber)
 }
 
 // membership is what an entry of the map of services says.

@@ -19,29 +19,9 @@ func (s *Sharer) ServiceFromWire(packed []byte) (svc *Service, ok bool) {
 	s.limit()
 	svc = &Service{}
 	s.ports = s.ports[:0]
-	for len(b) > 0 {
-		num, typ, n := protowire.ConsumeTag(b)
-		if n < 0 {
-			return nil, false
-		}
-		b = b[n:]
-		switch typ {
-		case protowire.BytesType:
-			var v []byte
-			if v, n = protowire.ConsumeBytes(b); n < 0 || !s.serviceText(svc, num, v) {
-				return nil, false
-			}
-		case protowire.VarintType:
-			var v uint64
-			if v, n = protowire.ConsumeVarint(b); n < 0 || !serviceNumber(svc, num, v) {
-				return nil, false
-			}
-		default:
-			return nil, false
-		}
-		b = b[n:]
-	}
-	return svc, s.finishService(svc)
+	ok = fields(b, func(num protowire.Number, v []byte) bool { return s.serviceText(svc, num, v) },
+		func(num protowire.Number, v uint64) bool { return serviceNumber(svc, num, v) })
+	return svc, ok && s.finishService(svc)
 }
 
 // serviceText takes a field that has a length.
@@ -82,31 +62,17 @@ func serviceNumber(svc *Service, num protowire.Number, v uint64) bool {
 
 // vip reads an address that is no range.
 func (s *Sharer) vip(b []byte) (a NetworkAddr, ok bool) {
-	for len(b) > 0 {
-		num, typ, n := protowire.ConsumeTag(b)
-		if n < 0 || typ != protowire.BytesType {
-			return a, false
-		}
-		v, m := protowire.ConsumeBytes(b[n:])
-		if m < 0 {
-			return a, false
-		}
-		b = b[n+m:]
+	ok = fields(b, func(num protowire.Number, v []byte) (ok bool) {
 		switch num {
 		case 1:
-			if a.Network, ok = s.bytes(v); !ok {
-				return a, false
-			}
+			a.Network, ok = s.bytes(v)
 		case 2:
-			if a.Addr, ok = netip.AddrFromSlice(v); !ok {
-				return a, false
-			}
+			a.Addr, ok = netip.AddrFromSlice(v)
 			a.Addr = a.Addr.Unmap()
-		default:
-			return a, false
 		}
-	}
-	return a, a.Addr.IsValid()
+		return ok
+	}, noNumber)
+	return a, ok && a.Addr.IsValid()
 }
 
 // finishService is finish for a service.
@@ -139,16 +105,7 @@ func leadingField(b []byte, want protowire.Number) (v, rest []byte, ok bool) {
 // appendPort reads a port.
 func appendPort(to []Port, b []byte) (_ []Port, ok bool) {
 	var p Port
-	for len(b) > 0 {
-		num, typ, n := protowire.ConsumeTag(b)
-		if n < 0 || typ != protowire.VarintType {
-			return nil, false
-		}
-		v, m := protowire.ConsumeVarint(b[n:])
-		if m < 0 || v > math.MaxUint16 {
-			return nil, false
-		}
-		b = b[n+m:]
+	ok = fields(b, noText, func(num protowire.Number, v uint64) bool {
 		switch num {
 		case 1:
 			p.Service = uint16(v)
@@ -157,8 +114,9 @@ func appendPort(to []Port, b []byte) (_ []Port, ok bool) {
 		case 3:
 			p.AppProtocol = AppProtocol(min(v, math.MaxUint8))
 		default:
-			return nil, false
+			return false
 		}
-	}
-	return append(to, p), true
+		return v <= math.MaxUint16
+	})
+	return append(to, p), ok
 }
