@@ -90,6 +90,14 @@ func FuzzReply(f *testing.F) {
 		f.Add(s, append(r, make([]byte, 600)...), uint16(512))
 		f.Add(s, all[(i+1)%len(all)], uint16(0))
 	}
+	// A name that lies behind the question would be cut off.
+	ahead := append(bytes.Clone(all[0][:headerSize]), 0xc0, headerSize+6, 0, 1, 0, 1)
+	answer := append(bytes.Clone(ahead), make([]byte, 600)...)
+	answer[2] |= 0x80
+	f.Add(ahead, answer, uint16(512))
+	answer = bytes.Clone(answer)
+	ahead, _ = append(ahead, 3, 'w', 'e', 'b', 0), copy(answer[headerSize+6:], "\x03web\x00")
+	f.Add(ahead, answer, uint16(512))
 	f.Fuzz(func(t *testing.T, asked, reply []byte, size uint16) {
 		if len(asked) < headerSize || !matches(asked, reply) {
 			return

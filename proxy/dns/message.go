@@ -83,7 +83,26 @@ func (q *query) unpack() error {
 	if len(q.raw) > maxQuery {
 		return errNoQuery
 	}
-	return q.msg.Unpack(q.raw)
+	if err := q.msg.Unpack(q.raw); err != nil || len(q.msg.Question) == 0 {
+		return err
+	}
+	_, _, err := firstName(q.raw)
+	return err
+}
+
+var errPointer = errors.New("the question's name is compressed")
+
+// firstName reads the first question's name, and where it ends. Compression points
+// to a name that was before (RFC 1035 §4.1.4), and there is none: where a pointer
+// leads from there can be cut off, or is a header that changes.
+func firstName(msg []byte) (name string, end int, err error) {
+	name, end, err = dns.UnpackDomainName(msg, headerSize)
+	for at := headerSize; err == nil && msg[at] != 0; at += 1 + int(msg[at]) {
+		if msg[at]&0xC0 != 0 {
+			err = errPointer
+		}
+	}
+	return name, end, err
 }
 
 // options reads the additional section.
@@ -196,7 +215,7 @@ func shorten(reply []byte, size int) []byte {
 	}
 	end := headerSize
 	if binary.BigEndian.Uint16(reply[4:]) == 1 {
-		if _, off, err := dns.UnpackDomainName(reply, headerSize); err == nil && off+4 <= size {
+		if _, off, err := firstName(reply); err == nil && off+4 <= size {
 			end = off + 4
 		}
 	}
@@ -225,8 +244,8 @@ func matches(asked, reply []byte) bool {
 	if asked[2]&0x78 != 0 {
 		return true
 	}
-	name, off, err := dns.UnpackDomainName(asked, headerSize)
-	name2, off2, err2 := dns.UnpackDomainName(reply, headerSize)
+	name, off, err := firstName(asked)
+	name2, off2, err2 := firstName(reply)
 	return err == nil && err2 == nil && off+4 <= len(asked) && off2+4 <= len(reply) &&
 		strings.EqualFold(name, name2) && [4]byte(asked[off:]) == [4]byte(reply[off2:])
 }

@@ -389,6 +389,8 @@ func TestBadQueries(t *testing.T) {
 		{"two questions", change(func(b []byte) []byte { b[5] = 2; return append(b, b[headerSize:]...) }), dns.RcodeFormatError},
 		{"cut short", good[:len(good)-1], dns.RcodeFormatError},
 		{"a name that is its own end", append(bytes.Clone(good[:headerSize]), 0xc0, headerSize, 0, 1, 0, 1), dns.RcodeFormatError},
+		{"a name that leads ahead", append(bytes.Clone(good[:headerSize]), 0xc0, headerSize+6, 0, 1, 0, 1, 3, 'w', 'e', 'b', 0), dns.RcodeFormatError},
+		{"a name that ends in the header", append(bytes.Clone(good[:headerSize]), 3, 'w', 'e', 'b', 0xc0, 6, 0, 1, 0, 1), dns.RcodeFormatError},
 		{"two EDNS", pack(twoOPT), dns.RcodeFormatError},
 		{"EDNS version 3", pack(version), dns.RcodeBadVers},
 		{"a notification", change(func(b []byte) []byte { b[2] |= dns.OpcodeNotify << 3; return b }), dns.RcodeNotImplemented},
