@@ -24,7 +24,7 @@ FUZZTIME    ?= 10s
 
 ARCHS       ?= amd64 arm64
 
-.PHONY: help deps build plugins e2e-spire test-apiserver test-istiod render helm manifests images images-lock demo test test-race e2e bench bench-go lint fuzz ci clean
+.PHONY: help deps build plugins e2e-spire test-apiserver test-istiod test-envoy render helm manifests images images-lock demo test test-race e2e bench bench-go lint fuzz ci clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -98,6 +98,9 @@ test-apiserver: ## the control plane on a real API server: WARREN_KUBE_BIN is th
 test-istiod: build plugins ## scenarios under Istio's own control plane: ISTIOD_BIN, KUBE_APISERVER_BIN and ETCD_BIN name the programs
 	$(ROOTLY) $(TESTENV) $(GO) test -count=1 -tags istiod -timeout 30m ./e2e/istiod
 
+test-envoy: build plugins ## a real Envoy as waypoint and as HBONE peer: ENVOY_BIN names the program
+	$(ROOTLY) $(TESTENV) $(GO) test -count=1 -tags envoy -timeout 15m $(TESTFLAGS) ./e2e/envoy
+
 bench: deps build plugins ## what the mesh costs (about 25 minutes); PEER=/path/to/proxy measures another beside ours, BENCHFLAGS='-list' names the loads
 	$(GO) build -o $(BIN)/bench ./e2e/bench/cmd/bench
 	$(ROOTLY) $(TESTENV) $(BIN)/bench -bin $(BIN) $(if $(PEER),-peer $(PEER)) $(BENCHFLAGS)
@@ -108,7 +111,7 @@ bench-go: ## benchmarks of the inner pieces, with allocations
 lint: ## gofmt, vet, staticcheck and the repository's own rules
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -d $$(git ls-files '*.go'); exit 1; }
 	$(GO) vet ./...
-	$(GO) vet -tags kube,apiserver,istiod,spire ./e2e/kube ./e2e/istiod ./e2e/spire ./xds/controlplane
+	$(GO) vet -tags kube,apiserver,istiod,spire,envoy ./e2e/kube ./e2e/istiod ./e2e/spire ./e2e/envoy ./xds/controlplane
 	$(GO) tool staticcheck ./...
 	$(GO) test -count=1 ./internal/archtest
 

@@ -25,12 +25,11 @@ import (
 	"github.com/warren-mesh/warren/proxy/relay"
 )
 
-// Certificate gets one for a service account that has a pod on the node, from the
-// mesh's own CA and with the node's token, as the node's proxy would.
-func (n *Node) Certificate(ctx context.Context, namespace, account string) (*mtls.Identity, error) {
+// CA is a client of the mesh's own CA with the node's token, as the node's proxy is one.
+func (n *Node) CA() (*istio.Signer, error) {
 	addr := n.mesh.ControlPlaneAddr()
 	config := mtls.ToServer(func() ([]byte, error) { return os.ReadFile(n.mesh.RootCert()) }, addr.Addr().String(), "istiod.istio-system.svc")
-	signer, err := istio.New(istio.Config{
+	return istio.New(istio.Config{
 		Address: "https://" + addr.String(), ClusterID: "Kubernetes",
 		TLS: func() (*tls.Config, error) { return config, nil },
 		Token: func() (string, error) {
@@ -39,6 +38,12 @@ func (n *Node) Certificate(ctx context.Context, namespace, account string) (*mtl
 		},
 		Dial: func(ctx context.Context, _, address string) (net.Conn, error) { return dialIn(ctx, n.NS, address) },
 	})
+}
+
+// Certificate gets one for a service account that has a pod on the node, from the
+// mesh's own CA, as the node's proxy would.
+func (n *Node) Certificate(ctx context.Context, namespace, account string) (*mtls.Identity, error) {
+	signer, err := n.CA()
 	if err != nil {
 		return nil, err
 	}
