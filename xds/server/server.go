@@ -47,6 +47,9 @@ type Config struct {
 	// whole of a mesh is 24 bytes for each. A client that does not take its own is cut off
 	// after AckTimeout, and its connection is closed.
 	MaxSending int64
+	// MaxTold bounds what clients said they have when they subscribed, till they are
+	// answered, all together (256 MiB). One caller has an eighth of it at most.
+	MaxTold int64
 }
 
 func (c Config) withDefaults() Config {
@@ -72,6 +75,9 @@ func (c Config) withDefaults() Config {
 	if c.MaxSending == 0 {
 		c.MaxSending = 512 << 20
 	}
+	if c.MaxTold == 0 {
+		c.MaxTold = 256 << 20
+	}
 	return c
 }
 
@@ -82,6 +88,7 @@ type Server struct {
 	states  *publisher
 	stats   counters
 	sending *budget
+	told    *toldBudget
 	// refusals bounds log lines that callers without credentials can cause.
 	refusals *rate.Limiter
 
@@ -109,6 +116,7 @@ func New(cfg Config) *Server {
 		callers: make(map[string]int),
 		closing: make(chan struct{}),
 		sending: newBudget(cfg.MaxSending),
+		told:    newToldBudget(cfg.MaxTold),
 
 		refusals: rate.NewLimiter(refusalRate, refusalBurst),
 	}
@@ -152,7 +160,7 @@ func serverOptions(idle time.Duration) []grpc.ServerOption {
 type Stats struct {
 	Streams  int    // open now
 	CutOff   uint64 // streams ended because the client was too slow
-	Refused  uint64 // streams that were not let in
+	Refused  uint64 // streams that were not let in, or for which there was no room
 	Sent     map[string]uint64
 	Rejected map[string]uint64 // responses that a client did not take (NACK)
 }

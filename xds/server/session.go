@@ -36,14 +36,15 @@ type session struct {
 // pending is set in any of the last two while a response awaits its answer. No second
 // one is sent meanwhile: the client sets the pace.
 type subscription struct {
-	active  bool
-	first   bool
-	told    told       // what the client said it has; until the first response
-	at      *resources // what it has since, once it has taken what was sent
-	leaving []string   // policies that are gone but not removed at the client yet
-	demand  *demand    // of addresses, if not of all
-	pending string     // nonce of the response in flight
-	since   time.Time  // of pending
+	active   bool
+	first    bool
+	told     told       // what the client said it has; until the first response
+	toldSize int64      // of that in memory
+	at       *resources // what it has since, once it has taken what was sent
+	leaving  []string   // policies that are gone but not removed at the client yet
+	demand   *demand    // of addresses, if not of all
+	pending  string     // nonce of the response in flight
+	since    time.Time  // of pending
 }
 
 // rejection is what a client said about a response that it did not take.
@@ -83,7 +84,7 @@ func (s *session) request(req *discovery.DeltaDiscoveryRequest) (*rejection, err
 
 // open takes the first request of a type.
 func (sub *subscription) open(k kind, req *discovery.DeltaDiscoveryRequest) error {
-	*sub = subscription{active: true, first: true}
+	*sub = subscription{active: true, first: true, toldSize: toldSize(req.GetInitialResourceVersions())}
 	if k == addresses && onDemand(req) {
 		var err error
 		sub.demand, err = newDemand(req)

@@ -30,6 +30,7 @@ func (s *Server) DeltaAggregatedResources(stream deltaStream) error {
 		leases:  leases{budget: s.sending},
 	}
 	defer c.leases.finish(min(lingering, s.cfg.AckTimeout), func() { hangUp(stream.Context()) }, release)
+	defer func() { c.server.told.give(c.caller, c.told) }()
 	c.log.Info("stream open")
 	err = c.serve(stream.Context())
 	c.log.Info("stream ended", "node", c.node, "err", err)
@@ -89,6 +90,7 @@ type conn struct {
 	sending bool      // a response is on its way into the stream; the session's deadline covers it
 	ready   *response // that there is no room for yet
 	leases  leases    // of what was sent
+	told    int64     // counted of what the client said it has
 }
 
 func (c *conn) serve(ctx context.Context) error {
@@ -143,6 +145,7 @@ func (c *conn) send(ctx context.Context, newest *Snapshot, now time.Time) (full 
 	r := c.ready
 	if r == nil {
 		r = c.session.next(newest, now)
+		_ = c.countTold() // an answer only gives back
 	}
 	if r == nil {
 		return nil
@@ -180,6 +183,9 @@ func (c *conn) receive(m message) error {
 		c.node = clip(m.req.GetNode().GetId(), 256)
 	}
 	rejected, err := c.session.request(m.req)
+	if err == nil {
+		err = c.countTold()
+	}
 	if err != nil {
 		c.log.Warn("request refused", "node", c.node, "err", err)
 		return err
