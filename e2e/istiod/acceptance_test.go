@@ -37,7 +37,7 @@ func (w *world) pod(t *testing.T, node int, spec onehost.PodSpec) *onehost.Pod {
 			_ = p.Delete(context.Background())
 		}
 	})
-	s, err := p.Serve(18080, answer(spec.Namespace+"/"+spec.Name))
+	s, err := p.Serve(18080, answer(w.called(spec.Namespace, spec.Name)))
 	if err != nil {
 		t.Fatal(err)
 	}

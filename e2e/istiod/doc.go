@@ -13,6 +13,9 @@
 // the same objects and compares, field by field, what they tell proxies, with every
 // difference that is meant to be there and why.
 //
+// clusters_test.go has two such meshes, of two clusters on two networks that touch in their
+// gateways alone: TestMultiNetwork.
+//
 // Of Istio's acceptance tests for ambient those are not here that are about
 //   - what a waypoint's or an ingress gateway's Envoy does with requests: routing, splits,
 //     TCPRoute and TLSRoute, EnvoyFilter, extensions, authorization and telemetry at layer
@@ -20,10 +23,6 @@
 //     applications of our own;
 //   - what istiod deploys and writes into status: TestWaypointChanges, TestWaypointStatus,
 //     TestOtherRevisionIgnored;
-//   - several clusters, and services that each exports to the others
-//     (AMBIENT_ENABLE_MULTI_NETWORK, istio.io/global, split-horizon workloads with a
-//     capacity): what istiod makes of them is neither carried nor compared. The second
-//     network of TestMulticlusterFailover is a WorkloadEntry's;
 //   - dry run, which istiod sends on demand only: compared, and tried in e2e/onehost under
 //     Warren's control plane;
 //   - sidecars and the migration from them: there are none in Warren's mesh;

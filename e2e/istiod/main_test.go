@@ -66,6 +66,7 @@ type world struct {
 	elsewhere              net.Listener // a host of no cluster
 	onDemand               bool         // proxies know what they were asked for
 	peers                  int          // PeerAuthentications that are in place
+	cluster, network       string       // of several; empty: there is one
 	pki                    *pki         // what is plugged in; nil: the control plane's own CA
 	broken                 error        // why it could not be built
 }
@@ -148,9 +149,13 @@ func (w *world) build(env []string) error {
 	}
 	if w.name == "istiod" {
 		// Gateways' status is the scenarios' to say.
-		o.ControlPlane = &istiod{env: []string{"PILOT_ENABLE_GATEWAY_API_STATUS=false", "PILOT_ENABLE_GATEWAY_API_DEPLOYMENT_CONTROLLER=false",
+		o.ControlPlane = &istiod{cluster: w.cluster, network: w.network, env: []string{"PILOT_ENABLE_GATEWAY_API_STATUS=false", "PILOT_ENABLE_GATEWAY_API_DEPLOYMENT_CONTROLLER=false",
 			"PILOT_ENABLE_GATEWAY_API_GATEWAYCLASS_CONTROLLER=false"}}
 		o.Env = append(o.Env, "ALT_XDS_HOSTNAME=istiod.istio-system.svc", "ALT_CA_HOSTNAME=istiod.istio-system.svc")
+	}
+	if w.network != "" {
+		o.Cluster = w.cluster
+		o.Env = append(o.Env, "NETWORK="+w.network, "ISTIO_META_CLUSTER_ID="+w.cluster)
 	}
 	w.plugIn(&o)
 	var err error
@@ -161,6 +166,11 @@ func (w *world) build(env []string) error {
 	defer cancel()
 	if w.Mesh, err = onehost.New(ctx, o); err != nil {
 		return err
+	}
+	if w.network != "" {
+		if err := w.PutNamespace(rootNamespace, map[string]string{networkLabel: w.network}); err != nil {
+			return err
+		}
 	}
 	if err := errors.Join(w.PutNamespace("app", map[string]string{"istio.io/dataplane-mode": "ambient"}), w.PutNamespace("plain", nil),
 		w.PutNamespace(privateNamespace, map[string]string{"istio.io/dataplane-mode": "ambient", "visibility": "private"}),
@@ -184,7 +194,7 @@ func (w *world) build(env []string) error {
 			return err
 		}
 		for _, port := range ports {
-			s, err := (*p.to).Serve(port, answer(p.namespace+"/"+p.name))
+			s, err := (*p.to).Serve(port, answer(w.called(p.namespace, p.name)))
 			if err != nil {
 				return err
 			}
@@ -210,6 +220,14 @@ spec:
 		return err // what the proxies know then is what they were asked for
 	}
 	return errors.Join(err, w.WaitPods(ctx))
+}
+
+// called is what a pod's application calls itself: with its network, where there are several.
+func (w *world) called(namespace, name string) string {
+	if w.network != "" {
+		return w.network + ":" + namespace + "/" + name
+	}
+	return namespace + "/" + name
 }
 
 // answer says who is spoken to and whom it sees, then sends back what it reads: a

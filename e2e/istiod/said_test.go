@@ -54,7 +54,7 @@ func (i *istiod) says(ctx context.Context) (said, error) {
 		return said{}, err
 	}
 	defer conn.Close()
-	return askEverything(metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+strings.TrimSpace(string(token)), "clusterid", "Kubernetes"), conn)
+	return askEverything(metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+strings.TrimSpace(string(token)), "clusterid", i.clusterID()), conn, i.clusterID())
 }
 
 // weSay asks Warren's server, which is given what the API server has now.
@@ -88,18 +88,18 @@ func (i *istiod) weSay(t *testing.T) (said, error) {
 		return said{}, err
 	}
 	defer conn.Close()
-	return askEverything(t.Context(), conn)
+	return askEverything(t.Context(), conn, i.clusterID())
 }
 
 // askEverything asks as a proxy does that follows everything, and then for each address
 // again as one does on demand: only that one is told aliases.
-func askEverything(ctx context.Context, conn grpc.ClientConnInterface) (said, error) {
+func askEverything(ctx context.Context, conn grpc.ClientConnInterface, cluster string) (said, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	client := discovery.NewAggregatedDiscoveryServiceClient(conn)
 	all := said{resources: make(map[string]proto.Message), aliases: make(map[string][]string)}
 	var names []string
-	err := exchange(ctx, client, []*discovery.DeltaDiscoveryRequest{{TypeUrl: server.AddressType}, {TypeUrl: server.AuthorizationType}}, func(r *discovery.Resource) error {
+	err := exchange(ctx, client, cluster, []*discovery.DeltaDiscoveryRequest{{TypeUrl: server.AddressType}, {TypeUrl: server.AuthorizationType}}, func(r *discovery.Resource) error {
 		m, err := decode(r)
 		all.resources[kindOf(m)+" "+r.GetName()] = m
 		if kindOf(m) != "policy" {
@@ -110,7 +110,7 @@ func askEverything(ctx context.Context, conn grpc.ClientConnInterface) (said, er
 	if err != nil || len(names) == 0 {
 		return all, err
 	}
-	return all, exchange(ctx, client, []*discovery.DeltaDiscoveryRequest{{TypeUrl: server.AddressType, ResourceNamesSubscribe: names}}, func(r *discovery.Resource) error {
+	return all, exchange(ctx, client, cluster, []*discovery.DeltaDiscoveryRequest{{TypeUrl: server.AddressType, ResourceNamesSubscribe: names}}, func(r *discovery.Resource) error {
 		m, err := decode(r)
 		aliases := slices.Clone(r.GetAliases())
 		slices.Sort(aliases)
@@ -121,7 +121,7 @@ func askEverything(ctx context.Context, conn grpc.ClientConnInterface) (said, er
 
 // exchange makes requests on a stream, each of which has one answer; news of what was
 // asked for before may come between.
-func exchange(ctx context.Context, client discovery.AggregatedDiscoveryServiceClient, requests []*discovery.DeltaDiscoveryRequest, got func(*discovery.Resource) error) error {
+func exchange(ctx context.Context, client discovery.AggregatedDiscoveryServiceClient, cluster string, requests []*discovery.DeltaDiscoveryRequest, got func(*discovery.Resource) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stream, err := client.DeltaAggregatedResources(ctx)
@@ -129,7 +129,7 @@ func exchange(ctx context.Context, client discovery.AggregatedDiscoveryServiceCl
 		return err
 	}
 	node := &corev3.Node{Id: "ztunnel~10.0.0.1~proxy-node1.istio-system~istio-system.svc.cluster.local", Metadata: &structpb.Struct{Fields: map[string]*structpb.Value{
-		"NAMESPACE": structpb.NewStringValue(rootNamespace), "NAME": structpb.NewStringValue("proxy-node1"), "CLUSTER_ID": structpb.NewStringValue("Kubernetes"),
+		"NAMESPACE": structpb.NewStringValue(rootNamespace), "NAME": structpb.NewStringValue("proxy-node1"), "CLUSTER_ID": structpb.NewStringValue(cluster),
 	}}}
 	for _, request := range requests {
 		request.Node = node

@@ -3,6 +3,7 @@
 package istiod
 
 import (
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -52,6 +53,8 @@ func program(variable string) (string, error) {
 // namespace that it runs in is the mesh's, so its ports are always the same.
 type istiod struct {
 	env     []string // added to its environment
+	cluster string   // its ID, empty: Kubernetes
+	network string   // of this cluster, if there are several
 	mesh    *onehost.Mesh
 	kube    kubernetes.Interface
 	dyn     dynamic.Interface
@@ -142,6 +145,7 @@ var kinds = map[string]struct {
 	status           bool // is written by a second call
 }{
 	"Namespace":           {GroupVersionResource: schema.GroupVersionResource{Version: "v1", Resource: "namespaces"}, cluster: true},
+	"Secret":              {GroupVersionResource: schema.GroupVersionResource{Version: "v1", Resource: "secrets"}},
 	"Node":                {GroupVersionResource: schema.GroupVersionResource{Version: "v1", Resource: "nodes"}, cluster: true},
 	"Pod":                 {GroupVersionResource: schema.GroupVersionResource{Version: "v1", Resource: "pods"}, status: true},
 	"Service":             {GroupVersionResource: schema.GroupVersionResource{Version: "v1", Resource: "services"}},
@@ -200,8 +204,12 @@ func (i *istiod) define(ctx context.Context) error {
 
 // people makes the nodes and, on each, the pod that its proxy's token is bound to.
 func (i *istiod) people(ctx context.Context) error {
+	labels := ""
+	if i.network != "" {
+		labels = networkLabel + ": " + i.network
+	}
 	docs := []string{
-		"apiVersion: v1\nkind: Namespace\nmetadata: {name: " + rootNamespace + "}\n",
+		"apiVersion: v1\nkind: Namespace\nmetadata: {name: " + rootNamespace + ", labels: {" + labels + "}}\n",
 		"apiVersion: v1\nkind: ServiceAccount\nmetadata: {name: ztunnel, namespace: " + rootNamespace + "}\n",
 	}
 	for _, n := range i.mesh.Nodes {
@@ -242,8 +250,13 @@ func (i *istiod) token(ctx context.Context, account, pod string) (string, error)
 	return r.Status.Token, nil
 }
 
+func (i *istiod) clusterID() string { return cmp.Or(i.cluster, "Kubernetes") }
+
+// meshConfig has what scenarios need. A service's scope is the mesh's to say: the label
+// istio.io/global means nothing by itself.
 const meshConfig = `serviceEntryVisibility:
   policies: [{visibility: NAMESPACE, matchingRules: [{namespaceSelector: {matchLabels: {visibility: private}}}]}]
+serviceScopeConfigs: [{servicesSelector: {matchLabels: {istio.io/global: "true"}}, scope: GLOBAL}]
 `
 
 func (i *istiod) startIstiod(ctx context.Context) error {
@@ -266,8 +279,11 @@ current-context: x
 	}
 	env := append([]string{
 		"PILOT_ENABLE_AMBIENT=true", "CA_TRUSTED_NODE_ACCOUNTS=" + rootNamespace + "/ztunnel", "POD_NAMESPACE=" + rootNamespace,
-		"POD_NAME=istiod-local", "CLUSTER_ID=Kubernetes", "ENABLE_LEADER_ELECTION=false", "INJECT_ENABLED=false", "VALIDATION_WEBHOOK_CONFIG_NAME=",
+		"POD_NAME=istiod-local", "CLUSTER_ID=" + i.clusterID(), "ENABLE_LEADER_ELECTION=false", "INJECT_ENABLED=false", "VALIDATION_WEBHOOK_CONFIG_NAME=",
 	}, i.env...)
+	if i.network != "" {
+		env = append(env, "AMBIENT_ENABLE_MULTI_NETWORK=true")
+	}
 	err = i.mesh.Run("istiod", bin, env, "discovery", "--kubeconfig="+i.file("kubeconfig"), "--grpcAddr=127.0.0.1:15010",
 		"--secureGRPCAddr="+net.JoinHostPort("", fmt.Sprint(i.mesh.ControlPlaneAddr().Port())), "--httpAddr=127.0.0.1:8080", "--httpsAddr=127.0.0.1:15017",
 		"--monitoringAddr=127.0.0.1:15014", "--ctrlz_port=9876", "--meshConfig="+i.file("mesh-config"))

@@ -1,6 +1,7 @@
 package onehost
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -25,16 +26,17 @@ const (
 
 // Options say what mesh to build. Bins and Dir are required.
 type Options struct {
-	Prefix string        // begins every namespace's name; unique among the meshes that run at one time
-	Dir    string        // logs, sockets and state; made if absent, removed by Close unless KeepDir
-	Bins   string        // folder of the four programs and of the CNI plugins bridge and host-local
-	Proxy  string        // another proxy binary in our proxy's place; empty: ours
-	Nodes  int           // 0: two
-	TTL    time.Duration // of certificates; 0: the programs' default
-	Env    []string      // added to each proxy's environment
-	Args   []string      // added to the control plane's flags
-	NoCNI  bool          // start no agents and no proxies (a test starts them itself)
-	NoWire bool          // leave the wire alone: no Capture, which costs CPU for every packet
+	Prefix  string        // begins every namespace's name; unique among the meshes that run at one time
+	Dir     string        // logs, sockets and state; made if absent, removed by Close unless KeepDir
+	Bins    string        // folder of the four programs and of the CNI plugins bridge and host-local
+	Proxy   string        // another proxy binary in our proxy's place; empty: ours
+	Nodes   int           // 0: two
+	TTL     time.Duration // of certificates; 0: the programs' default
+	Env     []string      // added to each proxy's environment
+	Args    []string      // added to the control plane's flags
+	NoCNI   bool          // start no agents and no proxies (a test starts them itself)
+	Cluster string        // the cluster's ID, empty: Kubernetes
+	NoWire  bool          // leave the wire alone: no Capture, which costs CPU for every packet
 
 	ControlPlane ControlPlane // in our control plane's place; nil: ours
 }
@@ -223,6 +225,8 @@ func (m *Mesh) Close() error {
 	}
 	return errors.Join(errs...)
 }
+
+func (m *Mesh) cluster() string { return cmp.Or(m.Opts.Cluster, "Kubernetes") }
 
 // FabricNS is the namespace of the wire between the nodes; tests send hostile traffic from it.
 func (m *Mesh) FabricNS() *netns.NS { return m.fabric.ns }

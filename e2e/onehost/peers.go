@@ -30,7 +30,7 @@ func (n *Node) CA() (*istio.Signer, error) {
 	addr := n.mesh.ControlPlaneAddr()
 	config := mtls.ToServer(func() ([]byte, error) { return os.ReadFile(n.mesh.RootCert()) }, addr.Addr().String(), "istiod.istio-system.svc")
 	return istio.New(istio.Config{
-		Address: "https://" + addr.String(), ClusterID: "Kubernetes",
+		Address: "https://" + addr.String(), ClusterID: n.mesh.cluster(),
 		TLS: func() (*tls.Config, error) { return config, nil },
 		Token: func() (string, error) {
 			b, err := os.ReadFile(n.TokenFile())
@@ -77,6 +77,11 @@ type Gateway struct {
 
 // ServeGateway starts one in the pod, which leads to target.
 func (p *Pod) ServeGateway(self *mtls.Identity, target netip.AddrPort) (*Gateway, error) {
+	return p.ServeGatewayTo(self, func(ctx context.Context, _ string) (*net.TCPConn, error) { return p.Dial(ctx, target) })
+}
+
+// ServeGatewayTo starts one in the pod. It leads where dial does for an authority.
+func (p *Pod) ServeGatewayTo(self *mtls.Identity, dial func(ctx context.Context, authority string) (*net.TCPConn, error)) (*Gateway, error) {
 	set, err := ready.New(1)
 	if err != nil {
 		return nil, err
@@ -90,7 +95,7 @@ func (p *Pod) ServeGateway(self *mtls.Identity, target netip.AddrPort) (*Gateway
 		case g.Asked <- Asked{peer.String(), in.Authority}:
 		default:
 		}
-		out, err := p.Dial(ctx, target)
+		out, err := dial(ctx, in.Authority)
 		if err != nil {
 			in.Reject(http.StatusServiceUnavailable)
 			return
