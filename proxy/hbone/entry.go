@@ -12,6 +12,7 @@ import (
 type entry struct {
 	key     Key
 	members []*member
+	limit   int      // streams at a time on a tunnel, as the peer said last; 0: it has not
 	dial    *dialing // the one to wait for, or nil
 	dials   int      // goroutines dialing; more than one only when one was given up
 }
@@ -208,7 +209,7 @@ func (p *Pool) settle(e *entry, d *dialing, t *tunnel, err error) *member {
 		return nil
 	}
 	p.seq++
-	m := &member{t: t, e: e, seq: p.seq, limit: p.cfg.PoolStreams}
+	m := &member{t: t, e: e, seq: p.seq, limit: cmp.Or(e.limit, p.cfg.PoolStreams)}
 	m.idle = time.AfterFunc(p.cfg.IdleRelease, func() { p.releaseIdle(m) })
 	t.onChange = func() { p.changed(m) }
 	e.members = append(e.members, m)
@@ -301,6 +302,13 @@ func (p *Pool) changed(m *member) {
 	gone := t.err != nil || t.deaf || t.closing || t.h2.GoingAway()
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	// What is opened before a tunnel's SETTINGS come, and is too much, is refused: a peer
+	// is taken to allow what it last did.
+	if t.h2.Greeted() {
+		m.e.limit = limit
+	} else {
+		limit = m.limit
+	}
 	if streams == m.streams && limit == m.limit && gone == m.gone {
 		return
 	}

@@ -20,7 +20,7 @@ import (
 )
 
 // frameServer runs f for each tunnel that a client opens to the address it returns.
-func frameServer(t testing.TB, p *pki, f func(*framed)) netip.AddrPort {
+func frameServer(t testing.TB, p *pki, f func(*framed), settings ...http2.Setting) netip.AddrPort {
 	t.Helper()
 	l := listen(t)
 	server := p.server(t, "server")
@@ -43,7 +43,7 @@ func frameServer(t testing.TB, p *pki, f func(*framed)) netip.AddrPort {
 					return
 				}
 				fr := newFramed(quiet{t}, c, raw)
-				_ = fr.fr.WriteSettings()
+				_ = fr.fr.WriteSettings(settings...)
 				f(fr)
 			})
 		}

@@ -38,6 +38,7 @@ func (t *tunnel) openLocked(req Request) (*Stream, error) {
 	case errors.Is(err, h2.ErrHeaderSize):
 		return nil, fmt.Errorf("hbone: CONNECT %s: %w", req.Authority, err)
 	case err != nil:
+		t.changedLocked() // the pool hears of a lower limit before it is asked again
 		return nil, errStale
 	}
 	s := newStream(t, hs)

@@ -354,6 +354,38 @@ func TestPoolRetries(t *testing.T) {
 			discard(s)
 		})
 	}
+	t.Run("few streams at a time", func(t *testing.T) {
+		// The peer's limit comes when the first streams are on their way, as Envoy's does.
+		const limit, opens = 5, 60
+		r := newRig(t, "", nil)
+		l := frameServer(t, r.pki, func(f *framed) {
+			open := 0
+			for {
+				h, ok := f.next().(*http2.MetaHeadersFrame)
+				switch {
+				case !ok:
+				case open == limit:
+					_ = f.fr.WriteRSTStream(h.StreamID, http2.ErrCodeRefusedStream)
+				default:
+					open++
+					_ = f.headers(h.StreamID, false, ":status", "200")
+				}
+			}
+		}, http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: limit})
+		p := newCountingPool(t, r, hbone.Config{})
+		var wg sync.WaitGroup
+		for range opens {
+			wg.Go(func() {
+				s, err := p.Open(context.Background(), hbone.Key{Dst: l}, request())
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				t.Cleanup(discard(s))
+			})
+		}
+		wg.Wait()
+	})
 	t.Run("not for ever", func(t *testing.T) {
 		r := newRig(t, "", nil)
 		var tunnels atomic.Int64

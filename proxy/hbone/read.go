@@ -317,6 +317,7 @@ func (t *tunnel) handle(e *h2.Event) {
 	case h2.Settings:
 		t.mu.Lock()
 		t.greetedLocked()
+		t.changedLocked() // before who was refused for it looks for another tunnel
 		t.mu.Unlock()
 	case h2.Pong:
 		t.pong(e.Ping)

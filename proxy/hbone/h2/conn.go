@@ -143,6 +143,9 @@ func (c *Conn) Streams() int { return len(c.streams) }
 // limit and our own.
 func (c *Conn) Capacity() int { return int(min(c.peer.maxStreams, c.cfg.MaxStreams)) }
 
+// Greeted says that the peer's SETTINGS have come: until then its limits are assumed.
+func (c *Conn) Greeted() bool { return c.gotSettings }
+
 // GoingAway says that no new stream can be opened.
 func (c *Conn) GoingAway() bool {
 	return c.err != nil || c.peerGone || c.draining || c.nextID > maxWindow
