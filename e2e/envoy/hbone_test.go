@@ -74,6 +74,7 @@ type destination struct {
 	name     string
 	asked    netip.AddrPort
 	endpoint netip.AddrPort
+	tcp      bool // no requests are read
 }
 
 // main is the internal listener that knows requests: each is marked and sent on.
@@ -84,19 +85,26 @@ func main(all ...destination) object {
 			"filter_chain_match": object{
 				"prefix_ranges": []object{{"address_prefix": d.asked.Addr().String(), "prefix_len": d.asked.Addr().BitLen()}}, "destination_port": d.asked.Port(),
 			},
-			"filters": []object{typed("hcm", hcmType, object{
-				"stat_prefix": d.name, "http_filters": []object{typed("router", routerType, object{})},
-				"route_config": routes(object{
-					"match": object{"prefix": "/"}, "route": object{"cluster": d.name, "timeout": "0s"},
-					"request_headers_to_add": []object{{"header": object{"key": "x-waypoint", "value": d.name}}},
-				}),
-			})},
+			"filters": []object{d.filter()},
 		})
 	}
 	return object{
 		"name": "main", "internal_listener": object{}, "filter_chains": chains,
 		"listener_filters": []object{typed(originalDst, "envoy.extensions.filters.listener.original_dst.v3.OriginalDst", object{})},
 	}
+}
+
+func (d destination) filter() object {
+	if d.tcp {
+		return typed("tcp", tcpProxyType, object{"stat_prefix": d.name, "cluster": d.name})
+	}
+	return typed("hcm", hcmType, object{
+		"stat_prefix": d.name, "http_filters": []object{typed("router", routerType, object{})},
+		"route_config": routes(object{
+			"match": object{"prefix": "/"}, "route": object{"cluster": d.name, "timeout": "0s"},
+			"request_headers_to_add": []object{{"header": object{"key": "x-waypoint", "value": d.name}}},
+		}),
+	})
 }
 
 // originate is the internal listener that sends what it is given in a CONNECT to the
@@ -137,9 +145,10 @@ func toHBONE(c credentials, http2 object) object {
 	}
 }
 
-// waypoint is the configuration of a waypoint for those destinations.
-func (e *envoy) waypoint(c credentials, all ...destination) (listeners, clusters []object) {
-	listeners = []object{e.terminate(c, object{}), main(all...), originate("hbone")}
+// waypoint is the configuration of a waypoint for those destinations. http2 is what else
+// it says of itself to who asks it.
+func (e *envoy) waypoint(c credentials, http2 object, all ...destination) (listeners, clusters []object) {
+	listeners = []object{e.terminate(c, http2), main(all...), originate("hbone")}
 	clusters = []object{toInternal("main", "main", ""), toHBONE(c, object{})}
 	for _, d := range all {
 		clusters = append(clusters, toInternal(d.name, "originate", d.endpoint.String()))

@@ -82,12 +82,20 @@ func newMesh(t *testing.T, o onehost.Options) *onehost.Mesh {
 	return m
 }
 
+// showLogs shows of each log the end and what went wrong.
 func showLogs(t *testing.T, m *onehost.Mesh) {
+	const most = 15
 	files, _ := filepath.Glob(filepath.Join(m.Opts.Dir, "*.log"))
 	for _, f := range files {
 		b, _ := os.ReadFile(f)
 		lines := strings.Split(strings.TrimSpace(string(b)), "\n")
-		t.Logf("--- %s\n%s", filepath.Base(f), strings.Join(lines[max(0, len(lines)-25):], "\n"))
+		var errs []string
+		for _, l := range lines[:max(0, len(lines)-most)] {
+			if strings.Contains(l, `"error"`) && len(errs) < most {
+				errs = append(errs, l)
+			}
+		}
+		t.Logf("--- %s\n%s", filepath.Base(f), strings.Join(append(errs, lines[max(0, len(lines)-most):]...), "\n"))
 	}
 }
 

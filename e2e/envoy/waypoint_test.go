@@ -99,7 +99,7 @@ func TestWaypoint(t *testing.T) {
 	answer(t, server, 8080)
 	service, pod := netip.MustParseAddrPort(vip+":80"), netip.AddrPortFrom(server.IP4(), 8080)
 	e := newEnvoy(t, wp)
-	listeners, clusters := e.waypoint(issue(t, wp), destination{"service", service, pod}, destination{"pod", pod, pod})
+	listeners, clusters := e.waypoint(issue(t, wp), nil, destination{"service", service, pod, false}, destination{"pod", pod, pod, false})
 	e.start(t, listeners, clusters)
 	putService(t, m, "istio.io/use-waypoint: wp")
 	putWaypoint(t, m, wp, "all")
