@@ -159,6 +159,7 @@ func (c *conn) send(ctx context.Context, newest *Snapshot, now time.Time) (full 
 		return full
 	}
 	c.ready, r.end = nil, c.leases.add(n)
+	c.server.stats.sent[r.kind].Add(1) // before the client can have it, and look
 	select {
 	case c.pump.out <- r:
 	case <-ctx.Done():
@@ -166,7 +167,6 @@ func (c *conn) send(ctx context.Context, newest *Snapshot, now time.Time) (full 
 		return nil
 	}
 	c.sending = true
-	c.server.stats.sent[r.kind].Add(1)
 	c.log.Debug("sent", "type", r.kind.typeURL(), "resources", len(r.resources), "removed", len(r.removed), "nonce", r.nonce)
 	return nil
 }
