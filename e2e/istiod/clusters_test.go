@@ -150,11 +150,7 @@ status: {addresses: [{type: IPAddress, value: ADDRESS}]}
 `)
 }
 
-func (e *edge) putGateway(t *testing.T) {
-	t.Helper()
-	at, doc := e.gateway()
-	at.put(t, "Gateway", "app", "edge-of-"+e.of.network, doc)
-}
+func (e *edge) name() string { return "edge-of-" + e.of.network }
 
 // join has w know the cluster of another: under istiod by a Secret with the way to its API
 // server. What our control plane, which knows one cluster, is told instead are the
@@ -259,7 +255,7 @@ spec: {network: %s, serviceAccount: %s, labels: {app: %[2]s}}
 }
 
 // global is a Service that every cluster may use.
-func (w *world) global(name, vip, more string) string {
+func global(name, vip, more string) string {
 	return strings.NewReplacer("NAME", name, "VIP", vip, "MORE", more).Replace(`apiVersion: v1
 kind: Service
 metadata: {name: NAME, namespace: app, labels: {istio.io/global: "true"}}

@@ -3,6 +3,10 @@
 package istiod
 
 import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/warren-mesh/warren/e2e/onehost"
@@ -13,14 +17,25 @@ import (
 func TestMultiNetwork(t *testing.T) {
 	for _, name := range []string{"warren", "istiod"} {
 		t.Run(name, func(t *testing.T) {
-			c := newClusters(t, name)
-			s := c.share(t)
+			s := newClusters(t, name).share(t)
 			t.Run("both ways", s.bothWays)
+			t.Run("identities", s.identities)
+			t.Run("one address in two networks", s.sameAddresses)
+			t.Run("policy at the far end", s.policy)
+			t.Run("failover", s.failover)
+			t.Run("gateway down", s.gatewayDown)
+			t.Run("gateway with nobody behind it", s.nobodyBehind)
+			t.Run("gateway removed", s.gatewayRemoved)
+			if name == "istiod" {
+				t.Run("not global", s.notGlobal)
+				t.Run("cluster removed", s.clusterRemoved)
+			}
 		})
 	}
 }
 
-// shared is a service of both clusters.
+// shared is a service of both clusters. Each of its pods has an account of its own, where
+// a control plane can say so.
 type shared struct {
 	*clusters
 	near, far1, far2 *onehost.Pod
@@ -31,23 +46,31 @@ const (
 	sharedHost = "shared.app.svc.cluster.local:80"
 	shared1VIP = "10.96.20.1" // in n1
 	shared2VIP = "10.96.20.2" // in n2
+	clientID   = "spiffe://cluster.local/ns/app/sa/client"
 )
+
+var sharedBy = []string{"n1:app/near", "n2:app/far-1", "n2:app/far-2"}
 
 // share has the clusters know each other, and a service in both.
 func (c *clusters) share(t *testing.T) *shared {
 	t.Helper()
 	s := &shared{clusters: c}
-	labels := map[string]string{"app": "shared"}
-	s.near = c.n1.pod(t, 0, onehost.PodSpec{Namespace: "app", Name: "near", ServiceAccount: "shared-1", Labels: labels})
-	s.far1 = c.n2.pod(t, 0, onehost.PodSpec{Namespace: "app", Name: "far-1", ServiceAccount: "shared-2", Labels: labels})
-	s.far2 = c.n2.pod(t, 1, onehost.PodSpec{Namespace: "app", Name: "far-2", ServiceAccount: "shared-2", Labels: labels})
+	last := "shared-3"
+	if c.n1.name == "warren" { // a WorkloadEntry stands for one account, and a gateway chooses among all
+		last = "shared-2"
+	}
+	pod := func(w *world, node int, name, account string) *onehost.Pod {
+		return w.pod(t, node, onehost.PodSpec{Namespace: "app", Name: name, ServiceAccount: account, Labels: map[string]string{"app": "shared"}})
+	}
+	s.near, s.far1, s.far2 = pod(c.n1, 0, "near", "shared-1"), pod(c.n2, 0, "far-1", "shared-2"), pod(c.n2, 1, "far-2", last)
 	s.to1, s.to2 = c.edge(t, c.n1, c.n2), c.edge(t, c.n2, c.n1)
 	s.to1.lead(sharedHost, s.near)
 	s.to2.lead(sharedHost, s.far1, s.far2)
-	c.n1.put(t, "Service", "app", "shared", c.n1.global("shared", shared1VIP, ""))
-	c.n2.put(t, "Service", "app", "shared", c.n2.global("shared", shared2VIP, ""))
+	c.n1.put(t, "Service", "app", "shared", global("shared", shared1VIP, ""))
+	c.n2.put(t, "Service", "app", "shared", global("shared", shared2VIP, ""))
 	for _, e := range []*edge{s.to1, s.to2} {
-		e.putGateway(t)
+		at, doc := e.gateway()
+		at.put(t, "Gateway", "app", e.name(), doc)
 	}
 	c.n1.remote(t, c.n2, "shared", "shared-2", 2)
 	c.n2.remote(t, c.n1, "shared", "shared-1", 1)
@@ -57,12 +80,243 @@ func (c *clusters) share(t *testing.T) *shared {
 }
 
 func (s *shared) bothWays(t *testing.T) {
-	spread(t, s.n1.client, at(shared1VIP, 80), "n1:app/near", "n2:app/far-1", "n2:app/far-2")
-	spread(t, s.n2.client, at(shared2VIP, 80), "n1:app/near", "n2:app/far-1", "n2:app/far-2")
+	spread(t, s.n1.client, at(shared1VIP, 80), sharedBy...)
+	spread(t, s.n2.client, at(shared2VIP, 80), sharedBy...)
 	for _, e := range []*edge{s.to1, s.to2} {
-		asked, n := e.asked()
-		if n == 0 || asked.Peer != "spiffe://cluster.local/ns/app/sa/client" || asked.Authority != sharedHost {
+		if asked, n := e.asked(); n == 0 || asked.Peer != clientID || asked.Authority != sharedHost {
 			t.Errorf("the gateway of %s was asked %d times, the last time %+v", e.of.network, n, asked)
 		}
 	}
+}
+
+// identities: the far end is proven to the client through the gateway, and the client to
+// the far end, which sees the gateway's address.
+func (s *shared) identities(t *testing.T) {
+	near, far := s.n1.AccessLogs(), s.n2.AccessLogs()
+	spread(t, s.n1.client, at(shared1VIP, 80), sharedBy...)
+	out, err := near.Lines()
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]bool{}
+	for _, l := range out {
+		if l.Direction == "outbound" && strings.HasPrefix(l.Dst, s.to2.outside.IP4().String()+":") {
+			seen[l.DstIdentity] = true
+		}
+	}
+	for _, p := range []*onehost.Pod{s.far1, s.far2} {
+		id := "spiffe://cluster.local/ns/app/sa/" + p.Spec.ServiceAccount
+		if !seen[id] {
+			t.Errorf("no connection through the gateway is to %s: %v", id, seen)
+		}
+		lines, err := far.Wait(t.Context(), s.to2.inside.IPs, p.IPs, []string{"inbound"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, l := range lines {
+			if l.SrcIdentity != clientID || l.DstIdentity != id {
+				t.Errorf("at the far end: %q → %q", l.SrcIdentity, l.DstIdentity)
+			}
+		}
+	}
+}
+
+// sameAddresses: an address is one of a network. Pods of both have the same ones, and a
+// service of one network has the address that another service has in the other.
+func (s *shared) sameAddresses(t *testing.T) {
+	if s.n1.server.IP4() != s.n2.server.IP4() {
+		t.Fatalf("%s and %s: not one address", s.n1.server.IP4(), s.n2.server.IP4())
+	}
+	s.n1.put(t, "Service", "app", "alone", judged("alone", shared2VIP, "", ""))
+	s.n1.put(t, "WorkloadEntry", "app", "twin", fmt.Sprintf(`apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: twin, namespace: app, labels: {app: nobody}}
+spec: {address: %s, network: n2, serviceAccount: twin}
+`, s.n1.server.IP4()))
+	for _, w := range []*world{s.n1, s.n2} {
+		for _, port := range ports {
+			reaches(t, w.client, on(w.server, port), w.network+":app/server")
+		}
+		spread(t, w.client, at(webVIP, 80), w.network+":app/server", w.network+":app/second")
+	}
+	spread(t, s.n1.client, at(shared2VIP, 80), "n1:app/server", "n1:app/second")
+	spread(t, s.n2.client, at(shared2VIP, 80), sharedBy...)
+	spread(t, s.n1.client, at(shared1VIP, 80), sharedBy...)
+}
+
+// policy: what counts at the far end is who the client is, not the gateway.
+func (s *shared) policy(t *testing.T) {
+	s.leave(t, s.near)
+	vip := at(shared1VIP, 80)
+	s.n2.put(t, "PeerAuthentication", "app", "strict", "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: strict, namespace: app}\nspec: {mtls: {mode: STRICT}}\n")
+	s.n2.refused(t, s.n2.outside, on(s.far1, 18080), "explicitly denied by: "+strictPolicy)
+	spread(t, s.n1.client, vip, sharedBy[1:]...)
+	for name, spec := range map[string]string{
+		"deny":  `action: DENY, rules: [{from: [{source: {principals: [cluster.local/ns/app/sa/client]}}]}]`,
+		"allow": `action: ALLOW, rules: [{from: [{source: {principals: [cluster.local/ns/app/sa/other]}}]}]`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			because := map[string]string{"deny": "explicitly denied by: app/far", "allow": "allow policies exist, but none allowed"}[name]
+			s.n2.put(t, "AuthorizationPolicy", "app", "far", "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: far, namespace: app}\nspec: {selector: {matchLabels: {app: shared}}, "+spec+"}\n")
+			far := s.n2.AccessLogs()
+			s.n1.refused(t, s.n1.client, vip, "http status: 401")
+			if err := logged(t, far, s.to2.inside, because, steady); err != nil {
+				t.Errorf("at the far end: %v", err)
+			}
+			spread(t, s.n1.other, vip, sharedBy[1:]...)
+		})
+	}
+}
+
+// leave has a pod be ready no more until the test ends.
+func (s *shared) leave(t *testing.T, p *onehost.Pod) {
+	t.Helper()
+	if err := p.SetReady(false); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := p.SetReady(true); err != nil {
+			t.Error(err)
+		}
+		spread(t, s.n1.client, at(shared1VIP, 80), sharedBy...)
+	})
+}
+
+// failover: who prefers what is near goes to the other network when nobody is left.
+func (s *shared) failover(t *testing.T) {
+	vip := at(shared1VIP, 80)
+	change := func(more string) {
+		t.Helper()
+		if err := s.n1.Put("Service", "app", "shared", []byte(global("shared", shared1VIP, more))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	change("trafficDistribution: PreferClose")
+	s.only(t, "n1:app/near")
+	if err := s.near.SetReady(false); err != nil {
+		t.Fatal(err)
+	}
+	s.only(t, sharedBy[1:]...)
+	if err := s.near.SetReady(true); err != nil {
+		t.Fatal(err)
+	}
+	s.only(t, "n1:app/near")
+	change("")
+	spread(t, s.n1.client, vip, sharedBy...)
+}
+
+// many calls in a row by one who would otherwise be every third: chance is 1 in 200,000.
+const many = 11
+
+// only waits until nobody but who answers the client, whom somebody answers at all times.
+func (s *shared) only(t *testing.T, who ...string) {
+	t.Helper()
+	eventually(t, fmt.Sprintf("only %v answer", who), func() error {
+		for range many {
+			r, err := call(s.n1.client, at(shared1VIP, 80))
+			if err != nil {
+				t.Fatalf("a call failed: %v", err)
+			}
+			if !slices.Contains(who, r.who) {
+				return fmt.Errorf("%s answered", r.who)
+			}
+		}
+		return nil
+	})
+}
+
+// gatewayDown: no connection is lost to a gateway that refuses, and it is left alone for a
+// while; when it is back it is used.
+func (s *shared) gatewayDown(t *testing.T) { s.without(t, s.to2.down, s.to2.up) }
+
+// nobodyBehind: nor to one that has nowhere to go.
+func (s *shared) nobodyBehind(t *testing.T) {
+	s.without(t, func(*testing.T) { s.to2.lead(sharedHost) }, func(*testing.T) { s.to2.lead(sharedHost, s.far1, s.far2) })
+}
+
+func (s *shared) without(t *testing.T, down, up func(*testing.T)) {
+	vip := at(shared1VIP, 80)
+	before := s.retries(t)
+	s.to2.asked()
+	down(t)
+	l := underLoad(vip, s.n1.client, s.n1.other)
+	l.goesOn(t, 60)
+	calls, failed := l.stop()
+	if len(failed) > 0 {
+		t.Errorf("%d of %d connections failed: %v", len(failed), calls, failed[0].err)
+	}
+	switch tried := s.retries(t) - before; {
+	case tried == 0:
+		t.Errorf("none of %d connections left the gateway", calls)
+	case tried > calls/4: // without a rest two of three would try it
+		t.Errorf("%d of %d connections tried the gateway", tried, calls)
+	}
+	s.only(t, "n1:app/near")
+	up(t)
+	spread(t, s.n1.client, vip, sharedBy...)
+}
+
+// retries is how many connections of n1's clients left an endpoint for another.
+func (s *shared) retries(t *testing.T) (sum int) {
+	t.Helper()
+	text, err := s.n1.Nodes[0].Metrics(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(text) {
+		var n int
+		if _, value, ok := strings.Cut(line, "} "); ok && strings.HasPrefix(line, "warren_connect_retries_total{") {
+			if _, err := fmt.Sscan(value, &n); err != nil {
+				t.Fatal(err)
+			}
+			sum += n
+		}
+	}
+	return sum
+}
+
+// gatewayRemoved: a network that no gateway is known of is not there.
+func (s *shared) gatewayRemoved(t *testing.T) {
+	at, doc := s.to2.gateway()
+	s.gone(t,
+		func() error { return at.Remove("Gateway", "app", s.to2.name()) },
+		func() error { return at.Put("Gateway", "app", s.to2.name(), []byte(doc)) })
+}
+
+// notGlobal: a service is one of all clusters where each of them says so.
+func (s *shared) notGlobal(t *testing.T) {
+	for w, vip := range map[*world]string{s.n1: shared1VIP, s.n2: shared2VIP} {
+		t.Run("in "+w.network, func(t *testing.T) {
+			doc := global("shared", vip, "")
+			s.gone(t,
+				func() error {
+					return w.Put("Service", "app", "shared", []byte(strings.Replace(doc, `"true"`, `"false"`, 1)))
+				},
+				func() error { return w.Put("Service", "app", "shared", []byte(doc)) })
+		})
+	}
+}
+
+func (s *shared) clusterRemoved(t *testing.T) {
+	s.gone(t, func() error { s.n1.leave(t); return nil }, func() error { s.n1.join(t, s.n2); return nil })
+}
+
+// gone takes away what leads to the other network, and brings it back: the service is
+// served from its own then, without a call that fails, or from nowhere.
+func (s *shared) gone(t *testing.T, remove, restore func() error) {
+	t.Helper()
+	vip := at(shared1VIP, 80)
+	spread(t, s.n1.client, vip, sharedBy...)
+	if err := remove(); err != nil {
+		t.Fatal(err)
+	}
+	s.only(t, "n1:app/near")
+	if err := s.near.SetReady(false); err != nil {
+		t.Fatal(err)
+	}
+	s.n1.refused(t, s.n1.client, vip, "no healthy upstream: "+vip.String())
+	if err := errors.Join(s.near.SetReady(true), restore()); err != nil {
+		t.Fatal(err)
+	}
+	spread(t, s.n1.client, vip, sharedBy...)
 }
