@@ -23,8 +23,6 @@
 //     applications of our own;
 //   - what istiod deploys and writes into status: TestWaypointChanges, TestWaypointStatus,
 //     TestOtherRevisionIgnored;
-//   - dry run, which istiod sends on demand only: compared, and tried in e2e/onehost under
-//     Warren's control plane;
 //   - sidecars and the migration from them: there are none in Warren's mesh;
 //   - a cloud's metadata server, the API server as a destination, enrolment of running
 //     pods, the node agent and its upgrades, taints: e2e/kube has those that a cluster can

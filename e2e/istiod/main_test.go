@@ -66,6 +66,7 @@ type world struct {
 	elsewhere              net.Listener // a host of no cluster
 	onDemand               bool         // proxies know what they were asked for
 	peers                  int          // PeerAuthentications that are in place
+	dryRun                 bool         // policies in dry run are told to proxies
 	cluster, network       string       // of several; empty: there is one
 	pki                    *pki         // what is plugged in; nil: the control plane's own CA
 	broken                 error        // why it could not be built
@@ -157,6 +158,7 @@ func (w *world) build(env []string) error {
 		o.Cluster = w.cluster
 		o.Env = append(o.Env, "NETWORK="+w.network, "ISTIO_META_CLUSTER_ID="+w.cluster)
 	}
+	w.sendDryRun(&o)
 	w.plugIn(&o)
 	var err error
 	if o.Dir, err = os.MkdirTemp("", o.Prefix+"-"); err != nil {
@@ -220,6 +222,18 @@ spec:
 		return err // what the proxies know then is what they were asked for
 	}
 	return errors.Join(err, w.WaitPods(ctx))
+}
+
+// sendDryRun has the control plane tell of policies in dry run, if it is to.
+func (w *world) sendDryRun(o *onehost.Options) {
+	i, ok := o.ControlPlane.(*istiod)
+	switch {
+	case !w.dryRun:
+	case ok:
+		i.env = append(i.env, "AMBIENT_ENABLE_DRY_RUN_AUTHORIZATION_POLICY=true")
+	default:
+		o.Args = append(o.Args, "--dry-run-policies")
+	}
 }
 
 // called is what a pod's application calls itself: with its network, where there are several.

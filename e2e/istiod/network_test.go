@@ -27,6 +27,7 @@ func TestMultiNetwork(t *testing.T) {
 			t.Run("gateway with nobody behind it", s.nobodyBehind)
 			t.Run("gateway removed", s.gatewayRemoved)
 			if name == "istiod" {
+				t.Run("differential", s.differential)
 				t.Run("not global", s.notGlobal)
 				t.Run("cluster removed", s.clusterRemoved)
 			}
@@ -319,4 +320,47 @@ func (s *shared) gone(t *testing.T, remove, restore func() error) {
 		t.Fatal(err)
 	}
 	spread(t, s.n1.client, vip, sharedBy...)
+}
+
+// differential: what n1's proxies are told by istiod, and by our control plane of the
+// objects of n1 alone.
+func (s *shared) differential(t *testing.T) {
+	i := s.n1.Opts.ControlPlane.(*istiod)
+	for _, o := range []struct{ kind, name, doc string }{
+		{"Service", "third", global("third", "10.96.20.3", "")},
+		{"Service", "own", judged("own", "10.96.20.4", "", "")},
+		{"WorkloadEntry", "third-1", `apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: third-1, namespace: app, labels: {app: third}}
+spec: {network: n3, serviceAccount: third-1, weight: 3, labels: {app: third}}
+`},
+		{"WorkloadEntry", "third-2", `apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: third-2, namespace: app, labels: {app: third}}
+spec: {address: 10.0.3.2, network: n3, serviceAccount: third-2, labels: {app: third}}
+`},
+		{"WorkloadEntry", "own-1", `apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: own-1, namespace: app, labels: {app: web}}
+spec: {address: 10.0.3.3, network: n3, serviceAccount: own, labels: {app: web}}
+`},
+		{"Gateway", "edge-of-n3", `apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: edge-of-n3, namespace: app, labels: {topology.istio.io/network: n3}}
+spec: {gatewayClassName: istio-remote, listeners: [{name: mesh, port: 15018, protocol: HBONE}]}
+status: {addresses: [{type: IPAddress, value: 192.0.2.3}]}
+`},
+	} {
+		if err := i.Put([]byte(o.doc)); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := i.Gone(o.kind, "app", o.name); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	seen := make(map[string]bool)
+	i.compare(t, acceptedNetworks, seen, make(filled), make(filled))
+	provoked(t, acceptedNetworks, seen)
 }

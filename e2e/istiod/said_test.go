@@ -172,7 +172,7 @@ func (i *istiod) translated(ctx context.Context) (translate.Result, error) {
 	if err != nil {
 		return translate.Result{}, err
 	}
-	return translate.All(o, translate.Options{DryRunPolicies: true})
+	return translate.All(o, translate.Options{ClusterID: i.clusterID(), DryRunPolicies: true})
 }
 
 func list[T any](ctx context.Context, i *istiod, kind string, to *[]*T) error {
