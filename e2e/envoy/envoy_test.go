@@ -124,18 +124,21 @@ func (e *envoy) kill(t *testing.T) {
 	}
 }
 
-// asked is one CONNECT, as Envoy's access log has it.
+// asked is one CONNECT, or connection, as Envoy's access log has it.
 type asked struct {
 	Authority, Peer, Baggage, Forwarded, Traceparent, Source, Flags string
 	Code                                                            int
 }
 
-func (e *envoy) accessLog() object {
+// connects are the fields of a CONNECT.
+var connects = object{
+	"authority": "%REQ(:AUTHORITY)%", "peer": "%DOWNSTREAM_PEER_URI_SAN%", "baggage": "%REQ(BAGGAGE)%", "forwarded": "%REQ(FORWARDED)%",
+	"traceparent": "%REQ(TRACEPARENT)%", "source": "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%", "code": "%RESPONSE_CODE%", "flags": "%RESPONSE_FLAGS%",
+}
+
+func (e *envoy) accessLog(fields object) object {
 	return typed("envoy.access_loggers.file", "envoy.extensions.access_loggers.file.v3.FileAccessLog", object{
-		"path": e.file("access.json"), "log_format": object{"json_format": object{
-			"authority": "%REQ(:AUTHORITY)%", "peer": "%DOWNSTREAM_PEER_URI_SAN%", "baggage": "%REQ(BAGGAGE)%", "forwarded": "%REQ(FORWARDED)%",
-			"traceparent": "%REQ(TRACEPARENT)%", "source": "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%", "code": "%RESPONSE_CODE%", "flags": "%RESPONSE_FLAGS%",
-		}},
+		"path": e.file("access.json"), "log_format": object{"json_format": fields},
 	})
 }
 

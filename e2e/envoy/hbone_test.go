@@ -39,26 +39,51 @@ func socketAddress(a netip.AddrPort) object {
 	return object{"socket_address": object{"address": a.Addr().String(), "port_value": a.Port()}}
 }
 
+// terms are what Envoy says of itself to who opens tunnels to it: SETTINGS, when it ends a
+// connection, and what is answered at once, by authority.
+type terms struct {
+	http2    object
+	requests int
+	status   map[string]int
+}
+
 // terminate takes HBONE on the pod's 15008 and hands what each CONNECT carries to the
 // internal listener main, with the authority as its destination.
-func (e *envoy) terminate(c credentials, http2 object) object {
+func (e *envoy) terminate(c credentials, say terms) object {
 	return object{
 		"name": "connect_terminate", "address": socketAddress(netip.AddrPortFrom(e.IP4(), 15008)),
 		"filter_chains": []object{{"transport_socket": c.tls("Downstream"), "filters": []object{typed("hcm", hcmType, object{
-			"stat_prefix": "terminate", "codec_type": "HTTP2", "access_log": []object{e.accessLog()},
-			"http2_protocol_options": with(http2, "allow_connect", true), "upgrade_configs": []object{{"upgrade_type": "CONNECT"}},
+			"stat_prefix": "terminate", "codec_type": "HTTP2", "access_log": []object{e.accessLog(connects)},
+			"http2_protocol_options": with(say.http2, "allow_connect", true), "common_http_protocol_options": say.common(), "upgrade_configs": []object{{"upgrade_type": "CONNECT"}},
 			"http_filters": []object{
 				typed("authority", stateType, object{"on_request_headers": []object{
 					state(originalDst+".local_ip", "%REQ(:AUTHORITY)%"), state(originalDst+".remote_ip", "%DOWNSTREAM_REMOTE_ADDRESS%"),
 				}}),
 				typed("router", routerType, object{}),
 			},
-			"route_config": routes(object{
+			"route_config": object{"virtual_hosts": say.hosts(object{
 				"match": object{"connect_matcher": object{}},
 				"route": object{"cluster": "main", "timeout": "0s", "upgrade_configs": []object{{"upgrade_type": "CONNECT", "connect_config": object{}}}},
-			}),
+			})},
 		})}}},
 	}
+}
+
+func (s terms) common() object {
+	if s.requests == 0 {
+		return object{}
+	}
+	return object{"max_requests_per_connection": s.requests}
+}
+
+func (s terms) hosts(route object) []object {
+	all := []object{{"name": "all", "domains": []string{"*"}, "routes": []object{route}}}
+	for authority, status := range s.status {
+		all = append(all, object{"name": authority, "domains": []string{authority}, "routes": []object{
+			{"match": object{"connect_matcher": object{}}, "direct_response": object{"status": status}},
+		}})
+	}
+	return all
 }
 
 func state(key, value string) object {
@@ -145,10 +170,10 @@ func toHBONE(c credentials, http2 object) object {
 	}
 }
 
-// waypoint is the configuration of a waypoint for those destinations. http2 is what else
-// it says of itself to who asks it.
-func (e *envoy) waypoint(c credentials, http2 object, all ...destination) (listeners, clusters []object) {
-	listeners = []object{e.terminate(c, http2), main(all...), originate("hbone")}
+// waypoint is the configuration of a waypoint for those destinations. say is what else
+// it says of itself.
+func (e *envoy) waypoint(c credentials, say terms, all ...destination) (listeners, clusters []object) {
+	listeners = []object{e.terminate(c, say), main(all...), originate("hbone")}
 	clusters = []object{toInternal("main", "main", ""), toHBONE(c, object{})}
 	for _, d := range all {
 		clusters = append(clusters, toInternal(d.name, "originate", d.endpoint.String()))

@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -96,9 +97,9 @@ type peers struct {
 	service, front netip.AddrPort
 }
 
-const echoPort, frontPort = 7, 9000
+const echoPort, resetPort, frontPort = 7, 8, 9000
 
-func newPeers(t *testing.T, http2 object) *peers {
+func newPeers(t *testing.T, say terms) *peers {
 	t.Helper()
 	m := newMesh(t, onehost.Options{})
 	p := &peers{Mesh: m, client: addPod(t, m.Nodes[0], "client", nil), server: addPod(t, m.Nodes[1], "server", map[string]string{"app": "web"}),
@@ -106,14 +107,17 @@ func newPeers(t *testing.T, http2 object) *peers {
 	p.front = netip.AddrPortFrom(p.wp.IP4(), frontPort)
 	echo := serve(t, p.server, echoPort, onehost.Echo)
 	p.envoy = newEnvoy(t, p.wp)
-	listeners, clusters := p.waypoint(issue(t, p.wp), http2, destination{"service", p.service, echo, true})
-	listeners = append(listeners, object{
-		"name": "front", "address": socketAddress(p.front),
-		"filter_chains": []object{{"filters": []object{typed("tcp", tcpProxyType, object{"stat_prefix": "front", "cluster": "service"})}}},
-	})
+	listeners, clusters := p.waypoint(issue(t, p.wp), say,
+		destination{"service", p.service, echo, true}, destination{"resets", netip.MustParseAddrPort(vip + ":81"), netip.AddrPortFrom(echo.Addr(), resetPort), true})
+	for port, cluster := range map[uint16]string{frontPort: "service", frontPort + 1: "resets"} {
+		listeners = append(listeners, object{
+			"name": "front " + cluster, "address": socketAddress(netip.AddrPortFrom(p.wp.IP4(), port)),
+			"filter_chains": []object{{"filters": []object{typed("tcp", tcpProxyType, object{"stat_prefix": "front", "cluster": cluster})}}},
+		})
+	}
 	p.start(t, listeners, clusters)
 	putService(t, m, "istio.io/use-waypoint: wp")
-	putWaypoint(t, m, p.wp, "all")
+	putWaypoint(t, m, p.wp, "all", "")
 	if err := m.WaitPods(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -131,7 +135,7 @@ func newPeers(t *testing.T, http2 object) *peers {
 
 // TestClient: Envoy opens the tunnels and Warren serves them.
 func TestClient(t *testing.T) {
-	p := newPeers(t, nil)
+	p := newPeers(t, terms{})
 	t.Run("many streams", func(t *testing.T) {
 		before := p.stat(t, "cluster.hbone.upstream_cx_total")
 		if err := all(500, func(i int) error { return echoed(p.wp, p.front, int64(i)*100) }); err != nil {
@@ -146,21 +150,70 @@ func TestClient(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
-	t.Run("slow reader", func(t *testing.T) {
-		slow := mustDial(t, p.wp, p.front)
-		go io.Copy(slow, io.LimitReader(rand.NewChaCha8([32]byte{}), 64<<20)) // ends with slow
-		if err := all(8, func(int) error { return echoed(p.wp, p.front, 1<<22) }); err != nil {
+	t.Run("slow reader", func(t *testing.T) { slowReader(t, p.wp, p.front) })
+	t.Run("reset", func(t *testing.T) { resets(t, p, p.wp, p.front) })
+	noErrors(t, p) // before the drain: Envoy closes in the midst of a GOAWAY, and counts that
+	t.Run("drain", func(t *testing.T) {
+		kept := mustDial(t, p.wp, p.front)
+		say(t, kept, "before")
+		before := p.stat(t, "cluster.hbone.upstream_cx_close_notify")
+		stopped := make(chan error, 1)
+		go func() { stopped <- p.Nodes[1].StopProxy() }()
+		eventually(t, "Envoy has got GOAWAY", func() error {
+			if p.stat(t, "cluster.hbone.upstream_cx_close_notify") == before {
+				return errors.New("it has not")
+			}
+			return nil
+		})
+		say(t, kept, "after")
+		if err := kept.CloseWrite(); err != nil {
+			t.Error(err)
+		}
+		if rest, err := io.ReadAll(kept); err != nil || len(rest) > 0 {
+			t.Errorf("%q, then %v", rest, err)
+		}
+		if err := <-stopped; err != nil {
+			t.Error(err)
+		}
+		if err := errors.Join(p.Nodes[1].StartProxy(t.Context()), p.Nodes[1].WaitProxyReady(t.Context())); err != nil {
 			t.Fatal(err)
 		}
+		eventually(t, "the next proxy serves Envoy", func() error { return echoed(p.wp, p.front, 1000) })
 	})
+}
+
+// TestFewStreams: Envoy takes two streams on a connection, and nobody is refused for it.
+func TestFewStreams(t *testing.T) {
+	p := newPeers(t, terms{http2: object{"max_concurrent_streams": 2}})
+	for range 3 {
+		if err := all(50, func(i int) error { return echoed(p.client, p.service, int64(i)*1000) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	noErrors(t, p)
+}
+
+// TestGoAway: Envoy ends each connection after three streams, and no stream is lost to it.
+func TestGoAway(t *testing.T) {
+	p := newPeers(t, terms{requests: 3})
+	for i := range 30 {
+		if err := echoed(p.client, p.service, int64(i)*100); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 3 {
+		if err := all(40, func(i int) error { return echoed(p.client, p.service, int64(i)*1000) }); err != nil {
+			t.Fatal(err)
+		}
+	}
 	noErrors(t, p)
 }
 
 // TestServer: Warren opens the tunnels and Envoy serves them.
 func TestServer(t *testing.T) {
-	p := newPeers(t, object{"max_concurrent_streams": 5})
-	t.Run("few streams a connection", func(t *testing.T) {
-		if err := all(100, func(i int) error { return echoed(p.client, p.service, int64(i)*1000) }); err != nil {
+	p := newPeers(t, terms{status: map[string]int{vip + ":403": 403, vip + ":503": 503}})
+	t.Run("many streams", func(t *testing.T) {
+		if err := all(300, func(i int) error { return echoed(p.client, p.service, int64(i)*1000) }); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -169,7 +222,18 @@ func TestServer(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
+	t.Run("slow reader", func(t *testing.T) { slowReader(t, p.client, p.service) })
+	t.Run("reset", func(t *testing.T) { resets(t, p, p.client, p.service) })
 	noErrors(t, p)
+	for _, status := range []string{"403", "503"} {
+		t.Run(status, func(t *testing.T) {
+			mark := p.AccessLogs()
+			if err := echoed(p.client, netip.MustParseAddrPort(vip+":"+status), 5); err == nil {
+				t.Error("it was carried")
+			}
+			p.logged(t, mark, "outbound", "status: "+status)
+		})
+	}
 	t.Run("drain", func(t *testing.T) {
 		kept := mustDial(t, p.client, p.service)
 		say(t, kept, "before")
@@ -186,26 +250,94 @@ func TestServer(t *testing.T) {
 		cut := mustDial(t, p.client, p.service)
 		say(t, cut, "before")
 		p.kill(t)
-		if _, err := io.ReadAll(cut); err == nil {
-			t.Log("the application sees an end, no reset")
+		if _, err := io.ReadAll(cut); errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Error("the application waits for a peer that is gone")
 		}
-		eventually(t, "the proxy says why", func() error {
-			lines, err := mark.Lines()
-			if err != nil {
-				return err
-			}
-			for _, l := range lines {
-				if l.Direction == "outbound" && l.Err != "" {
-					t.Log(l.Err)
-					return nil
-				}
-			}
-			return fmt.Errorf("only %+v", lines)
-		})
+		p.logged(t, mark, "outbound", "tunnel lost")
+		mark = p.AccessLogs()
 		if err := echoed(p.client, p.service, 1); err == nil {
 			t.Error("answered by a waypoint that is gone")
 		}
+		p.logged(t, mark, "outbound", "connection refused")
 	})
+}
+
+// logged waits for a connection's line with that error.
+func (p *peers) logged(t *testing.T, mark onehost.LogMark, direction, text string) {
+	t.Helper()
+	eventually(t, "a line says "+text, func() error {
+		lines, err := mark.Lines()
+		for _, l := range lines {
+			if l.Direction == direction && strings.Contains(l.Err, text) {
+				return nil
+			}
+		}
+		return errors.Join(err, fmt.Errorf("only %+v", lines))
+	})
+}
+
+// slowReader has somebody fill both directions and read nothing: others go on beside that.
+func slowReader(t *testing.T, from *onehost.Pod, to netip.AddrPort) {
+	t.Helper()
+	const size = 64 << 20
+	slow := mustDial(t, from, to)
+	sent := make(chan error, 1)
+	go func() {
+		_, err := io.CopyN(slow, rand.NewChaCha8([32]byte{}), size)
+		sent <- errors.Join(err, slow.CloseWrite())
+	}()
+	if err := all(8, func(int) error { return echoed(from, to, 1<<22) }); err != nil {
+		t.Error(err)
+	}
+	if n, err := io.Copy(io.Discard, slow); err != nil || n != size {
+		t.Errorf("%d of %d bytes: %v", n, size, err)
+	}
+	if err := <-sent; err != nil {
+		t.Error(err)
+	}
+}
+
+// resets has the client, then the server, reset its end: the other one hears of it, and
+// other streams do not.
+func resets(t *testing.T, p *peers, from *onehost.Pod, to netip.AddrPort) {
+	t.Helper()
+	kept := mustDial(t, from, to)
+	say(t, kept, "kept")
+	ended := make(chan error, 1)
+	serve(t, p.server, resetPort, func(c *net.TCPConn) {
+		b := make([]byte, 1)
+		if _, err := io.ReadFull(c, b); err != nil {
+			return
+		}
+		if b[0] == 'r' {
+			_ = c.SetLinger(0)
+			return
+		}
+		_, _ = c.Write(b)
+		_, err := io.ReadAll(c)
+		ended <- err
+	})
+	to = netip.AddrPortFrom(to.Addr(), to.Port()+1)
+	c := mustDial(t, from, to)
+	say(t, c, "c")
+	_ = c.SetLinger(0)
+	_ = c.Close()
+	select {
+	case err := <-ended:
+		t.Logf("the client's reset came as %v", err)
+	case <-time.After(patience):
+		t.Error("the server did not hear of the client's reset")
+	}
+	c = mustDial(t, from, to)
+	if _, err := io.WriteString(c, "r"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadAll(c); errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error("the client did not hear of the server's reset")
+	} else {
+		t.Logf("the server's reset came as %v", err)
+	}
+	say(t, kept, "on")
 }
 
 // say sends a line to an echo and reads it back.

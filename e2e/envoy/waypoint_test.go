@@ -66,17 +66,30 @@ func answered(t *testing.T, p *onehost.Pod, to netip.AddrPort, want string) {
 	})
 }
 
+// wholeAnswer reads an answer to the end of the connection: Envoy closes after it, which is
+// no reason to reset what the application has not read yet.
+func wholeAnswer(t *testing.T, p *onehost.Pod, to netip.AddrPort) {
+	t.Helper()
+	c := mustDial(t, p, to)
+	if _, err := fmt.Fprintf(c, "GET / HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n", to); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := io.ReadAll(c); err != nil || !strings.HasPrefix(string(got), "HTTP/1.1 200 OK") {
+		t.Errorf("%q, then %v", got, err)
+	}
+}
+
 // vip is the address of the Service web.
 const vip = "10.96.71.1"
 
-func putWaypoint(t *testing.T, m *onehost.Mesh, wp *onehost.Pod, kind string) {
+func putWaypoint(t *testing.T, m *onehost.Mesh, wp *onehost.Pod, kind, binding string) {
 	t.Helper()
 	put(t, m, "Gateway", "wp", fmt.Sprintf(`
 apiVersion: gateway.networking.k8s.io/v1
 kind: Gateway
-metadata: {name: wp, namespace: app, labels: {istio.io/waypoint-for: %s}}
+metadata: {name: wp, namespace: app, labels: {istio.io/waypoint-for: %s}, annotations: {ambient.istio.io/waypoint-inbound-binding: %q}}
 spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}
-status: {addresses: [{type: IPAddress, value: %s}]}`, kind, wp.IP4()))
+status: {addresses: [{type: IPAddress, value: %s}]}`, kind, binding, wp.IP4()))
 }
 
 func putService(t *testing.T, m *onehost.Mesh, labels string) {
@@ -85,7 +98,7 @@ func putService(t *testing.T, m *onehost.Mesh, labels string) {
 apiVersion: v1
 kind: Service
 metadata: {name: web, namespace: app, labels: {%s}}
-spec: {clusterIP: %s, clusterIPs: [%[2]s], selector: {app: web}, ports: [{name: http, port: 80, targetPort: 8080}]}`, labels, vip))
+spec: {clusterIP: %s, clusterIPs: [%[2]s], selector: {app: web}, ports: [{name: http, port: 80, targetPort: 8080}, {name: resets, port: 81}, {name: denied, port: 403}, {name: full, port: 503}]}`, labels, vip))
 }
 
 // TestWaypoint: requests for a Service, and for a pod, go through Envoy to the server,
@@ -99,10 +112,10 @@ func TestWaypoint(t *testing.T) {
 	answer(t, server, 8080)
 	service, pod := netip.MustParseAddrPort(vip+":80"), netip.AddrPortFrom(server.IP4(), 8080)
 	e := newEnvoy(t, wp)
-	listeners, clusters := e.waypoint(issue(t, wp), nil, destination{"service", service, pod, false}, destination{"pod", pod, pod, false})
+	listeners, clusters := e.waypoint(issue(t, wp), terms{}, destination{"service", service, pod, false}, destination{"pod", pod, pod, false})
 	e.start(t, listeners, clusters)
 	putService(t, m, "istio.io/use-waypoint: wp")
-	putWaypoint(t, m, wp, "all")
+	putWaypoint(t, m, wp, "all", "")
 
 	answered(t, client, service, fmt.Sprintf("server from %s by service", wp.IP4()))
 	answered(t, client, pod, fmt.Sprintf("server from %s by pod", wp.IP4()))
@@ -121,6 +134,8 @@ func TestWaypoint(t *testing.T) {
 			return fmt.Errorf("only %+v", all)
 		})
 	}
+
+	wholeAnswer(t, client, service)
 
 	// Who goes around the waypoint is refused, and the waypoint is not.
 	if err := m.PutPolicy("app", "waypoint-only", "  selector: {matchLabels: {app: web}}\n  rules: [{from: [{source: {principals: [cluster.local/ns/app/sa/wp]}}]}]\n"); err != nil {
