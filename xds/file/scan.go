@@ -47,12 +47,13 @@ type scanner struct {
 
 	maxFiles, maxBytes int
 	readDir            func(folder string) ([]os.DirEntry, error)
+	stat               func(folder string) (os.FileInfo, error)
 }
 
 func newScanner(dir string, unknown func(file string, kinds []string)) *scanner {
 	return &scanner{
 		dir: dir, decoder: newDecoder(), files: make(map[string]*fileState), unknown: unknown,
-		maxFiles: maxFiles, maxBytes: maxTotalBytes, readDir: os.ReadDir,
+		maxFiles: maxFiles, maxBytes: maxTotalBytes, readDir: os.ReadDir, stat: os.Stat,
 	}
 }
 
@@ -77,11 +78,12 @@ func (s *scanner) scan(now time.Time) (changed bool, err error) {
 		if s.scanned && !s.lost(next.files) {
 			break
 		}
+		atRest := time.Since(before) > tick // so that from now on each change shows
 		again, err := s.list()
 		if err != nil {
 			return s.unreadable(err)
 		}
-		if !next.missed && slices.Equal(again, names) && time.Since(before) > tick && s.changedAt().Equal(before) {
+		if atRest && !next.missed && slices.Equal(again, names) && s.changedAt().Equal(before) {
 			r = next
 			break
 		}
@@ -106,7 +108,7 @@ const tick = 20 * time.Millisecond
 
 // changedAt is when a name in the folder changed last; now, if that cannot be told.
 func (s *scanner) changedAt() time.Time {
-	info, err := os.Stat(s.dir)
+	info, err := s.stat(s.dir)
 	if err != nil {
 		return time.Now()
 	}

@@ -81,6 +81,46 @@ func TestMissedAgain(t *testing.T) {
 	}
 }
 
+// coarse has the time that kernels before 6.13 would give, and some file systems still do.
+type coarse struct{ os.FileInfo }
+
+func (c coarse) ModTime() time.Time { return c.FileInfo.ModTime().Truncate(10 * time.Millisecond) }
+
+// TestMissedAtLength: a folder that was not at rest when it was listed is not taken for
+// that when the list took its time, where two changes may leave the same time.
+func TestMissedAtLength(t *testing.T) {
+	dir := t.TempDir()
+	from, to := filepath.Join(dir, "a.yaml"), filepath.Join(dir, "z.yaml")
+	if err := os.WriteFile(from, []byte(policyA), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 8 { // not each of them has both renames at one time
+		s := newScanner(dir, func(string, []string) {})
+		s.stat = func(dir string) (os.FileInfo, error) {
+			info, err := os.Stat(dir)
+			return coarse{info}, err
+		}
+		lists := 0
+		s.readDir = func(dir string) ([]os.DirEntry, error) {
+			if lists++; lists > 2 {
+				return os.ReadDir(dir)
+			}
+			err := os.Rename(from, to)
+			from, to = to, from
+			if lists == 2 {
+				time.Sleep(tick + 5*time.Millisecond) // a slow list
+			}
+			return nil, err
+		}
+		if _, err := s.scan(time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		if o, _ := merge(s.files); len(o.AuthorizationPolicies) != 1 {
+			t.Fatalf("%d policies, want the one that was there all the time", len(o.AuthorizationPolicies))
+		}
+	}
+}
+
 // Where the folder grows too large, what is in force stays and what is new is refused.
 func TestFull(t *testing.T) {
 	dir := t.TempDir()
