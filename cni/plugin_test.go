@@ -293,6 +293,9 @@ func FuzzStdin(f *testing.F) {
 	f.Add([]byte(`{"cniVersion": "1.1.0", "prevResult": {"cniVersion": "0.4.0", "ips": [{"version": "6", "address": "fd00::1/64"}]}}`), "")
 	f.Add([]byte(`{"cni.dev/valid-attachments": [{"containerID": "c", "ifname": "eth0"}], "runDir": "/r", "logLevel": "debug"}`), "=;=")
 	f.Add([]byte(`{"prevResult": null, "withoutAgent": 7}`), ";;")
+	for _, list := range []string{"ips", "interfaces", "routes"} {
+		f.Add(fmt.Appendf(nil, `{"cniVersion": "0.4.0", "prevResult": {"cniVersion": "1.0.0", %q: [null]}}`, list), "")
+	}
 	f.Fuzz(func(t *testing.T, stdin []byte, args string) {
 		conf, err := parseConfig(stdin)
 		if !filepath.IsAbs(conf.RunDir) || !filepath.IsAbs(conf.StateDir) || conf.WithoutAgent != Refuse && conf.WithoutAgent != Allow || conf.Namespace == "" {

@@ -66,6 +66,9 @@ func render(raw json.RawMessage, prev prevResult, version string) ([]byte, error
 	if prev.CNIVersion == "" || prev.CNIVersion == version {
 		return raw, nil
 	}
+	if err := withoutNulls(raw); err != nil {
+		return nil, err
+	}
 	result, err := create.Create(prev.CNIVersion, raw)
 	if err == nil {
 		result, err = result.GetAsVersion(version)
@@ -78,4 +81,25 @@ func render(raw json.RawMessage, prev prevResult, version string) ([]byte, error
 		return nil, fmt.Errorf("prevResult: print: %w", err)
 	}
 	return out.Bytes(), nil
+}
+
+// withoutNulls refuses lists with nothing in the place of an element, of which the
+// library's conversions panic.
+func withoutNulls(raw json.RawMessage) error {
+	var prev map[string]json.RawMessage
+	if err := json.Unmarshal(raw, &prev); err != nil {
+		return fmt.Errorf("prevResult: %w", err)
+	}
+	for name, value := range prev {
+		var list []json.RawMessage
+		if json.Unmarshal(value, &list) != nil {
+			continue // no list
+		}
+		for i, e := range list {
+			if string(e) == "null" {
+				return fmt.Errorf("prevResult: %.64s[%d] is null", name, i)
+			}
+		}
+	}
+	return nil
 }
