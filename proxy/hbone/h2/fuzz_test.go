@@ -107,6 +107,21 @@ func FuzzReceive(f *testing.F) {
 		p.must(p.fr.WriteGoAway(5, no, nil))
 		f.Add(client, p.out.Bytes(), uint64(2))
 	}
+	for _, client := range []bool{true, false} { // more to acknowledge than waits
+		p := rawPeer(f, client, testConfig)
+		p.must(p.fr.WriteSettings())
+		for range maxPendingAcks {
+			p.must(p.fr.WriteSettings())
+		}
+		f.Add(client, p.out.Bytes(), uint64(3))
+		p = rawPeer(f, client, testConfig)
+		p.must(p.fr.WriteSettings())
+		for range maxPendingAcks {
+			p.must(p.fr.WritePing(false, [8]byte{1}))
+		}
+		p.must(p.fr.WritePing(true, [8]byte{2}))
+		f.Add(client, p.out.Bytes(), uint64(3))
+	}
 	f.Fuzz(func(t *testing.T, client bool, input []byte, seed uint64) {
 		if !client {
 			input = append([]byte(http2.ClientPreface), input...)

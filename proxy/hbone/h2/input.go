@@ -104,6 +104,9 @@ func (c *Conn) parse(b []byte) error {
 			if err := c.tolerate(c.finish()); err != nil {
 				return err
 			}
+			if c.out.err != nil { // nothing more is taken of who floods us
+				return c.out.err
+			}
 		}
 	}
 	return nil
