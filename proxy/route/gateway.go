@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
 	"github.com/warren-mesh/warren/xds/workload"
 )
 
@@ -159,9 +161,6 @@ func unknownOf(p purpose) error {
 // that was chosen, of is the service in which it was found; s is what the client
 // addressed: a gateway knows services only, and by name. Another attempt is made with
 // another gateway, or with an endpoint to which the way does not lead through this one.
-//
-// The far end is one of many that the gateway chooses from, so the identities that
-// the service lists are what counts. Where it lists none, that of w is.
 func (q *query) throughGateway(w *workload.Workload, of, s *workload.Service, chosen Endpoint) (Decision, error) {
 	switch {
 	case s == nil:
@@ -173,10 +172,7 @@ func (q *query) throughGateway(w *workload.Workload, of, s *workload.Service, ch
 	if err != nil {
 		return Decision{}, fmt.Errorf("%w (on the way to %s in network %q)", err, s.ResourceName(), w.Network)
 	}
-	inner := w.Identities()
-	if of != nil && len(of.SANs()) > 0 {
-		inner = of.SANs()
-	}
+	inner := q.behindGateway(w, of)
 	if len(inner) == 0 {
 		return Decision{}, fmt.Errorf("%w: no identity is known of %s in network %q", ErrNoRoute, w.UID, w.Network)
 	}
@@ -185,4 +181,35 @@ func (q *query) throughGateway(w *workload.Workload, of, s *workload.Service, ch
 		Protocol: DoubleHBONE, Dial: gw.dial, Hostname: gw.hostname, Authority: a, Expected: expected(gw.workload, gw.service),
 		InnerAuthority: a, InnerExpected: inner, Destination: w, Service: s, Endpoint: chosen, Gateway: gw.endpoint, ServiceAddressed: true, Reason: reasonGateway,
 	}, nil
+}
+
+// behindGateway are the identities that the far end may have. It is one of many that the
+// gateway chooses from, so those that the service lists are what counts; where it lists
+// none, those of all its endpoints in that network.
+func (q *query) behindGateway(w *workload.Workload, of *workload.Service) []spiffeid.ID {
+	ids := w.Identities()
+	if of == nil {
+		return ids
+	}
+	if listed := of.SANs(); len(listed) > 0 {
+		return listed
+	}
+	var known map[spiffeid.ID]bool // with most services there is one, and no map
+	list := q.v.Endpoints(of).All()
+	for i := range list {
+		if list[i].Workload.Network != w.Network {
+			continue
+		}
+		for _, id := range list[i].Workload.Identities() {
+			switch {
+			case len(ids) > 0 && id == ids[0] || known[id]:
+				continue
+			case known == nil:
+				known, ids = make(map[spiffeid.ID]bool), slices.Clip(ids)
+			}
+			known[id] = true
+			ids = append(ids, id)
+		}
+	}
+	return ids
 }

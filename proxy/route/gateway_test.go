@@ -87,6 +87,35 @@ func TestOtherNetworks(t *testing.T) {
 	}
 }
 
+// TestManyBehindGateway: a gateway chooses among all the endpoints of its network, so the
+// far end may be any of them, and nobody else.
+func TestManyBehindGateway(t *testing.T) {
+	gw := addressed("n2", "172.18.0.2")
+	web := service("web", "app", "10.96.0.1")
+	v := apply(workload.Batch{Services: []*workload.Service{web}, Workloads: []*workload.Workload{
+		pod("gw", "infra", ips("172.18.0.2"), inNetwork("n2", nil)),
+		pod("a", "app", inNetwork("n2", gw), endpointOf(web)), pod("b", "app", inNetwork("n2", gw), endpointOf(web)),
+		pod("c", "app", inNetwork("n2", gw), endpointOf(web), func(w *workload.Workload) { w.ServiceAccount = "a" }),
+		pod("elsewhere", "app", inNetwork("n3", addressed("n3", "172.18.0.3")), endpointOf(web)),
+		pod("beside", "app", inNetwork("n2", gw)),
+	}})
+	want := []string{id("app", "a").String(), id("app", "b").String()}
+	for range 20 { // whichever is chosen
+		d, err := Outbound(v, pod("self", "app"), Options{}, clientAddr, ap("10.96.0.1:80"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, id := range d.InnerExpected {
+			got = append(got, id.String())
+		}
+		slices.Sort(got)
+		if !slices.Equal(got, want) {
+			t.Fatalf("the far end may be %v, want %v", got, want)
+		}
+	}
+}
+
 // TestGatewayDown: what is behind a gateway that cannot take the connection does not
 // keep it from the endpoints that are not, nor is such a gateway asked twice.
 func TestGatewayDown(t *testing.T) {
