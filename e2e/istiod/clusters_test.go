@@ -239,12 +239,12 @@ func carry(ctx context.Context, in net.Conn, to *istiod) {
 
 // remote is what w is told of pods of another network that are behind a service of its
 // own. Istiod reads it in the other cluster.
-func (w *world) remote(t *testing.T, other *world, service, account string, pods int) {
+func (w *world) remote(t *testing.T, other *world, service string, accounts ...string) {
 	t.Helper()
 	if w.name == "istiod" {
 		return
 	}
-	for n := range pods {
+	for n, account := range accounts {
 		name := fmt.Sprintf("%s-%s-%d", service, other.network, n)
 		w.put(t, "WorkloadEntry", "app", name, fmt.Sprintf(`apiVersion: networking.istio.io/v1
 kind: WorkloadEntry

@@ -25,6 +25,7 @@ func TestMultiNetwork(t *testing.T) {
 			t.Run("failover", s.failover)
 			t.Run("gateway down", s.gatewayDown)
 			t.Run("gateway with nobody behind it", s.nobodyBehind)
+			t.Run("waypoint of the other network", s.waypoint)
 			t.Run("gateway removed", s.gatewayRemoved)
 			if name == "istiod" {
 				t.Run("differential", s.differential)
@@ -35,8 +36,7 @@ func TestMultiNetwork(t *testing.T) {
 	}
 }
 
-// shared is a service of both clusters. Each of its pods has an account of its own, where
-// a control plane can say so.
+// shared is a service of both clusters, of which each pod has an account of its own.
 type shared struct {
 	*clusters
 	near, far1, far2 *onehost.Pod
@@ -56,14 +56,10 @@ var sharedBy = []string{"n1:app/near", "n2:app/far-1", "n2:app/far-2"}
 func (c *clusters) share(t *testing.T) *shared {
 	t.Helper()
 	s := &shared{clusters: c}
-	last := "shared-3"
-	if c.n1.name == "warren" { // a WorkloadEntry stands for one account, and a gateway chooses among all
-		last = "shared-2"
-	}
 	pod := func(w *world, node int, name, account string) *onehost.Pod {
 		return w.pod(t, node, onehost.PodSpec{Namespace: "app", Name: name, ServiceAccount: account, Labels: map[string]string{"app": "shared"}})
 	}
-	s.near, s.far1, s.far2 = pod(c.n1, 0, "near", "shared-1"), pod(c.n2, 0, "far-1", "shared-2"), pod(c.n2, 1, "far-2", last)
+	s.near, s.far1, s.far2 = pod(c.n1, 0, "near", "shared-1"), pod(c.n2, 0, "far-1", "shared-2"), pod(c.n2, 1, "far-2", "shared-3")
 	s.to1, s.to2 = c.edge(t, c.n1, c.n2), c.edge(t, c.n2, c.n1)
 	s.to1.lead(sharedHost, s.near)
 	s.to2.lead(sharedHost, s.far1, s.far2)
@@ -73,8 +69,8 @@ func (c *clusters) share(t *testing.T) *shared {
 		at, doc := e.gateway()
 		at.put(t, "Gateway", "app", e.name(), doc)
 	}
-	c.n1.remote(t, c.n2, "shared", "shared-2", 2)
-	c.n2.remote(t, c.n1, "shared", "shared-1", 1)
+	c.n1.remote(t, c.n2, "shared", "shared-2", "shared-3")
+	c.n2.remote(t, c.n1, "shared", "shared-1")
 	c.n1.join(t, c.n2)
 	c.n2.join(t, c.n1)
 	return s
@@ -274,6 +270,73 @@ func (s *shared) retries(t *testing.T) (sum int) {
 		}
 	}
 	return sum
+}
+
+// waypoint: a waypoint that both networks have judges in either; one that is in the other
+// network gets its connections through the gateway, and is told whose they are and which
+// of its own network's services they are for.
+func (s *shared) waypoint(t *testing.T) {
+	const vip1, vip2 = "10.96.20.7", "10.96.20.8"
+	judges := map[*world]*judge{}
+	for w, addr := range map[*world][2]string{s.n1: {"10.96.20.5", vip1}, s.n2: {"10.96.20.6", vip2}} {
+		judges[w] = w.judgeOf(t, "app", "wp-of-"+w.network, "wp")
+		w.hold(t, "Service", "app", "wp", strings.NewReplacer("VIP", addr[0]).Replace(`apiVersion: v1
+kind: Service
+metadata: {name: wp, namespace: app, labels: {istio.io/global: "true"}}
+spec: {clusterIP: VIP, clusterIPs: [VIP], selector: {gateway.networking.k8s.io/gateway-name: wp}, ports: [{name: hbone, port: 15008}]}
+`))
+		w.hold(t, "Gateway", "app", "wp", `apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: wp, namespace: app, labels: {istio.io/waypoint-for: service}, annotations: {ambient.istio.io/waypoint-inbound-binding: PROXY/15088}}
+spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE, allowedRoutes: {namespaces: {from: Same}}}]}
+status: {addresses: [{type: Hostname, value: wp.app.svc.cluster.local}]}
+`)
+		w.hold(t, "Service", "app", "judged", strings.Replace(
+			judged("judged", addr[1], `istio.io/use-waypoint: wp, istio.io/global: "true"`, ""), "ports:", "trafficDistribution: PreferClose, ports:", 1))
+	}
+	if s.n1.name == "warren" {
+		s.n1.put(t, "WorkloadEntry", "app", "wp-of-n2", `apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: wp-of-n2, namespace: app, labels: {gateway.networking.k8s.io/gateway-name: wp}}
+spec: {network: n2, serviceAccount: wp, labels: {gateway.networking.k8s.io/gateway-name: wp}}
+`)
+	}
+	// A gateway that is asked for a service with a waypoint leads to the waypoint: what the
+	// waypoint itself sends on has to stay in its network.
+	s.to2.lead("judged.app.svc.cluster.local:80", judges[s.n2].Pod)
+	web := []string{"n1:app/server", "n1:app/second", "n2:app/server", "n2:app/second"}
+	spread(t, s.n1.client, at(vip1, 80), web...)
+	near, far := drain(judges[s.n1]), drain(judges[s.n2])
+	if near.Src.Addr() != s.n1.client.IP4() || near.Dst != at(vip1, 80) || near.Identity != clientID {
+		t.Errorf("the client's own waypoint was told %+v", near)
+	}
+	if far.Src.Addr() != s.to2.inside.IP4() || far.Dst != at(vip2, 80) || far.Identity != clientID {
+		t.Errorf("the other network's waypoint was told %+v", far)
+	}
+	s.n1.end(t, judges[s.n1].Pod)
+	spread(t, s.n1.client, at(vip1, 80), web[2:]...)
+}
+
+// hold has an object be in place until the test ends, and waits for nothing: a service that
+// another cluster has, too, does not go with this one's.
+func (w *world) hold(t *testing.T, kind, namespace, name, doc string) {
+	t.Helper()
+	if err := w.Put(kind, namespace, name, []byte(doc)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := w.Remove(kind, namespace, name); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// drain is what a waypoint was told last.
+func drain(j *judge) (last onehost.Told) {
+	for len(j.heard) > 0 {
+		last = <-j.heard
+	}
+	return last
 }
 
 // gatewayRemoved: a network that no gateway is known of is not there.
