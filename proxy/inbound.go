@@ -150,7 +150,11 @@ func (t *tunnel) serve(in *hbone.Incoming) {
 	if b := route.BaggageOf(r.self).String(); t.p.s.cfg.ResponseBaggage && b != "" {
 		header = [][2]string{{"baggage", b}}
 	}
-	c.relay(app, in.Accept(header))
+	far := in.Accept(header)
+	if r.caller.native {
+		far.TakeResetsAsEnds()
+	}
+	c.relay(app, far)
 }
 
 // cutStatus answers a request that was cut before it was answered.
@@ -167,6 +171,7 @@ type resolved struct {
 	self *workload.Workload
 	route.InboundDecision
 	labels labels
+	caller caller
 }
 
 // refuse ends a connection that is not let in. It is counted, but what the peer says of
@@ -215,8 +220,8 @@ func (t *tunnel) resolve(in *hbone.Incoming) (resolved, *route.Refusal) {
 	}
 	c.dst, c.hbone, c.dstPod = t.dst, in.Authority, self.Name
 	l := labels{direction: track.Inbound, dst: partyOf(self), mtls: true}
-	src, name, told := t.source(in, view)
-	if l.src, c.srcPod = src, name; told {
+	who := t.source(in, view)
+	if l.src, c.srcPod = who.party, who.name; who.told {
 		l.told = t.p.uid
 	}
 	l.src.principal, l.dst.principal = principal(peer), principal(self.Identity())
@@ -225,7 +230,7 @@ func (t *tunnel) resolve(in *hbone.Incoming) (resolved, *route.Refusal) {
 		service = serviceOf(view, self, host, d.Target.Port())
 	}
 	l.withService(service)
-	return resolved{c, self, d, l}, nil
+	return resolved{c, self, d, l, who}, nil
 }
 
 // peerOf is who the tunnel's client is.
@@ -250,21 +255,29 @@ func hostOf(in *hbone.Incoming) string {
 	return strings.Clone(host)
 }
 
+// caller is whom a connection comes from.
+type caller struct {
+	party
+	name   string
+	told   bool // by itself
+	native bool // it speaks HBONE by itself, without a proxy of the mesh
+}
+
 // source describes the client for telemetry. A gateway of another network speaks
 // for clients whose addresses mean nothing here: then its baggage is believed,
 // else what is known of the address.
-func (t *tunnel) source(in *hbone.Incoming, view *workload.View) (who party, name string, told bool) {
+func (t *tunnel) source(in *hbone.Incoming, view *workload.View) caller {
 	network := t.p.s.cfg.Network
 	gateway := in.Header("x-forwarded-network")
 	if len(gateway) == 0 || strings.EqualFold(gateway[0], network) {
 		if w := view.WorkloadByAddr(workload.NetworkAddr{Network: network, Addr: t.src.Addr()}); w != nil {
-			return partyOf(w), w.Name, false
+			return caller{party: partyOf(w), name: w.Name, native: w.NativeTunnel}
 		}
 	}
 	if !t.p.s.cfg.ResponseBaggage {
-		return party{}, "", false
+		return caller{}
 	}
-	return partyTold(route.ParseBaggage(in.Header(route.HeaderBaggage))), "", true
+	return caller{party: partyTold(route.ParseBaggage(in.Header(route.HeaderBaggage))), told: true}
 }
 
 // serviceOf guesses for telemetry which service was addressed: the one that the

@@ -46,7 +46,8 @@ type hop struct {
 	raw       string    // by TCP, the bytes as they are: what a network's gateway does
 	key       hbone.Key // else by HBONE, in its own name: what a waypoint does
 	authority string
-	status    int // or not at all
+	talk      func(*net.UnixConn) // or itself is who is talked to
+	status    int                 // or not at all
 }
 
 // gateway makes a pod with a gateway of that identity.
@@ -90,6 +91,10 @@ func (g *gateway) serve(ctx context.Context, in *hbone.Incoming) {
 	h := hops(in.Authority)
 	if h.status != 0 {
 		in.Reject(h.status)
+		return
+	}
+	if h.talk != nil {
+		h.talk(g.conn(in.Accept(nil)))
 		return
 	}
 	if h.raw != "" {

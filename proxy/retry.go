@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/warren-mesh/warren/proxy/hbone"
 	"github.com/warren-mesh/warren/proxy/relay"
 	"github.com/warren-mesh/warren/proxy/route"
 	"github.com/warren-mesh/warren/xds/workload"
@@ -142,7 +143,19 @@ func (c *connection) acceptedBy(d route.Decision, app accepted, far relay.Far) {
 	c.taken(d)
 	c.accepted = true
 	c.welcome()
+	if s, ok := far.(*hbone.Stream); ok && d.Protocol == route.HBONE && endsHBONE(d) {
+		s.TakeResetsAsEnds()
+	}
 	c.relay(app, far)
+}
+
+// endsHBONE says whether the peer is no proxy beside an application, but ends HBONE by
+// itself, as Envoy does in a waypoint.
+func endsHBONE(d route.Decision) bool {
+	if d.Destination == nil {
+		return d.Waypoint
+	}
+	return d.Destination.NativeTunnel
 }
 
 // taken notes that the endpoint of d has accepted.

@@ -2,15 +2,18 @@ package proxy_test
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/warren-mesh/warren/proxy"
+	"github.com/warren-mesh/warren/proxy/hbone"
 	"github.com/warren-mesh/warren/proxy/proxyproto"
 	"github.com/warren-mesh/warren/xds/workload"
 )
@@ -213,5 +216,75 @@ func readHeader(r *bufio.Reader) (proxyproto.Header, error) {
 		if err != proxyproto.ErrShort {
 			return h, err
 		}
+	}
+}
+
+// TestClosedByReset: Envoy resets a stream when what it connects to is closed. Of who ends
+// HBONE by itself the application sees an end, as behind ztunnel, and the log the reset; of
+// a proxy, which half-closes what is whole, a reset.
+func TestClosedByReset(t *testing.T) {
+	m := newMesh(t, 2)
+	client, server := m.nodes[0].meshPod("client"), m.nodes[1].meshPod("server")
+	over := make(chan struct{})
+	// half leaves something unread, so that Close resets.
+	half := func(c *net.UnixConn) {
+		if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+			t.Error(err)
+		}
+		if _, err := io.WriteString(c, "x"); err != nil {
+			t.Error(err)
+		}
+		<-over
+		c.Close()
+	}
+	wp := m.nodes[1].gateway("waypoint", func(string) hop { return hop{talk: half} })
+	m.apply(workload.Batch{Services: []*workload.Service{hosted("judged", "10.96.0.1", func(s *workload.Service) {
+		s.Waypoint = &workload.GatewayAddress{Address: workload.NetworkAddr{Addr: wp.IP4}, HBONEPort: 15008}
+	})}})
+	var want error
+	served := make(chan struct{})
+	server.listen(8080, func(c *net.TCPConn) {
+		ended(t, c, want, over)
+		served <- struct{}{}
+	})
+	for _, native := range []bool{true, false} {
+		wp.change(func(w *workload.Workload) { w.NativeTunnel = native })
+		want = syscall.ECONNRESET
+		if native {
+			want = io.EOF
+		}
+		mark := m.nodes[0].logs.mark()
+		c, err := client.dial("10.96.0.1:80")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ended(t, c, want, over)
+		m.nodes[0].logs.access(t, mark, map[string]string{"direction": "outbound", "error": "CONNECT_ERROR"})
+
+		to := wp.to(server, 8080)
+		out, err := wp.pool.Open(t.Context(), to.key, hbone.Request{Authority: to.authority})
+		if err != nil {
+			t.Fatal(err)
+		}
+		mark = m.nodes[1].logs.mark()
+		half(wp.conn(out))
+		<-served
+		m.nodes[1].logs.access(t, mark, map[string]string{"direction": "inbound", "error": "CONNECT_ERROR"})
+	}
+}
+
+// ended says more than the other side reads, reads what it says and wants to see that end.
+func ended(t *testing.T, c *net.TCPConn, want error, over chan<- struct{}) {
+	t.Helper()
+	defer c.Close()
+	if _, err := io.WriteString(c, "abc"); err != nil {
+		t.Error(err)
+	}
+	if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+		t.Error(err)
+	}
+	over <- struct{}{}
+	if n, err := c.Read(make([]byte, 1)); n != 0 || !errors.Is(err, want) {
+		t.Errorf("the last read: %d, %v; want %v", n, err, want)
 	}
 }

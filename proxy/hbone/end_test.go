@@ -234,3 +234,45 @@ func TestTheNearEndFails(t *testing.T) {
 		})
 	}
 }
+
+// TestResetsAsEnds: a reset that came before anybody could say that it is to be taken as an
+// end is taken as one, too; one of what the peer did nothing with never is.
+func TestResetsAsEnds(t *testing.T) {
+	r := newRig(t, "", nil)
+	l := frameServer(t, r.pki, func(f *framed) {
+		for {
+			h, ok := f.next().(*http2.MetaHeadersFrame)
+			if !ok {
+				continue
+			}
+			_ = f.headers(h.StreamID, false, ":status", "200")
+			_ = f.fr.WriteData(h.StreamID, false, []byte("bye"))
+			_ = f.fr.WriteRSTStream(h.StreamID, http2.ErrCodeConnect)
+		}
+	})
+	p := newCountingPool(t, r, hbone.Config{})
+	for _, lenient := range []bool{true, false} {
+		s, err := p.Open(context.Background(), hbone.Key{Dst: l}, request())
+		if err != nil {
+			t.Fatal(err)
+		}
+		waitUntil(t, "the reset has come", func() bool { return p.Stats().Streams == 0 })
+		if lenient {
+			s.TakeResetsAsEnds()
+		}
+		var got []byte
+		end := make(chan error, 1)
+		attach(s, func([]byte) (int, error) { return 0, nil }, func(bufs [][]byte) (int, error) {
+			for _, b := range bufs {
+				got = append(got, b...)
+			}
+			return len(got), nil
+		}, func(err error) { end <- err })
+		err = <-end
+		var reset *hbone.ResetError
+		var closed interface{ Closed() }
+		if !errors.As(err, &reset) || errors.As(err, &closed) != lenient || string(got) != "bye" {
+			t.Errorf("%q, %v, taken as an end: %v; want %v", got, err, !lenient, lenient)
+		}
+	}
+}

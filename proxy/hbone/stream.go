@@ -22,6 +22,7 @@ type Stream struct {
 	// The rest is guarded by t.mu.
 	opening *opening // nil once it is attached or reset
 	muted   bool     // over: nothing is called back any more
+	lenient bool     // see TakeResetsAsEnds
 	pushing bool     // near takes what comes, at once
 	near    Near
 }
@@ -179,6 +180,30 @@ type refused struct{ *ResetError }
 
 func (r refused) Unwrap() error { return r.ResetError }
 
+// TakeResetsAsEnds has resets by the peer reported as ends: with an error, for the log,
+// that has a method Closed. It is for peers like Envoy, which resets the stream of a
+// CONNECT when what it connects to is closed, after an answer that was whole, too, and
+// so leaves no way to tell a close from a reset. It comes before Attach.
+func (s *Stream) TakeResetsAsEnds() {
+	s.t.mu.Lock()
+	defer s.t.mu.Unlock()
+	s.lenient = true
+	if s.opening == nil {
+		return
+	}
+	for i, err := range s.opening.ends {
+		if reset, ok := err.(*ResetError); ok { // it came before this call
+			s.opening.ends[i] = closedError{reset}
+		}
+	}
+}
+
+// closedError is a reset that is taken as an end.
+type closedError struct{ *ResetError }
+
+func (closedError) Closed()         {}
+func (c closedError) Unwrap() error { return c.ResetError }
+
 // deliverReset reports a reset. A peer that has ended its own direction and then
 // drops the stream without calling it an error wants no more from us, as
 // ztunnel's server does (RFC 9113 §8.1): all it had to say has arrived. From one
@@ -186,7 +211,7 @@ func (r refused) Unwrap() error { return r.ResetError }
 func (s *Stream) deliverReset(e *h2.Event) {
 	reset := &ResetError{Code: e.Code}
 	s.t.mu.Lock()
-	waiting := s.opening != nil && s.opening.answer != nil
+	waiting, lenient := s.opening != nil && s.opening.answer != nil, s.lenient
 	s.t.mu.Unlock()
 	switch {
 	case e.Unprocessed:
@@ -195,6 +220,8 @@ func (s *Stream) deliverReset(e *h2.Event) {
 		s.deliverEnd(fmt.Errorf("hbone: peer broke the protocol on the stream: %v", e.Code))
 	case !waiting && e.Ended && (e.Code == http2.ErrCodeNo || e.Code == http2.ErrCodeCancel):
 		s.deliverEnd(nil)
+	case lenient:
+		s.deliverEnd(closedError{reset})
 	default:
 		s.deliverEnd(reset)
 	}

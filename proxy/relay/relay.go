@@ -17,8 +17,9 @@ type Near = interface {
 	Push(bufs [][]byte) (int, error)
 	// End is called when no more bytes will come: io.EOF for a half-close, after
 	// which Pull goes on; nil when the peer, having half-closed, wants no more from
-	// us either; another error when it was reset or the tunnel died. nil and
-	// errors other than io.EOF are final: nothing is called after them.
+	// us either; another error when it was reset or the tunnel died. An error with a
+	// method Closed is an end like nil, and the result of the flow. nil and errors
+	// other than io.EOF are final: nothing is called after them.
 	End(error)
 }
 
@@ -54,7 +55,8 @@ type Counters struct {
 type Result struct {
 	Sent, Received int64 // bytes, as in Counters
 	// Err is nil when both directions ended cleanly, the error given to Cut
-	// when the flow was cut, else what broke first.
+	// when the flow was cut, that of an End which only closed, else what broke
+	// first.
 	Err error
 }
 

@@ -304,6 +304,32 @@ func TestAPeerThatDropsTheStream(t *testing.T) {
 	}
 }
 
+// closedByReset is the end of a stream that was reset and means no reset.
+type closedByReset struct{ error }
+
+func (closedByReset) Closed() {}
+
+// TestAPeerThatClosesByReset: the application gets all that came before, however late it
+// reads, and an end; the flow's result is what the peer did.
+func TestAPeerThatClosesByReset(t *testing.T) {
+	app, ours := conns(t)
+	far := &manual{}
+	done := make(chan relay.Result, 1)
+	newRelay(t).Start(ours, far, nil, func(r relay.Result) { done <- r })
+	const size = 16 << 20 // more than sockets take
+	if _, err := far.push([][]byte{make([]byte, size)}); err != nil {
+		t.Fatal(err)
+	}
+	reset := closedByReset{errors.New("reset by peer")}
+	far.end(fmt.Errorf("far: %w", reset))
+	if n, err := io.Copy(io.Discard, app); n != size || err != nil {
+		t.Fatalf("%d bytes, %v", n, err)
+	}
+	if r := <-done; !errors.Is(r.Err, reset) || r.Received != size {
+		t.Errorf("%+v", r)
+	}
+}
+
 func TestPull(t *testing.T) {
 	app, ours := conns(t)
 	far := &manual{ready: make(chan struct{}, 16)}

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"errors"
 	"io"
 	"net"
 	"sync"
@@ -43,6 +44,7 @@ type streamFlow struct {
 	downDone bool   // and that end was passed on
 	failing  bool   // Notify is asking the socket for its error
 	finished bool   // done was called or is about to be
+	closed   error  // what the far end's end was to the log, if it was no reset
 }
 
 func startStream(set *ready.Set, app App, far Far, c *Counters, done func(Result)) *Flow {
@@ -297,20 +299,27 @@ func (f *streamFlow) drain() {
 
 // End implements Near: no more bytes come.
 func (f *streamFlow) End(err error) {
-	if err != nil && err != io.EOF {
+	closes := isClosed(err)
+	if err != nil && err != io.EOF && !closes {
 		f.fail(err)
 		return
 	}
 	f.mu.Lock()
 	f.ended = true
-	if err == nil { // the far end takes nothing any more either
-		f.upDone = true
+	if err != io.EOF { // the far end takes nothing any more either
+		f.upDone, f.closed = true, err
 	}
 	blocked := f.blocked
 	f.mu.Unlock()
 	if !blocked {
 		f.endDown()
 	}
+}
+
+// isClosed says whether an end is no reset to the application, whatever it was.
+func isClosed(err error) bool {
+	var c interface{ Closed() }
+	return errors.As(err, &c)
 }
 
 // endDown passes the far end's end on to the application.
@@ -347,9 +356,10 @@ func (f *streamFlow) finish() {
 		return
 	}
 	f.finished = true
+	err := f.closed
 	f.mu.Unlock()
 	f.app.Close()
-	f.report(nil)
+	f.report(err)
 }
 
 // fail ends the flow at once: both ends see a reset.
