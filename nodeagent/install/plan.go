@@ -208,7 +208,11 @@ func (s scene) planCopy(p *plan, primary file) error {
 	if err := s.sortsFirst(name, primary); err != nil {
 		return err
 	}
-	content, err := conflist.Copy(primary.data, primary.name, s.entry, s.gone, s.guests(primary, old)...)
+	data := primary.data
+	if without, err := conflist.Remove(data); err == nil {
+		data = without // as planRest leaves it: the next plan makes the same copy of that
+	}
+	content, err := conflist.Copy(data, primary.name, s.entry, s.gone, s.guests(primary, old)...)
 	if err != nil {
 		return err
 	}

@@ -41,9 +41,15 @@ func FuzzPlan(f *testing.F) {
 	for _, s := range [][2]string{
 		{list, ``}, {`{`, list}, {`{"type":"a"}`, list}, {`{"type":"multus","name":"m"}`, list}, {list, `{"warrenCopyOf":"x","cniVersion":"1.0.0","name":"n","plugins":[{"type":"a"},{"type":"warren-cni"}]}`},
 		{`{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"warren-cni"}]}`, list}, {`{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"a"},{"type":"istio-cni"}]}`, `{"type":"istio-cni"}`},
+		{list, `{"cniVersion":"1.0.0","name":"","type":"linkerd-cni"}`},
+		// An odd space between two plugins, of which ours goes.
+		{list, `{"cniVersion":"1.0.0","name":"n","plugins":[ {"type":"a"},{"type":"warren-cni"}]}`},
+		{list, `{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"a"}, {"type":"warren-cni"}]}`},
+		{list, `{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"a"} ,{"type":"warren-cni"}]}`},
 	} {
 		f.Add([]byte(s[0]), []byte(s[1]), true, ".conf", "")
 		f.Add([]byte(s[0]), []byte(s[1]), false, ".conflist", "20-b.conflist")
+		f.Add([]byte(s[0]), []byte(s[1]), true, ".conflist", "20-b.conflist")
 	}
 	f.Fuzz(func(t *testing.T, first, second []byte, chained bool, ext, named string) {
 		if ext != ".conf" && ext != ".json" {
@@ -70,7 +76,7 @@ func FuzzPlan(f *testing.F) {
 		}
 		holders := 0
 		for _, f := range after {
-			if f.has() && f.kind != guest {
+			if f.has() && (f.kind != guest || f.name == p.target) {
 				holders++
 			}
 		}
