@@ -28,6 +28,7 @@ func TestFrozenToken(t *testing.T) {
 	m := newMesh(t, 1, func(c *proxy.Config) { c.Token = proxy.Token{Path: path} })
 	n := m.nodes[0]
 	n.srv.AgentState(true, true) // so that it is ready, as nothing else keeps it from
+	until(t, "it is ready", func() bool { return strings.HasPrefix(n.readiness(t), "ready") })
 	page := func(at int, path string) string { return fetch(t, "http://"+n.srv.Addresses()[at]+path) }
 	last := len(n.srv.Addresses()) - 1 // readiness; metrics are before it
 	alarm := func() (where []string) {

@@ -24,6 +24,7 @@ func TestTheCAIsAway(t *testing.T) {
 	}
 	n := m.nodes[0]
 	n.srv.AgentState(true, true)
+	until(t, "it is ready", func() bool { return strings.HasPrefix(n.readiness(t), "ready") })
 	n.meshPod("app")
 	page := func(at int, path string) string { return fetch(t, "http://"+n.srv.Addresses()[at]+path) }
 	last := len(n.srv.Addresses()) - 1
