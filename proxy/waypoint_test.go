@@ -241,15 +241,14 @@ func TestClosedByReset(t *testing.T) {
 	m.apply(workload.Batch{Services: []*workload.Service{hosted("judged", "10.96.0.1", func(s *workload.Service) {
 		s.Waypoint = &workload.GatewayAddress{Address: workload.NetworkAddr{Addr: wp.IP4}, HBONEPort: 15008}
 	})}})
-	var want error
-	served := make(chan struct{})
+	wants, served := make(chan error, 1), make(chan struct{})
 	server.listen(8080, func(c *net.TCPConn) {
-		ended(t, c, want, over)
+		ended(t, c, <-wants, over)
 		served <- struct{}{}
 	})
 	for _, native := range []bool{true, false} {
 		wp.change(func(w *workload.Workload) { w.NativeTunnel = native })
-		want = syscall.ECONNRESET
+		want := error(syscall.ECONNRESET)
 		if native {
 			want = io.EOF
 		}
@@ -261,6 +260,7 @@ func TestClosedByReset(t *testing.T) {
 		ended(t, c, want, over)
 		m.nodes[0].logs.access(t, mark, map[string]string{"direction": "outbound", "error": "CONNECT_ERROR"})
 
+		wants <- want
 		to := wp.to(server, 8080)
 		out, err := wp.pool.Open(t.Context(), to.key, hbone.Request{Authority: to.authority})
 		if err != nil {
