@@ -299,8 +299,7 @@ func (f *streamFlow) drain() {
 
 // End implements Near: no more bytes come.
 func (f *streamFlow) End(err error) {
-	closes := isClosed(err)
-	if err != nil && err != io.EOF && !closes {
+	if err != nil && err != io.EOF && !isClosed(err) {
 		f.fail(err)
 		return
 	}
